@@ -1,0 +1,232 @@
+"""bind(): reads every parameter of a module, one NumPyro message per parameter."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from numpyro.primitives import _PYRO_STACK, apply_stack
+
+from pyrox_ppl._parameter import Read, check_name, class_name, parameters_of
+
+_Module = TypeVar("_Module")
+
+
+class AbstractModule(eqx.Module):
+    """A module that binds itself at its outermost call.
+
+    Every module of `pyrox_ppl.nn` is one. A subclass writes only the forward
+    mathematics, in `forward`, with the parameters that it finds on ``self``; calling the
+    module reads them first (see :func:`bind`), once for the whole tree below it.
+    """
+
+    # Static, so that it survives flattening: a bound module stays bound under every
+    # JAX transform, and in every copy.
+    _bound: bool = eqx.field(default=False, init=False, static=True, repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the parameters, then evaluate `forward` with the same arguments."""
+        return bind(self).forward(*args, **kwargs)
+
+    @abc.abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The mathematics of the module, with the parameters as they stand."""
+
+
+def bind(
+    module: _Module, name: str | None = None, *, plate: str | None = None
+) -> _Module:
+    """Read every parameter of a module once; return the module with the answers in place.
+
+    Each parameter is one NumPyro message. The innermost handler that selects it
+    (:func:`~pyrox_ppl.bayesianize`, ...) says what it becomes; a parameter that no
+    handler selects stays the stored constant. What comes back is an ordinary module of
+    the same class, dtypes and shapes: call it as often as you like, under any transform.
+
+    Modules of :mod:`pyrox_ppl.nn` bind themselves when they are called. Any other
+    Equinox module (or any pytree of arrays) takes part through this function.
+
+    **Sites**: one per selected parameter, named by its path in the module:
+    ``<name>.layers.0.weight``. The same array at two places is one site.
+
+    Args:
+        module: Any Equinox module or pytree.
+        name: The root of the parameters' names; by default the class name in snake
+            case.
+        plate: The name of an active ``numpyro.plate``. The selected parameters are then
+            independent per member of it, and *every* array of the module that is
+            returned has a leading axis of the plate's size, ready for
+            ``eqx.filter_vmap``. Without it parameters are global: no plate multiplies
+            them.
+
+    Returns:
+        The module itself where no handler is on NumPyro's stack, or if it is bound
+        already; else a bound copy.
+
+    Raises:
+        ValueError: If a parameter is read inside a ``jit``, ``scan``, ``while_loop``,
+            ``cond`` or ``checkpoint`` that was entered inside a handler block; if the
+            module is an argument of a ``vmap`` or ``grad`` entered there; if the plate
+            is not active; if a value has another shape than the parameter.
+
+    Example:
+        >>> import equinox as eqx, jax, numpyro, pyrox_ppl as px
+        >>> from numpyro.handlers import seed, trace
+        >>> linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+        >>> def model(x):
+        ...     with px.bayesianize(prior_std=0.5):
+        ...         net = px.bind(linear, "readout")
+        ...     return jax.vmap(net)(x)
+        >>> sites = trace(seed(model, 0)).get_trace(jax.numpy.ones((4, 2)))
+        >>> {name: site["value"].shape for name, site in sites.items()}
+        {'readout.weight': (3, 2), 'readout.bias': (3,)}
+    """
+    if name is not None:
+        check_name(name)
+    if not _PYRO_STACK and plate is None:
+        return module
+    if isinstance(module, AbstractModule) and module._bound:
+        if plate is not None:
+            raise ValueError(
+                f"{type(module).__name__} is bound already, so plate={plate!r} would "
+                "have no effect: bind the unbound module."
+            )
+        return module
+    frame = None if plate is None else _active_plate(plate)
+    leaves, treedef = jax.tree.flatten(module)
+    read_before = _leaves_of_bound_modules(module)
+    for read in parameters_of(module, class_name(module) if name is None else name):
+        if any(read.stored is leaf for leaf in read_before):
+            continue
+        _check_transforms(read, module)
+        value = _read(read, frame)
+        for position in read.positions:
+            leaves[position] = value
+    if frame is not None:
+        leaves = [
+            _lead(leaf, old, frame)
+            for leaf, old in zip(leaves, jax.tree.leaves(module), strict=True)
+        ]
+    return _mark_bound(jax.tree.unflatten(treedef, leaves))
+
+
+def _read(read: Read, plate: Any) -> jax.Array:
+    """Send one message; return the answer with the parameter's shape and dtype."""
+    parameter, stored, _ = read
+    message: dict[str, Any] = {
+        "type": "parameter",
+        "name": parameter.name,
+        "args": (stored,),
+        "kwargs": {},
+        "value": None,
+        "scale": None,
+        "cond_indep_stack": [],
+        "infer": {},
+        "parameter": parameter,
+        "stored": stored,
+        "plate": plate,
+    }
+    message["fn"] = _constant(message)
+    apply_stack(message)
+    value = jnp.asarray(message["value"])
+    shapes = [parameter.shape]
+    if plate is not None:
+        shapes.append(
+            (plate.subsample_size,) + (1,) * (-plate.dim - 1) + parameter.shape
+        )
+    if value.shape not in shapes:
+        raise ValueError(
+            f"the value for {parameter.name!r} has shape {value.shape}, but the "
+            f"parameter has shape {shapes[-1]}. If it was substituted, it comes from "
+            "another module."
+        )
+    # NumPyro draws float64 under x64, and float32 for bfloat16. The handler that
+    # answered holds this message: a second read gets the cast value, too.
+    message["value"] = value = value.astype(parameter.dtype)
+    return value
+
+
+def _constant(message: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    """NumPyro's default for the message: the stored array, and no entry in a trace.
+
+    ``trace`` records every message that has a name, and inference trips over a type
+    that it does not know.
+    """
+
+    def constant(stored: jax.Array) -> jax.Array:
+        del message["name"]
+        return stored
+
+    return constant
+
+
+def _check_transforms(read: Read, module: Any) -> None:
+    """Refuse a read that would leak, vanish on a cache hit, or merge what is mapped."""
+    for handler in _PYRO_STACK:
+        mark = getattr(handler, "entered_at", None)
+        if mark is None:
+            continue
+        if mark.is_staged_out():
+            raise ValueError(
+                f"{type(module).__name__} reads its parameter {read.parameter.name!r} "
+                "inside a jit, scan, while_loop, cond or checkpoint that was entered "
+                f"inside the {type(handler).__name__} block. The value would leak, or be "
+                "missing where the compiled function is used again. Write "
+                "`net = bind(net)` inside the block, before the transform, and use the "
+                "bound `net` in it."
+            )
+        if mark.is_transformed(read.stored):
+            raise ValueError(
+                f"{type(module).__name__} reads its parameter {read.parameter.name!r} "
+                "inside a vmap or grad over the module itself, entered inside the "
+                f"{type(handler).__name__} block: all members would share one value, "
+                "and its gradient would be zero. Write `net = bind(net)` (or "
+                "`bind(net, plate=...)` for a value per member) inside the block, "
+                "before the transform."
+            )
+
+
+def _active_plate(name: str) -> Any:
+    """The plate of that name on NumPyro's stack (funsor's plate is another class)."""
+    plates = {h.name: h for h in _PYRO_STACK if hasattr(h, "subsample_size")}
+    if name not in plates:
+        raise ValueError(
+            f"bind(..., plate={name!r}) must be called inside `with numpyro.plate("
+            f"{name!r}, size):`; the active plates are {sorted(plates)}."
+        )
+    return plates[name]
+
+
+def _lead(leaf: Any, old: Any, plate: Any) -> Any:
+    """Give an array a leading axis of the plate's members, if it has none yet."""
+    if not eqx.is_array(leaf):
+        return leaf
+    size = plate.subsample_size
+    if leaf.ndim > old.ndim:
+        return leaf.reshape(size, *old.shape)
+    return jnp.broadcast_to(jnp.expand_dims(leaf, 0), (size, *old.shape))
+
+
+def _leaves_of_bound_modules(module: Any) -> list[Any]:
+    """The leaves below modules that were bound before they became part of this one."""
+
+    def is_bound(node: Any) -> bool:
+        return isinstance(node, AbstractModule) and node._bound
+
+    nodes = jax.tree.leaves(module, is_leaf=is_bound)
+    return [leaf for node in nodes if is_bound(node) for leaf in jax.tree.leaves(node)]
+
+
+def _mark_bound(module: _Module) -> _Module:
+    """Mark a fresh copy and every module nested in it, in place."""
+
+    def mark(node: Any) -> bool:
+        if isinstance(node, AbstractModule):
+            # Equinox freezes its modules; this one is ours alone until it is returned.
+            object.__setattr__(node, "_bound", True)
+        return False
+
+    jax.tree.leaves(module, is_leaf=mark)
+    return module

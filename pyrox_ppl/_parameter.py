@@ -1,0 +1,200 @@
+"""What a parameter is: its record, its name from the tree path, its role, and tied leaves."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+Role = Literal["generator", "backbone"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a module, as a ``where`` or ``prior`` callable sees it.
+
+    Attributes:
+        name: The dotted site name, for example
+            ``"conditioned_inr.conditioners.0.generator.weight"``, with the prefixes of
+            every :func:`~pyrox_ppl.scope` between the read and the handler that asks.
+        path: The same place in the module, without root and prefixes:
+            ``("conditioners", 0, "generator", "weight")``.
+        shape: Shape of the stored array.
+        dtype: dtype of the stored array; the value that replaces it is cast to it.
+        role: ``"generator"`` if the parameter makes a conditioning (it belongs to a
+            conditioner, or to a network that generates features), or if its module
+            holds no generator at all; ``"backbone"`` otherwise.
+        fan_in: The number of inputs that one output sums over: the product of all axes
+            but the first (``eqx.nn.Linear`` keeps its weight as (out, in)). A vector
+            or a scalar takes the fan-in of the ``weight`` beside it, else 1.
+
+    Example:
+        >>> import jax
+        >>> import numpyro.distributions as dist
+        >>> from numpyro.handlers import seed
+        >>> import pyrox_ppl as px
+        >>> from pyrox_ppl.nn import FiLM
+        >>> film = FiLM.init(3, 2, key=jax.random.key(0))
+        >>> def prior(parameter):
+        ...     print(parameter.name, parameter.shape, parameter.fan_in)
+        ...     return dist.Normal(0.0, parameter.fan_in**-0.5)
+        >>> with seed(rng_seed=0), px.bayesianize(prior=prior):
+        ...     y = film(jax.numpy.ones(3), jax.numpy.ones(2))
+        affine_modulation.generator.weight (6, 2) 2
+        affine_modulation.generator.bias (6,) 2
+    """
+
+    name: str
+    path: tuple[str | int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    role: Role
+    fan_in: int
+
+
+def backbone(parameter: Parameter) -> bool:
+    """Whether a parameter is backbone: made to be used as ``where=px.backbone``.
+
+    Args:
+        parameter: The parameter that a handler asks about.
+
+    Returns:
+        ``True`` for a parameter of a wrapped inner network, of a network that only
+        encodes the context, or of a readout.
+
+    Example:
+        >>> import jax, numpy as np, pyrox_ppl as px
+        >>> px.backbone(px.Parameter("a.b", ("b",), (), np.dtype("f4"), "backbone", 1))
+        True
+    """
+    return parameter.role == "backbone"
+
+
+def generator(parameter: Parameter) -> bool:
+    """Whether a parameter makes the conditioning: what handlers select by default."""
+    return parameter.role == "generator"
+
+
+class Read(NamedTuple):
+    """A parameter, its stored array, and the leaf positions that are tied to it."""
+
+    parameter: Parameter
+    stored: jax.Array
+    positions: tuple[int, ...]
+
+
+class _Leaf(NamedTuple):
+    path: tuple[str | int, ...]
+    value: Any
+    role: Role | None
+    fan_in: int
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can be (part of) a site name, else raise."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name must be a string, got {name!r}.")
+    if not name or "/" in name:
+        raise ValueError(
+            f"{name!r} cannot name a parameter: a name must not be empty and must not "
+            "contain '/', which ArviZ's DataTree refuses; use '.' instead."
+        )
+    return name
+
+
+def class_name(module: Any) -> str:
+    """The class name in snake case: ``ConditionedINR`` -> ``conditioned_inr``."""
+    name = type(module).__name__.lstrip("_")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return words.lower()
+
+
+def parameters_of(module: Any, root: str) -> list[Read]:
+    """Every parameter of `module` in tree order, each tied array once.
+
+    A parameter is an array leaf of floating (or complex) dtype; integer arrays, PRNG
+    keys, functions and Python numbers are constants.
+    """
+    leaves = list(_walk(module, (), None, 1))
+    holds_generator = any(leaf.role == "generator" for leaf in leaves)
+    default: Role = "backbone" if holds_generator else "generator"
+    positions: dict[int, list[int]] = {}
+    first: dict[int, _Leaf] = {}
+    for position, leaf in enumerate(leaves):
+        if eqx.is_inexact_array(leaf.value):
+            positions.setdefault(id(leaf.value), []).append(position)
+            first.setdefault(id(leaf.value), leaf)
+    reads: dict[str, Read] = {}
+    for tie, leaf in first.items():
+        name = ".".join([root, *(str(key).replace("/", ".") for key in leaf.path)])
+        if name in reads:
+            raise ValueError(
+                f"two arrays of {type(module).__name__} have the same name {name!r}: "
+                f"{reads[name].parameter.path} and {leaf.path}. Rename a dictionary "
+                "key so that the paths differ when joined by dots."
+            )
+        parameter = Parameter(
+            name=name,
+            path=leaf.path,
+            shape=leaf.value.shape,
+            dtype=leaf.value.dtype,
+            role=leaf.role or default,
+            fan_in=leaf.fan_in,
+        )
+        reads[name] = Read(parameter, leaf.value, tuple(positions[tie]))
+    return list(reads.values())
+
+
+def _walk(
+    node: Any, path: tuple[str | int, ...], role: Role | None, fan_in: int
+) -> Iterator[_Leaf]:
+    """The leaves below `node` in the order of ``jax.tree.leaves``."""
+    children = [
+        (entry[0], child)
+        for entry, child in jax.tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda other: other is not node
+        )[0]
+        if entry
+    ]
+    if not children:
+        if jax.tree.leaves(node):
+            yield _Leaf(path, node, role, fan_in)
+        return
+    role = getattr(type(node), "parameter_role", role)
+    sibling = next((_fan_in(c) for key, c in children if _key(key) == "weight"), None)
+    for key, child in children:
+        below = _fan_in(child) or sibling or 1
+        yield from _walk(child, (*path, _key(key)), _field_role(node, key, role), below)
+
+
+def _fan_in(value: Any) -> int | None:
+    """Product of all axes but the first, or None for anything but a matrix or more."""
+    if eqx.is_inexact_array(value) and value.ndim >= 2:
+        return math.prod(value.shape[1:])
+    return None
+
+
+def _key(key: Any) -> str | int:
+    match key:
+        case GetAttrKey(name=name):
+            return name
+        case SequenceKey(idx=index):
+            return index
+        case DictKey(key=name) | FlattenedIndexKey(key=name):
+            return name if isinstance(name, int) else str(name)
+        case _:
+            return str(key).strip(".[]'\"")
+
+
+def _field_role(node: Any, key: Any, role: Role | None) -> Role | None:
+    """The role that the class of `node` marks the field `key` with, else `role`."""
+    if isinstance(key, GetAttrKey) and dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            if field.name == key.name:
+                return field.metadata.get("parameter_role", role)
+    return role

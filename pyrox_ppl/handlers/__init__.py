@@ -1,0 +1,4 @@
+"""Handlers that say what a module's parameters mean."""
+
+from pyrox_ppl.handlers.bayesianize import bayesianize as bayesianize
+from pyrox_ppl.handlers.scope import scope as scope

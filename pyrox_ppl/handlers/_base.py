@@ -1,0 +1,230 @@
+"""The common part of the handlers: selection, one value per name, and the closing checks."""
+
+import abc
+import contextlib
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from numpyro.distributions import Distribution
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from pyrox_ppl._parameter import Parameter, generator
+from pyrox_ppl._transform import TraceMark, inside_block
+
+Where = str | Sequence[str] | Callable[[Parameter], bool] | None
+
+
+class Plates:
+    """Every plate but one: the plates that do not multiply a parameter.
+
+    NumPyro's plates ask ``name in infer["block_plates"]``.
+    """
+
+    def __init__(self, but: str | None = None) -> None:
+        self.but = but
+
+    def __contains__(self, name: object) -> bool:
+        return name != self.but
+
+
+class _GlobalSites(Messenger):
+    """Keeps plates further out from multiplying the sites that a prior samples."""
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            msg["infer"] = {"block_plates": Plates(), **msg["infer"]}
+
+
+@dataclasses.dataclass
+class Block:
+    """What a handler remembers between entering its block and leaving it."""
+
+    entered_at: TraceMark
+    cleanup: contextlib.ExitStack
+    read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
+    answered: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    matched: set[str] = dataclasses.field(default_factory=set)
+
+
+class AbstractParameterHandler(Messenger):
+    """A handler that rewrites the messages of the parameters it selects.
+
+    A subclass says in `answer` what a selected parameter becomes. This class selects
+    (``where``), gives a parameter that is read again the same value, refuses two
+    modules under one name, and raises on leaving the block if something was left
+    without effect.
+    """
+
+    def __init__(self, fn: Callable | None, where: Where) -> None:
+        super().__init__(fn)
+        self._patterns, self._selects = _selection(where)
+        self._block: Block | None = None
+
+    @property
+    def entered_at(self) -> TraceMark | None:
+        """The JAX trace in which the block was entered; None outside a block."""
+        return None if self._block is None else self._block.entered_at
+
+    @property
+    def block(self) -> Block:
+        """The memory of the block that is open."""
+        if self._block is None:
+            raise RuntimeError(f"{self._label} is not entered.")
+        return self._block
+
+    @property
+    def _label(self) -> str:
+        return type(self).__name__
+
+    def __enter__(self) -> Self:
+        if self._block is not None:
+            raise ValueError(
+                f"this {self._label} object is entered already: make one per block."
+            )
+        cleanup = contextlib.ExitStack()
+        cleanup.enter_context(inside_block(True))
+        self._block = Block(TraceMark(), cleanup)
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        block, self._block = self.block, None
+        block.cleanup.close()
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None:
+            self.check_effect(block)
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "parameter":
+            return
+        block = self.block
+        parameter = dataclasses.replace(msg["parameter"], name=msg["name"])
+        block.read[parameter.name] = parameter
+        if any(msg["stored"] is given["value"] for given in block.answered.values()):
+            return  # bound in this very block, then read as part of another module
+        if not self._is_selected(parameter):
+            return
+        if parameter.name in block.answered:
+            _recall(msg, block.answered[parameter.name])
+            return
+        if len(_PYRO_STACK) == 1:
+            raise ValueError(
+                f"{self._label} turns {parameter.name!r} into a site, but no NumPyro "
+                "handler outside can give it a value: run this inside a model, or in "
+                "`with numpyro.handlers.seed(rng_seed=0):`."
+            )
+        block.answered[parameter.name] = msg
+        self.answer(msg, parameter)
+
+    @abc.abstractmethod
+    def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
+        """Rewrite the message of a selected parameter in place."""
+
+    def check_effect(self, block: Block) -> None:
+        """Raise if the block, or one of its patterns, was left without effect."""
+        for pattern in self._patterns:
+            if pattern not in block.matched:
+                raise ValueError(
+                    f"where={pattern!r} of {self._label} matches no parameter. "
+                    f"{list_parameters(block)}"
+                )
+        if not block.answered:
+            raise ValueError(
+                f"a {self._label} block intercepted no parameter: the model would run "
+                f"without it, silently. {list_parameters(block)} Call the module inside "
+                "the block (one that is not of pyrox_ppl.nn through `bind(module, "
+                "name)`, unbound before), or widen `where`."
+            )
+
+    def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
+        """Make a parameter's message that of an ordinary, global ``numpyro.sample``.
+
+        Plates further out are told to leave it alone, but for the one that ``bind`` was
+        asked for. That one, if it stands inside the block, has let the message pass
+        when it was not a sample yet: it is applied here.
+        """
+        plate = msg["plate"]
+        msg["type"] = "sample"
+        msg["fn"] = fn
+        msg["args"] = ()
+        msg["kwargs"] = {"rng_key": None, "sample_shape": ()}
+        msg["intermediates"] = []
+        msg["is_observed"] = False
+        if plate is not None and plate in _PYRO_STACK[self._depth() :]:
+            plate.process_message(msg)
+        msg["infer"] = {"block_plates": Plates(None if plate is None else plate.name)}
+
+    def _depth(self) -> int:
+        """The place of this handler on NumPyro's stack."""
+        return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """Run the body as if it stood outside the block, and its sites global.
+
+        Handlers inside the block (a plate, a scope, a ``block``) do not see the
+        messages sent meanwhile; those outside do.
+        """
+        here = self._depth()
+        inner = _PYRO_STACK[here:]
+        del _PYRO_STACK[here:]
+        try:
+            with _GlobalSites():
+                yield
+        finally:
+            _PYRO_STACK[here:] = inner
+
+    def _is_selected(self, parameter: Parameter) -> bool:
+        matching = [p for p in self._patterns if matches(parameter.name, p)]
+        self.block.matched.update(matching)
+        return self._selects(parameter)
+
+
+def list_parameters(block: Block) -> str:
+    """The parameters that reached the handler, for an error message."""
+    if not block.read:
+        return "No parameter was read inside it."
+    rows = (f"  {p.name} {p.shape} {p.role}" for p in block.read.values())
+    return "The parameters read inside it:\n" + "\n".join(rows) + "\n"
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob matches a whole name; ``*`` goes across dots."""
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _selection(where: Where) -> tuple[tuple[str, ...], Callable[[Parameter], bool]]:
+    """The globs of `where`, and the predicate that they make."""
+    if where is None:
+        return (), generator
+    if callable(where):
+        return (), where
+    patterns = (where,) if isinstance(where, str) else tuple(where)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(
+            "where must be a glob, a sequence of globs or a predicate on Parameter, "
+            f"got {where!r}."
+        )
+    return patterns, lambda p: any(matches(p.name, pattern) for pattern in patterns)
+
+
+def _recall(msg: dict[str, Any], first: dict[str, Any]) -> None:
+    """Answer a second read with the value of the first; no handler further out sees it."""
+    if msg["stored"] is not first["stored"] or msg["plate"] is not first["plate"]:
+        raise ValueError(
+            f"two different modules read their parameters under the same name "
+            f"{msg['name']!r}: one of shape {first['stored'].shape}, one of shape "
+            f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` or "
+            "by calling it inside `with scope(name):`."
+        )
+    msg["value"] = first["value"]
+    msg["stop"] = True
+    del msg["name"]

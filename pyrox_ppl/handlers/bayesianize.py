@@ -1,0 +1,191 @@
+"""bayesianize: a parameter becomes a sample site with a prior."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+from jax.typing import ArrayLike
+
+from pyrox_ppl._parameter import Parameter
+from pyrox_ppl.handlers._base import (
+    AbstractParameterHandler,
+    Block,
+    Where,
+    list_parameters,
+    matches,
+)
+
+Rule = Callable[[Parameter], dist.Distribution | None]
+Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
+
+_FALLBACK = "*"
+
+
+class bayesianize(AbstractParameterHandler):  # noqa: N801 - a handler is a verb in lower case, as NumPyro's
+    r"""Turn the parameters read inside into ``numpyro.sample`` sites with a prior.
+
+    By default :math:`\theta_i \sim \mathrm{Normal}(0, s)`, independently for every entry
+    of every *generator* parameter: those of conditioners and of networks that generate
+    features, or all parameters of a module that holds no generator. A wrapped inner
+    network, a context encoder and a readout stay the constants they are.
+
+    **Sites**: one per selected parameter, under its name, with the prior as its
+    distribution; all its axes are event axes. A plate around the block does not multiply
+    them. The value is cast to the parameter's dtype on its way into the module.
+
+    Args:
+        fn: A model to decorate; without it the handler is a context manager.
+        prior_std: :math:`s`, the standard deviation of the default prior. A positive
+            number, or a traced value (a hierarchical scale). In the units of the
+            parameter.
+        prior: Instead of `prior_std`: a distribution whose shape broadcasts to each
+            parameter's; a callable ``Parameter -> Distribution``; or a dict from globs
+            on the parameter's name to either, the first match wins and ``"*"`` is the
+            fallback. A callable may sample sites of its own (a hierarchical scale):
+            these are global, too.
+        where: Which parameters: a glob, a sequence of globs, or a predicate on
+            :class:`~pyrox_ppl.Parameter`.
+
+    Raises:
+        ValueError: If a key of `prior` or a glob of `where` matches nothing, if a
+            selected parameter gets no prior, if the block intercepts nothing, if a prior
+            does not fit a parameter's shape or is discrete, or if two different modules
+            are read under one name.
+        TypeError: If a selected parameter is complex, or a prior is not a distribution.
+
+    References:
+        Neal, R. M. (1996). Bayesian Learning for Neural Networks. Springer.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist, pyrox_ppl as px
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> from pyrox_ppl.nn import FiLM
+        >>> film = FiLM.init(1, 1, key=jax.random.key(0))
+        >>> def model(h, z, y=None):
+        ...     with px.bayesianize(prior={"*.bias": dist.Normal(0.0, 0.1),
+        ...                                "*.weight": dist.Normal(0.0, 1.0)}):
+        ...         mean = film(h, z)
+        ...     numpyro.sample("y", dist.Normal(mean, 0.1).to_event(2), obs=y)
+        >>> h = z = jax.numpy.linspace(-1, 1, 8)[:, None]
+        >>> mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=10, progress_bar=False)
+        >>> mcmc.run(jax.random.key(1), h, z, y=h * z)
+        >>> {name: draws.shape for name, draws in sorted(mcmc.get_samples().items())}
+        {'affine_modulation.generator.bias': (10, 2), 'affine_modulation.generator.weight': (10, 2, 1)}
+    """
+
+    def __init__(
+        self,
+        fn: Callable | None = None,
+        *,
+        prior_std: ArrayLike = 1.0,
+        prior: Prior | None = None,
+        where: Where = None,
+    ) -> None:
+        super().__init__(fn, where)
+        if isinstance(prior_std, int | float) and not 0 < prior_std < math.inf:
+            raise ValueError(f"prior_std must be positive and finite, got {prior_std}.")
+        default = isinstance(prior_std, int | float) and prior_std == 1.0
+        if prior is not None and not default:
+            raise ValueError("give either prior_std or prior, not both.")
+        self._rules = _rules(dist.Normal(0.0, prior_std) if prior is None else prior)
+        self._keys = tuple(self._rules) if isinstance(prior, Mapping) else ()
+
+    def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
+        """Make the parameter a sample site."""
+        if jnp.issubdtype(parameter.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{parameter.name!r} is complex ({parameter.dtype}), and priors are "
+                "over real numbers: keep its real and imaginary parts as two arrays, "
+                "or leave it out by `where`."
+            )
+        self.to_sample_site(msg, _fit(self._prior(parameter), parameter))
+
+    def check_effect(self, block: Block) -> None:
+        """Raise as well if a key of `prior` was left without effect."""
+        super().check_effect(block)
+        winners = {self._winner(name) for name in block.answered}
+        for key in self._keys:
+            if key in winners or key == _FALLBACK:
+                continue
+            if any(matches(name, key) for name in block.answered):
+                why = "comes after other keys that match the same parameters: put it first"
+            elif any(matches(name, key) for name in block.read):
+                why = "matches only parameters that are not selected: name them by `where`"
+            else:
+                why = "matches no parameter"
+            raise ValueError(
+                f"the prior key {key!r} of bayesianize {why}. {list_parameters(block)}"
+            )
+
+    def _winner(self, name: str) -> str | None:
+        """The key that decides for a name."""
+        keys = (key for key in self._rules if key != _FALLBACK and matches(name, key))
+        return next(keys, _FALLBACK if _FALLBACK in self._rules else None)
+
+    def _prior(self, parameter: Parameter) -> Any:
+        """What the user's prior says of a parameter, its own sites outside the block."""
+        key = self._winner(parameter.name)
+        rule = None if key is None else self._rules[key]
+        if rule is not None and not isinstance(rule, dist.Distribution):
+            with self.outside():
+                rule = rule(parameter)
+        if rule is None:
+            raise ValueError(
+                f"the parameter {parameter.name!r} is selected and got no prior. Add a "
+                "key for it (or '*', the fallback), or leave it out by `where`. "
+                f"{list_parameters(self.block)}"
+            )
+        return rule
+
+
+def _rules(prior: Any) -> dict[str, Any]:
+    """Any form of `prior` as a dict from globs to distributions or callables."""
+    rules = dict(prior) if isinstance(prior, Mapping) else {_FALLBACK: prior}
+    for key, rule in rules.items():
+        if not isinstance(key, str):
+            raise TypeError(f"a prior key must be a glob on names, got {key!r}.")
+        if not (isinstance(rule, dist.Distribution) or callable(rule)):
+            raise TypeError(
+                "a prior must be a NumPyro distribution or a callable Parameter -> "
+                f"Distribution, got {rule!r} for {key!r}."
+            )
+    return rules
+
+
+def _fit(prior: Any, parameter: Parameter) -> dist.Distribution:
+    """Broadcast a prior to a parameter's shape, all axes made event axes."""
+    if not isinstance(prior, dist.Distribution):
+        raise TypeError(
+            f"the prior of {parameter.name!r} must be a NumPyro distribution, got "
+            f"{prior!r}."
+        )
+    split = len(parameter.shape) - prior.event_dim
+    batch, event = parameter.shape[: max(split, 0)], parameter.shape[max(split, 0) :]
+    if (
+        split < 0
+        or event != prior.event_shape
+        or not _broadcasts(prior.batch_shape, batch)
+    ):
+        raise ValueError(
+            f"the prior of {parameter.name!r} has batch shape {prior.batch_shape} and "
+            f"event shape {prior.event_shape}, which does not broadcast to the "
+            f"parameter's shape {parameter.shape}."
+        )
+    if prior.support.is_discrete:
+        raise ValueError(
+            f"the prior of {parameter.name!r}, {type(prior).__name__}, is discrete, but "
+            f"the parameter is {parameter.dtype}."
+        )
+    if prior.batch_shape != batch:
+        prior = prior.expand(batch)
+    return prior.to_event(len(batch))
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return lax.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False

@@ -1,0 +1,63 @@
+"""ConcatConditioner: condition by concatenation."""
+
+from typing import Self
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl.nn._check import align, check_size
+from pyrox_ppl.nn.conditioner import AbstractConditioner
+
+
+class ConcatConditioner(AbstractConditioner):
+    r"""Condition by concatenation, :math:`y = W\,[h \,\Vert\, z] + b`.
+
+    The two halves of :math:`W` are applied apart, so that a single context is never
+    repeated for every row. :math:`(C + K)\,C + C` parameters.
+
+    **Shapes**: ``h`` ``(*batch, C)``, ``z`` ``(K,)`` or ``(*batch, K)``; the result is
+    ``(*batch, C)``.
+
+    **Sites** under a handler: ``concat_conditioner.generator.weight`` of shape
+    ``(C, C + K)`` and ``concat_conditioner.generator.bias`` of shape ``(C,)``.
+
+    Raises:
+        ValueError: If ``h`` is not `num_features` wide or ``z`` not `cond_dim`, or if
+            the batch axes of ``z`` do not broadcast.
+
+    References:
+        Dumoulin et al. (2018). Feature-wise transformations. Distill.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import ConcatConditioner
+        >>> c = ConcatConditioner.init(8, 3, key=jax.random.key(0))
+        >>> c(jnp.ones((5, 8)), jnp.ones(3)).shape
+        (5, 8)
+    """
+
+    generator: eqx.nn.Linear
+    num_features: int = eqx.field(static=True)
+    cond_dim: int = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, num_features: int, cond_dim: int, *, key: PRNGKeyArray) -> Self:
+        """Draw the weights as ``eqx.nn.Linear`` does.
+
+        Args:
+            num_features: C, the width of ``h`` and of the result.
+            cond_dim: K, the width of the context ``z``.
+            key: A JAX PRNG key.
+        """
+        check_size(num_features=num_features, cond_dim=cond_dim)
+        linear = eqx.nn.Linear(num_features + cond_dim, num_features, key=key)
+        return cls(linear, num_features, cond_dim)
+
+    def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
+        """``[h, z] @ W.T + b``."""
+        ndim = max(h.ndim, z.ndim)
+        weight, bias = self.generator.weight, self.generator.bias
+        of_features = h @ weight[:, : self.num_features].T
+        of_context = z @ weight[:, self.num_features :].T
+        return align(of_features, ndim) + align(of_context, ndim) + align(bias, ndim)

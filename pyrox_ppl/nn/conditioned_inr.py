@@ -1,0 +1,183 @@
+"""ConditionedINR: any coordinate network, conditioned layer by layer or at its input."""
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl._bind import AbstractModule
+from pyrox_ppl.nn._check import check_batch, check_size, check_width
+from pyrox_ppl.nn.conditioner import AbstractConditioner
+
+
+class ConditionedINR(AbstractModule):
+    r"""An implicit neural representation :math:`f(x; z)`: a network and its conditioners.
+
+    ``mode="feature"``: a conditioner after each layer but the readout,
+    :math:`h_l = c_l(s_l(h_{l-1}), z)`, for any network with ``layers`` (a
+    :class:`SIREN`, an ``eqx.nn.MLP``, your own). ``mode="input"``: one conditioner on
+    the coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner network
+    is *backbone*: handlers leave it the constant it is unless they are told otherwise.
+
+    **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
+    axes of size 1 broadcast; the result is ``(*batch, out_features)``.
+
+    **Sites** under a handler: those of the conditioners, under
+    ``conditioned_inr.conditioners.<l>``; if selected, those of the inner network under
+    ``conditioned_inr.inner``.
+
+    Raises:
+        ValueError: If ``x`` or ``z`` has a wrong width, or their batch axes do not
+            broadcast.
+
+    References:
+        Mehta et al. (2021). Modulated periodic activations for generalizable local
+        functional representations. ICCV.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM
+        >>> inner_key, key = jax.random.split(jax.random.key(0))
+        >>> inner = SIREN.init(2, 32, 1, depth=4, key=inner_key)
+        >>> field = ConditionedINR.init(inner, conditioner_cls=FiLM, cond_dim=3, key=key)
+        >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
+        >>> field(x, z).shape
+        (7, 5, 1)
+        >>> bool(jnp.allclose(field(x, z), inner(x)))  # FiLM starts as the identity
+        True
+    """
+
+    inner: Any
+    conditioners: tuple[AbstractConditioner, ...]
+    cond_dim: int = eqx.field(static=True)
+    mode: Literal["feature", "input"] = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls,
+        inner: Callable,
+        *,
+        conditioner_cls: type[AbstractConditioner],
+        cond_dim: int,
+        key: PRNGKeyArray,
+        mode: Literal["feature", "input"] = "feature",
+        **conditioner_kwargs: Any,
+    ) -> Self:
+        """Put new conditioners around a network.
+
+        Args:
+            inner: The network. Its layers (or itself, in input mode) tell their widths
+                by ``in_features`` and ``out_features`` (or ``in_size``).
+            conditioner_cls: The class of the conditioners; its ``init`` is given the
+                layer's width for each of its ``widths``.
+            cond_dim: K, the width of the context ``z``.
+            key: A JAX PRNG key.
+            mode: ``"feature"`` or ``"input"``.
+            **conditioner_kwargs: Further arguments of ``conditioner_cls.init``.
+
+        Raises:
+            ValueError: If the mode is unknown, or the network has no ``layers`` in
+                feature mode, or a width cannot be told.
+            TypeError: If `inner` is not callable or `conditioner_cls` no conditioner.
+        """
+        check_size(cond_dim=cond_dim)
+        if not callable(inner):
+            raise TypeError(f"inner must be a network to call, got {inner!r}.")
+        if not (
+            isinstance(conditioner_cls, type)
+            and issubclass(conditioner_cls, AbstractConditioner)
+        ):
+            raise TypeError(
+                "conditioner_cls must be a subclass of AbstractConditioner, got "
+                f"{conditioner_cls!r}."
+            )
+        if mode == "feature":
+            widths = [_width(layer, "out_features") for layer in _layers(inner)[:-1]]
+        elif mode == "input":
+            widths = [_in_features(inner)]
+        else:
+            raise ValueError(f"mode must be 'feature' or 'input', got {mode!r}.")
+        conditioners = tuple(
+            conditioner_cls.init(
+                **dict.fromkeys(conditioner_cls.widths, width),
+                cond_dim=cond_dim,
+                key=layer_key,
+                **conditioner_kwargs,
+            )
+            for width, layer_key in zip(
+                widths, jax.random.split(key, len(widths)), strict=True
+            )
+        )
+        return cls(inner, conditioners, cond_dim, mode)
+
+    def forward(self, x: Any, z: Any) -> jax.Array:
+        """The inner network with the conditioners in between."""
+        x = check_width("x", x, "in_features", _in_features(self.inner))
+        z = check_width("z", z, "cond_dim", self.cond_dim)
+        check_batch(x, z, "x")
+        if self.mode == "input":
+            return _apply(self.inner, self.conditioners[0](x, z))
+        *hidden, readout = _layers(self.inner)
+        h = x
+        for i, (layer, conditioner) in enumerate(
+            zip(hidden, self.conditioners, strict=True)
+        ):
+            h = conditioner(_activate(self.inner, i, _apply(layer, h)), z)
+        final = getattr(self.inner, "final_activation", None)
+        h = _apply(readout, h)
+        return h if final is None else _apply(final, h)
+
+
+def _apply(layer: Any, h: jax.Array) -> jax.Array:
+    """Apply a layer along the last axis; Equinox's own take one point at a time."""
+    if isinstance(layer, AbstractModule):
+        return layer(h)
+    out = jax.vmap(layer)(h.reshape(-1, h.shape[-1]))
+    return out.reshape(*h.shape[:-1], *out.shape[1:])
+
+
+def _activate(network: Any, index: int, h: jax.Array) -> jax.Array:
+    """Apply the activation between the layers of a network such as ``eqx.nn.MLP``.
+
+    Where it has parameters of its own, ``eqx.nn.MLP`` keeps them per layer and neuron.
+    """
+    activation = getattr(network, "activation", None)
+    if activation is None:
+        return h
+    arrays, functions = eqx.partition(activation, eqx.is_array)
+    if not jax.tree.leaves(arrays):
+        return activation(h)
+    of_layer = eqx.combine(jax.tree.map(lambda leaf: leaf[index], arrays), functions)
+    each = eqx.filter_vmap(lambda neuron, value: neuron(value))
+    return _apply(lambda row: each(of_layer, row), h)
+
+
+def _layers(network: Any) -> tuple[Any, ...]:
+    layers = getattr(network, "layers", None)
+    if not isinstance(layers, tuple | list) or len(layers) < 2:
+        raise ValueError(
+            f"mode='feature' needs a network with two or more `layers`, the last one "
+            f"the readout, and {type(network).__name__} has {layers!r}: use mode='input'."
+        )
+    return tuple(layers)
+
+
+def _in_features(network: Any) -> int:
+    """The width of the coordinates, as the network or its first layer tells it."""
+    for name in ("in_features", "in_size"):
+        if isinstance(getattr(network, name, None), int):
+            return getattr(network, name)
+    layers = getattr(network, "layers", None)
+    return _width(layers[0] if layers else network, "in_features")
+
+
+def _width(layer: Any, attribute: str) -> int:
+    width = getattr(layer, attribute, None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"ConditionedINR cannot tell the width of {type(layer).__name__}: give it an "
+            f"integer attribute `{attribute}`."
+        )
+    return width

@@ -1,0 +1,189 @@
+"""SIREN: networks with sines for activations, and their layers."""
+
+import math
+from typing import Any, Literal, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl._bind import AbstractModule
+from pyrox_ppl.nn._check import align, check_positive, check_size, check_width
+
+Regime = Literal["first", "hidden", "last"]
+
+
+class SirenDense(AbstractModule):
+    r"""One layer of a SIREN, :math:`y = \sin(\omega\,(W x + b))`; the last one has no sine.
+
+    Three regimes of Theorem 1: ``first``, :math:`W \sim U(\pm 1/n)`, spreads the inputs
+    over several periods; ``hidden``, :math:`W \sim U(\pm\sqrt{c/n}/\omega)`, keeps the
+    standard deviation of :math:`\omega W x` at 1 (for c = 6) whatever the depth;
+    ``last`` has the hidden layers' weights and is linear. :math:`b \sim U(\pm
+    n^{-1/2})`, n being the number of inputs.
+
+    **Shapes**: ``x`` ``(*batch, in_features)``; the result is ``(*batch, out_features)``.
+
+    **Sites** under a handler: ``siren_dense.weight`` of shape ``(out_features,
+    in_features)`` and ``siren_dense.bias`` of shape ``(out_features,)``.
+
+    Raises:
+        ValueError: If ``x`` is not `in_features` wide.
+
+    References:
+        Sitzmann, Martel, Bergman, Lindell, Wetzstein (2020). Implicit neural
+        representations with periodic activation functions. NeurIPS. Theorem 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import SirenDense
+        >>> layer = SirenDense.init(2, 16, regime="first", key=jax.random.key(0))
+        >>> layer(jnp.ones((5, 2))).shape
+        (5, 16)
+    """
+
+    weight: jax.Array
+    bias: jax.Array
+    in_features: int = eqx.field(static=True)
+    out_features: int = eqx.field(static=True)
+    omega: float = eqx.field(static=True)
+    regime: Regime = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls,
+        in_features: int,
+        out_features: int,
+        *,
+        key: PRNGKeyArray,
+        regime: Regime = "hidden",
+        omega: float = 30.0,
+        c: float = 6.0,
+    ) -> Self:
+        """Draw the weights of a regime.
+
+        Args:
+            in_features: The width of ``x``.
+            out_features: The width of the result.
+            key: A JAX PRNG key.
+            regime: ``"first"``, ``"hidden"`` or ``"last"``.
+            omega: The frequency factor, in radians per unit of the pre-activation.
+            c: The constant of Theorem 1; 6 gives unit variance.
+
+        Raises:
+            ValueError: If a size, `omega` or `c` is not positive, or the regime unknown.
+        """
+        check_size(in_features=in_features, out_features=out_features)
+        check_positive(omega=omega, c=c)
+        if regime not in ("first", "hidden", "last"):
+            raise ValueError(
+                f"regime must be 'first', 'hidden' or 'last', got {regime!r}."
+            )
+        first = regime == "first"
+        limit = 1.0 / in_features if first else math.sqrt(c / in_features) / omega
+        bias_limit = 1.0 / math.sqrt(in_features)
+        weight_key, bias_key = jax.random.split(key)
+        shape = (out_features, in_features)
+        return cls(
+            jax.random.uniform(weight_key, shape, minval=-limit, maxval=limit),
+            jax.random.uniform(
+                bias_key, (out_features,), minval=-bias_limit, maxval=bias_limit
+            ),
+            in_features,
+            out_features,
+            omega,
+            regime,
+        )
+
+    def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
+        """``sin(omega (W x + b))``; `key` is ignored, as Equinox's layers take it."""
+        x = check_width("x", x, "in_features", self.in_features)
+        affine = x @ self.weight.T + align(self.bias, x.ndim)
+        return affine if self.regime == "last" else jnp.sin(self.omega * affine)
+
+
+class SIREN(AbstractModule):
+    r"""A network of sine layers, :math:`f = W_d\, s_{d-1} \circ \dots \circ s_1 + b_d`.
+
+    Each :math:`s_l` is a :class:`SirenDense`; the readout is linear.
+
+    **Shapes**: ``x`` ``(*batch, in_features)``; the result is ``(*batch, out_features)``.
+
+    **Sites** under a handler: ``siren.layers.<l>.weight`` and ``siren.layers.<l>.bias``
+    for l from 0 to depth - 1.
+
+    Raises:
+        ValueError: If ``x`` is not `in_features` wide.
+
+    References:
+        Sitzmann, Martel, Bergman, Lindell, Wetzstein (2020). Implicit neural
+        representations with periodic activation functions. NeurIPS.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import SIREN
+        >>> net = SIREN.init(2, 32, 1, depth=4, key=jax.random.key(0))
+        >>> net(jnp.ones((5, 2))).shape
+        (5, 1)
+    """
+
+    layers: tuple[SirenDense, ...]
+
+    @classmethod
+    def init(
+        cls,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        depth: int,
+        key: PRNGKeyArray,
+        first_omega: float = 30.0,
+        hidden_omega: float = 30.0,
+        c: float = 6.0,
+    ) -> Self:
+        """Draw the weights of the three regimes.
+
+        Args:
+            in_features: The width of ``x``, coordinates scaled to about [-1, 1].
+            hidden_features: The width of every hidden layer.
+            out_features: The width of the result.
+            depth: The number of layers, the readout counted; at least 2.
+            key: A JAX PRNG key.
+            first_omega: The frequency factor of the first layer: the field's
+                bandwidth, in radians per unit of ``x``.
+            hidden_omega: The frequency factor of the hidden layers and the readout.
+            c: The constant of Theorem 1.
+
+        Raises:
+            ValueError: If a size or a factor is not positive, or `depth` is below 2.
+        """
+        check_size(hidden_features=hidden_features, depth=depth)
+        if depth < 2:
+            raise ValueError(
+                f"depth counts the readout and must be at least 2, got {depth}."
+            )
+        widths = [in_features, *[hidden_features] * (depth - 1), out_features]
+        regimes: list[Regime] = ["first", *["hidden"] * (depth - 2), "last"]
+        return cls(
+            tuple(
+                SirenDense.init(
+                    widths[i],
+                    widths[i + 1],
+                    key=layer_key,
+                    regime=regime,
+                    omega=first_omega if regime == "first" else hidden_omega,
+                    c=c,
+                )
+                for i, (regime, layer_key) in enumerate(
+                    zip(regimes, jax.random.split(key, depth), strict=True)
+                )
+            )
+        )
+
+    def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
+        """Layer after layer; `key` is ignored, as Equinox's networks take it."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
