@@ -1,4 +1,4 @@
-"""pyrox_ppl: a NumPyro plugin that says, from outside, what a module's parameters mean."""
+"""pyrox_ppl: a NumPyro plugin that says what a module's parameters mean."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ __all__ = ["Parameter", "backbone", "bayesianize", "bind", "nn", "scope", "to_da
 
 
 def __getattr__(name: str) -> Any:
-    """Import what stands on ArviZ when it is asked for: ArviZ takes a second to load."""
+    """Import what stands on ArviZ when asked for: ArviZ takes a second to load."""
     if name == "to_datatree":
         from pyrox_ppl.posterior import to_datatree
 

@@ -18,8 +18,8 @@ class AbstractModule(eqx.Module):
     """A module that binds itself at its outermost call.
 
     Every module of `pyrox_ppl.nn` is one. A subclass writes only the forward
-    mathematics, in `forward`, with the parameters that it finds on ``self``; calling the
-    module reads them first (see :func:`bind`), once for the whole tree below it.
+    mathematics, in `forward`, with the parameters that it finds on ``self``; calling
+    the module reads them first (see :func:`bind`), once for the whole tree below it.
     """
 
     # Static, so that it survives flattening: a bound module stays bound under every
@@ -35,15 +35,16 @@ class AbstractModule(eqx.Module):
         """The mathematics of the module, with the parameters as they stand."""
 
 
-def bind(
-    module: _Module, name: str | None = None, *, plate: str | None = None
-) -> _Module:
-    """Read every parameter of a module once; return the module with the answers in place.
+def bind[Module](
+    module: Module, name: str | None = None, *, plate: str | None = None
+) -> Module:
+    """Read every parameter of a module; return the module with the answers in place.
 
     Each parameter is one NumPyro message. The innermost handler that selects it
     (:func:`~pyrox_ppl.bayesianize`, ...) says what it becomes; a parameter that no
     handler selects stays the stored constant. What comes back is an ordinary module of
-    the same class, dtypes and shapes: call it as often as you like, under any transform.
+    the same class, dtypes and shapes: call it as often as you like, under any
+    transform.
 
     Modules of :mod:`pyrox_ppl.nn` bind themselves when they are called. Any other
     Equinox module (or any pytree of arrays) takes part through this function.
@@ -172,8 +173,8 @@ def _check_transforms(read: Read, module: Any) -> None:
             raise ValueError(
                 f"{type(module).__name__} reads its parameter {read.parameter.name!r} "
                 "inside a jit, scan, while_loop, cond or checkpoint that was entered "
-                f"inside the {type(handler).__name__} block. The value would leak, or be "
-                "missing where the compiled function is used again. Write "
+                f"inside the {type(handler).__name__} block. The value would leak, or "
+                "be missing where the compiled function is used again. Write "
                 "`net = bind(net)` inside the block, before the transform, and use the "
                 "bound `net` in it."
             )
@@ -219,7 +220,7 @@ def _leaves_of_bound_modules(module: Any) -> list[Any]:
     return [leaf for node in nodes if is_bound(node) for leaf in jax.tree.leaves(node)]
 
 
-def _mark_bound(module: _Module) -> _Module:
+def _mark_bound[Module](module: Module) -> Module:
     """Mark a fresh copy and every module nested in it, in place."""
 
     def mark(node: Any) -> bool:

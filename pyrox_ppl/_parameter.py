@@ -1,4 +1,4 @@
-"""What a parameter is: its record, its name from the tree path, its role, and tied leaves."""
+"""What a parameter is: its record, its name, its role, and tied leaves."""
 
 import dataclasses
 import math

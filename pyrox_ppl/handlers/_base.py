@@ -1,4 +1,4 @@
-"""The common part of the handlers: selection, one value per name, and the closing checks."""
+"""The common part of the handlers: selection, memory, and the closing checks."""
 
 import abc
 import contextlib
@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
@@ -79,7 +79,7 @@ class AbstractParameterHandler(Messenger):
     def _label(self) -> str:
         return type(self).__name__
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         if self._block is not None:
             raise ValueError(
                 f"this {self._label} object is entered already: make one per block."
@@ -88,7 +88,6 @@ class AbstractParameterHandler(Messenger):
         cleanup.enter_context(inside_block(True))
         self._block = Block(TraceMark(), cleanup)
         super().__enter__()
-        return self
 
     def __exit__(
         self,
@@ -139,7 +138,7 @@ class AbstractParameterHandler(Messenger):
         if not block.answered:
             raise ValueError(
                 f"a {self._label} block intercepted no parameter: the model would run "
-                f"without it, silently. {list_parameters(block)} Call the module inside "
+                f"without it, silently. {list_parameters(block)}Call the module inside "
                 "the block (one that is not of pyrox_ppl.nn through `bind(module, "
                 "name)`, unbound before), or widen `where`."
             )
@@ -217,13 +216,13 @@ def _selection(where: Where) -> tuple[tuple[str, ...], Callable[[Parameter], boo
 
 
 def _recall(msg: dict[str, Any], first: dict[str, Any]) -> None:
-    """Answer a second read with the value of the first; no handler further out sees it."""
+    """Answer a second read by the value of the first; none further out sees it."""
     if msg["stored"] is not first["stored"] or msg["plate"] is not first["plate"]:
         raise ValueError(
             f"two different modules read their parameters under the same name "
             f"{msg['name']!r}: one of shape {first['stored'].shape}, one of shape "
-            f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` or "
-            "by calling it inside `with scope(name):`."
+            f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` "
+            "or by calling it inside `with scope(name):`."
         )
     msg["value"] = first["value"]
     msg["stop"] = True

@@ -24,17 +24,18 @@ Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
 _FALLBACK = "*"
 
 
-class bayesianize(AbstractParameterHandler):  # noqa: N801 - a handler is a verb in lower case, as NumPyro's
+class bayesianize(AbstractParameterHandler):
     r"""Turn the parameters read inside into ``numpyro.sample`` sites with a prior.
 
-    By default :math:`\theta_i \sim \mathrm{Normal}(0, s)`, independently for every entry
-    of every *generator* parameter: those of conditioners and of networks that generate
-    features, or all parameters of a module that holds no generator. A wrapped inner
-    network, a context encoder and a readout stay the constants they are.
+    By default :math:`\theta_i \sim \mathrm{Normal}(0, s)`, independently for every
+    entry of every *generator* parameter: those of conditioners and of networks that
+    generate features, or all parameters of a module that holds no generator. A wrapped
+    inner network, a context encoder and a readout stay the constants they are.
 
     **Sites**: one per selected parameter, under its name, with the prior as its
-    distribution; all its axes are event axes. A plate around the block does not multiply
-    them. The value is cast to the parameter's dtype on its way into the module.
+    distribution; all its axes are event axes. A plate around the block does not
+    multiply them. The value is cast to the parameter's dtype on its way into the
+    module.
 
     Args:
         fn: A model to decorate; without it the handler is a context manager.
@@ -51,9 +52,9 @@ class bayesianize(AbstractParameterHandler):  # noqa: N801 - a handler is a verb
 
     Raises:
         ValueError: If a key of `prior` or a glob of `where` matches nothing, if a
-            selected parameter gets no prior, if the block intercepts nothing, if a prior
-            does not fit a parameter's shape or is discrete, or if two different modules
-            are read under one name.
+            selected parameter gets no prior, if the block intercepts nothing, if a
+            prior does not fit a parameter's shape or is discrete, or if two different
+            modules are read under one name.
         TypeError: If a selected parameter is complex, or a prior is not a distribution.
 
     References:
@@ -72,8 +73,10 @@ class bayesianize(AbstractParameterHandler):  # noqa: N801 - a handler is a verb
         >>> h = z = jax.numpy.linspace(-1, 1, 8)[:, None]
         >>> mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=10, progress_bar=False)
         >>> mcmc.run(jax.random.key(1), h, z, y=h * z)
-        >>> {name: draws.shape for name, draws in sorted(mcmc.get_samples().items())}
-        {'affine_modulation.generator.bias': (10, 2), 'affine_modulation.generator.weight': (10, 2, 1)}
+        >>> for name, draws in sorted(mcmc.get_samples().items()):
+        ...     print(name, draws.shape)
+        affine_modulation.generator.bias (10, 2)
+        affine_modulation.generator.weight (10, 2, 1)
     """
 
     def __init__(
@@ -111,9 +114,9 @@ class bayesianize(AbstractParameterHandler):  # noqa: N801 - a handler is a verb
             if key in winners or key == _FALLBACK:
                 continue
             if any(matches(name, key) for name in block.answered):
-                why = "comes after other keys that match the same parameters: put it first"
+                why = "comes after keys that match the same parameters: put it first"
             elif any(matches(name, key) for name in block.read):
-                why = "matches only parameters that are not selected: name them by `where`"
+                why = "matches only parameters that are not selected: see `where`"
             else:
                 why = "matches no parameter"
             raise ValueError(
@@ -126,7 +129,7 @@ class bayesianize(AbstractParameterHandler):  # noqa: N801 - a handler is a verb
         return next(keys, _FALLBACK if _FALLBACK in self._rules else None)
 
     def _prior(self, parameter: Parameter) -> Any:
-        """What the user's prior says of a parameter, its own sites outside the block."""
+        """What the user's prior says of a parameter; its sites stand outside."""
         key = self._winner(parameter.name)
         rule = None if key is None else self._rules[key]
         if rule is not None and not isinstance(rule, dist.Distribution):
@@ -174,10 +177,10 @@ def _fit(prior: Any, parameter: Parameter) -> dist.Distribution:
             f"event shape {prior.event_shape}, which does not broadcast to the "
             f"parameter's shape {parameter.shape}."
         )
-    if prior.support.is_discrete:
+    if prior.support is not None and prior.support.is_discrete:
         raise ValueError(
-            f"the prior of {parameter.name!r}, {type(prior).__name__}, is discrete, but "
-            f"the parameter is {parameter.dtype}."
+            f"the prior of {parameter.name!r}, {type(prior).__name__}, is discrete, "
+            f"but the parameter is {parameter.dtype}."
         )
     if prior.batch_shape != batch:
         prior = prior.expand(batch)

@@ -5,8 +5,8 @@ from numpyro import handlers
 from pyrox_ppl._parameter import check_name
 
 
-class scope(handlers.scope):  # noqa: N801 - handlers are verbs in lower case, as NumPyro's
-    """Prefix every site inside with a name and a dot.
+class scope(handlers.scope):
+    r"""Prefix every site inside with a name and a dot.
 
     NumPyro's ``scope`` with the divider that parameter names use. The same module under
     two scopes inside one handler block is two independent sets of parameters.
@@ -31,7 +31,7 @@ class scope(handlers.scope):  # noqa: N801 - handlers are verbs in lower case, a
         ...         with px.scope("right"):
         ...             return film(h, z)
         >>> inputs = jax.numpy.ones(3), jax.numpy.ones(2)
-        >>> print(*trace(seed(model, 0)).get_trace(*inputs), sep="\\n")
+        >>> print(*trace(seed(model, 0)).get_trace(*inputs), sep="\n")
         left.affine_modulation.generator.weight
         left.affine_modulation.generator.bias
         right.affine_modulation.generator.weight

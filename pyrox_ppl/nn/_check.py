@@ -50,8 +50,3 @@ def check_batch(features: jax.Array, context: jax.Array, name: str) -> None:
             f"context of shape (cond_dim,), or have as many batch axes as {name}, each "
             "of the same size or of size 1 (insert them: z[:, None, :])."
         )
-
-
-def align(array: jax.Array, ndim: int) -> jax.Array:
-    """Insert axes in front, so that `array` has `ndim` axes and broadcasts explicitly."""
-    return jnp.expand_dims(array, tuple(range(ndim - array.ndim)))

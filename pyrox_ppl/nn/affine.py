@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import bind
-from pyrox_ppl.nn._check import align, check_size, check_width
+from pyrox_ppl.nn._check import check_size, check_width
+from pyrox_ppl.nn._linear import align, linear
 from pyrox_ppl.nn.conditioner import AbstractConditioner
 
 
@@ -35,8 +36,8 @@ class AffineModulation(AbstractConditioner):
     One linear generator makes both halves, :math:`(\beta, r) = G z + g`, and
     :math:`\gamma` is :math:`1 + \tanh r` (``one_plus_tanh``: a scale between 0 and 2),
     :math:`e^r` (``exp``: positive, hence invertible in ``h``),
-    :math:`\log(1 + e^r)` (``softplus``) or :math:`r` (``identity``). :math:`G` starts at
-    zero and :math:`g` at the value that gives :math:`\gamma = 1, \beta = 0`: at
+    :math:`\log(1 + e^r)` (``softplus``) or :math:`r` (``identity``). :math:`G` starts
+    at zero and :math:`g` at the value that gives :math:`\gamma = 1, \beta = 0`: at
     construction ``y = h`` for *every* z. :math:`2CK + 2C` parameters.
 
     **Shapes**: ``h`` ``(*batch, C)``, ``z`` ``(K,)`` or ``(*batch, K)``; the result is
@@ -98,18 +99,23 @@ class AffineModulation(AbstractConditioner):
                 f"gamma_activation must be one of {sorted(_GAMMAS)}, got "
                 f"{gamma_activation!r}."
             )
-        linear = eqx.nn.Linear(cond_dim, 2 * num_features, key=key)
-        dtype = linear.weight.dtype
-        start = jnp.full((num_features,), _GAMMAS[gamma_activation].identity, dtype)
-        linear = eqx.tree_at(
+        start = eqx.nn.Linear(cond_dim, 2 * num_features, key=key)
+        dtype = start.weight.dtype
+        raw = jnp.full((num_features,), _GAMMAS[gamma_activation].identity, dtype)
+        generator = eqx.tree_at(
             lambda layer: (layer.weight, layer.bias),
-            linear,
+            start,
             (
-                jnp.zeros_like(linear.weight),
-                jnp.concatenate([jnp.zeros((num_features,), dtype), start]),
+                jnp.zeros_like(start.weight),
+                jnp.concatenate([jnp.zeros((num_features,), dtype), raw]),
             ),
         )
-        return cls(linear, num_features, cond_dim, gamma_activation)
+        return cls(
+            generator=generator,
+            num_features=num_features,
+            cond_dim=cond_dim,
+            gamma_activation=gamma_activation,
+        )
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
         """``gamma(z) * h + beta(z)``."""
@@ -143,7 +149,7 @@ class AffineModulation(AbstractConditioner):
 
     def _generate(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The shift and the raw scale, each of shape (*batch, C)."""
-        out = z @ self.generator.weight.T + align(self.generator.bias, z.ndim)
+        out = linear(self.generator.weight, self.generator.bias, z)
         return out[..., : self.num_features], out[..., self.num_features :]
 
 

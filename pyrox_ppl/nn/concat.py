@@ -6,7 +6,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.nn._check import align, check_size
+from pyrox_ppl.nn._check import check_size
+from pyrox_ppl.nn._linear import align, linear
 from pyrox_ppl.nn.conditioner import AbstractConditioner
 
 
@@ -51,13 +52,14 @@ class ConcatConditioner(AbstractConditioner):
             key: A JAX PRNG key.
         """
         check_size(num_features=num_features, cond_dim=cond_dim)
-        linear = eqx.nn.Linear(num_features + cond_dim, num_features, key=key)
-        return cls(linear, num_features, cond_dim)
+        layer = eqx.nn.Linear(num_features + cond_dim, num_features, key=key)
+        return cls(generator=layer, num_features=num_features, cond_dim=cond_dim)
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
         """``[h, z] @ W.T + b``."""
-        ndim = max(h.ndim, z.ndim)
+        split = self.num_features
         weight, bias = self.generator.weight, self.generator.bias
-        of_features = h @ weight[:, : self.num_features].T
-        of_context = z @ weight[:, self.num_features :].T
-        return align(of_features, ndim) + align(of_context, ndim) + align(bias, ndim)
+        of_features = linear(weight[:, :split], bias, h)
+        of_context = linear(weight[:, split:], None, z)
+        ndim = max(h.ndim, z.ndim)
+        return align(of_features, ndim) + align(of_context, ndim)

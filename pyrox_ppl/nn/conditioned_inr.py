@@ -1,4 +1,4 @@
-"""ConditionedINR: any coordinate network, conditioned layer by layer or at its input."""
+"""ConditionedINR: a coordinate network, conditioned at its layers or its input."""
 
 from collections.abc import Callable
 from typing import Any, Literal, Self
@@ -13,13 +13,14 @@ from pyrox_ppl.nn.conditioner import AbstractConditioner
 
 
 class ConditionedINR(AbstractModule):
-    r"""An implicit neural representation :math:`f(x; z)`: a network and its conditioners.
+    r"""A neural field :math:`f(x; z)`: a network of coordinates, and its conditioners.
 
     ``mode="feature"``: a conditioner after each layer but the readout,
     :math:`h_l = c_l(s_l(h_{l-1}), z)`, for any network with ``layers`` (a
     :class:`SIREN`, an ``eqx.nn.MLP``, your own). ``mode="input"``: one conditioner on
-    the coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner network
-    is *backbone*: handlers leave it the constant it is unless they are told otherwise.
+    the coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner
+    network is *backbone*: handlers leave it the constant it is unless they are told
+    otherwise.
 
     **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
     axes of size 1 broadcast; the result is ``(*batch, out_features)``.
@@ -41,7 +42,8 @@ class ConditionedINR(AbstractModule):
         >>> from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM
         >>> inner_key, key = jax.random.split(jax.random.key(0))
         >>> inner = SIREN.init(2, 32, 1, depth=4, key=inner_key)
-        >>> field = ConditionedINR.init(inner, conditioner_cls=FiLM, cond_dim=3, key=key)
+        >>> film = {"conditioner_cls": FiLM, "cond_dim": 3, "key": key}
+        >>> field = ConditionedINR.init(inner, **film)
         >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
         >>> field(x, z).shape
         (7, 5, 1)
@@ -93,6 +95,12 @@ class ConditionedINR(AbstractModule):
                 "conditioner_cls must be a subclass of AbstractConditioner, got "
                 f"{conditioner_cls!r}."
             )
+        make = getattr(conditioner_cls, "init", None)
+        if make is None:
+            raise TypeError(
+                f"{conditioner_cls.__name__} needs a classmethod `init` that takes "
+                f"{', '.join(conditioner_cls.widths)}, cond_dim and key."
+            )
         if mode == "feature":
             widths = [_width(layer, "out_features") for layer in _layers(inner)[:-1]]
         elif mode == "input":
@@ -100,7 +108,7 @@ class ConditionedINR(AbstractModule):
         else:
             raise ValueError(f"mode must be 'feature' or 'input', got {mode!r}.")
         conditioners = tuple(
-            conditioner_cls.init(
+            make(
                 **dict.fromkeys(conditioner_cls.widths, width),
                 cond_dim=cond_dim,
                 key=layer_key,
@@ -159,7 +167,8 @@ def _layers(network: Any) -> tuple[Any, ...]:
     if not isinstance(layers, tuple | list) or len(layers) < 2:
         raise ValueError(
             f"mode='feature' needs a network with two or more `layers`, the last one "
-            f"the readout, and {type(network).__name__} has {layers!r}: use mode='input'."
+            f"the readout, and {type(network).__name__} has {layers!r}. Else use "
+            "mode='input'."
         )
     return tuple(layers)
 
@@ -177,7 +186,7 @@ def _width(layer: Any, attribute: str) -> int:
     width = getattr(layer, attribute, None)
     if not isinstance(width, int):
         raise ValueError(
-            f"ConditionedINR cannot tell the width of {type(layer).__name__}: give it an "
-            f"integer attribute `{attribute}`."
+            f"ConditionedINR cannot tell the width of {type(layer).__name__}: give "
+            f"it an integer attribute `{attribute}`."
         )
     return width

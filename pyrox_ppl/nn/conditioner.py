@@ -1,4 +1,4 @@
-"""AbstractConditioner: the base of the maps c(h, z) that condition features on a context."""
+"""AbstractConditioner: the base of the maps c(h, z)."""
 
 import abc
 from typing import Any, ClassVar
@@ -12,15 +12,16 @@ from pyrox_ppl.nn._check import check_batch, check_width
 
 
 class AbstractConditioner(AbstractModule):
-    """A deterministic map ``c(h, z) -> y`` of features `h`, conditioned on a context `z`.
+    """A deterministic map ``c(h, z) -> y`` of features, conditioned on a context.
 
     Calling it reads its parameters (they are *generators*: what handlers select by
     default), checks the shapes once, and evaluates `condition`. A subclass has the
     fields named in `widths` and ``cond_dim``, an ``init`` that takes these names, and
     writes only `condition`.
 
-    **Shapes**: ``h`` is ``(*batch, C)`` with any number of batch axes; ``z`` is ``(K,)``,
-    or ``(*batch, K)`` where axes of size 1 broadcast; the result is ``(*batch, out)``.
+    **Shapes**: ``h`` is ``(*batch, C)`` with any number of batch axes; ``z`` is
+    ``(K,)``, or ``(*batch, K)`` where axes of size 1 broadcast; the result is
+    ``(*batch, out)``.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px

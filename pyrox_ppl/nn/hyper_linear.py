@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.nn._check import align, check_positive, check_size
+from pyrox_ppl.nn._check import check_positive, check_size
+from pyrox_ppl.nn._linear import align, linear
 from pyrox_ppl.nn.conditioner import AbstractConditioner
 
 
@@ -75,14 +76,14 @@ class HyperLinear(AbstractConditioner):
         check_size(target_in=target_in, target_out=target_out, cond_dim=cond_dim)
         check_positive(init_scale=init_scale)
         size = target_out * target_in + target_out
-        linear = eqx.nn.Linear(cond_dim, size, key=key)
+        start = eqx.nn.Linear(cond_dim, size, key=key)
         half_width = 1.0 / math.sqrt(target_in)
         weight_key, bias_key = jax.random.split(key)
-        dtype = linear.weight.dtype
+        dtype = start.weight.dtype
         spread = init_scale * half_width / math.sqrt(cond_dim)
-        linear = eqx.tree_at(
+        generator = eqx.tree_at(
             lambda layer: (layer.weight, layer.bias),
-            linear,
+            start,
             (
                 jax.random.uniform(
                     weight_key, (size, cond_dim), dtype, -spread, spread
@@ -90,17 +91,22 @@ class HyperLinear(AbstractConditioner):
                 jax.random.uniform(bias_key, (size,), dtype, -half_width, half_width),
             ),
         )
-        return cls(linear, target_in, target_out, cond_dim)
+        return cls(
+            generator=generator,
+            target_in=target_in,
+            target_out=target_out,
+            cond_dim=cond_dim,
+        )
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
         """Generate the weights, then apply them."""
-        generated = z @ self.generator.weight.T + align(self.generator.bias, z.ndim)
+        generated = linear(self.generator.weight, self.generator.bias, z)
         split = self.target_out * self.target_in
         weight = generated[..., :split].reshape(
             *z.shape[:-1], self.target_out, self.target_in
         )
         bias = generated[..., split:]
         if z.ndim == 1:
-            return h @ weight.T + align(bias, h.ndim)
+            return linear(weight, bias, h)
         h = align(h, z.ndim)
         return jnp.einsum("...oi,...i->...o", weight, h) + bias

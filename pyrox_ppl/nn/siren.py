@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
-from pyrox_ppl.nn._check import align, check_positive, check_size, check_width
+from pyrox_ppl.nn._check import check_positive, check_size, check_width
+from pyrox_ppl.nn._linear import linear
 
 Regime = Literal["first", "hidden", "last"]
 
 
 class SirenDense(AbstractModule):
-    r"""One layer of a SIREN, :math:`y = \sin(\omega\,(W x + b))`; the last one has no sine.
+    r"""One layer of a SIREN, :math:`y = \sin(\omega (W x + b))`; the last has no sine.
 
     Three regimes of Theorem 1: ``first``, :math:`W \sim U(\pm 1/n)`, spreads the inputs
     over several periods; ``hidden``, :math:`W \sim U(\pm\sqrt{c/n}/\omega)`, keeps the
@@ -23,7 +24,8 @@ class SirenDense(AbstractModule):
     ``last`` has the hidden layers' weights and is linear. :math:`b \sim U(\pm
     n^{-1/2})`, n being the number of inputs.
 
-    **Shapes**: ``x`` ``(*batch, in_features)``; the result is ``(*batch, out_features)``.
+    **Shapes**: ``x`` ``(*batch, in_features)``; the result is
+    ``(*batch, out_features)``.
 
     **Sites** under a handler: ``siren_dense.weight`` of shape ``(out_features,
     in_features)`` and ``siren_dense.bias`` of shape ``(out_features,)``.
@@ -72,7 +74,8 @@ class SirenDense(AbstractModule):
             c: The constant of Theorem 1; 6 gives unit variance.
 
         Raises:
-            ValueError: If a size, `omega` or `c` is not positive, or the regime unknown.
+            ValueError: If a size, `omega` or `c` is not positive, or the regime
+                unknown.
         """
         check_size(in_features=in_features, out_features=out_features)
         check_positive(omega=omega, c=c)
@@ -99,7 +102,7 @@ class SirenDense(AbstractModule):
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """``sin(omega (W x + b))``; `key` is ignored, as Equinox's layers take it."""
         x = check_width("x", x, "in_features", self.in_features)
-        affine = x @ self.weight.T + align(self.bias, x.ndim)
+        affine = linear(self.weight, self.bias, x)
         return affine if self.regime == "last" else jnp.sin(self.omega * affine)
 
 
@@ -108,7 +111,8 @@ class SIREN(AbstractModule):
 
     Each :math:`s_l` is a :class:`SirenDense`; the readout is linear.
 
-    **Shapes**: ``x`` ``(*batch, in_features)``; the result is ``(*batch, out_features)``.
+    **Shapes**: ``x`` ``(*batch, in_features)``; the result is
+    ``(*batch, out_features)``.
 
     **Sites** under a handler: ``siren.layers.<l>.weight`` and ``siren.layers.<l>.bias``
     for l from 0 to depth - 1.
@@ -165,7 +169,8 @@ class SIREN(AbstractModule):
                 f"depth counts the readout and must be at least 2, got {depth}."
             )
         widths = [in_features, *[hidden_features] * (depth - 1), out_features]
-        regimes: list[Regime] = ["first", *["hidden"] * (depth - 2), "last"]
+        hidden: list[Regime] = ["hidden"] * (depth - 2)
+        regimes: list[Regime] = ["first", *hidden, "last"]
         return cls(
             tuple(
                 SirenDense.init(

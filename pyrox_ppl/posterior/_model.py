@@ -1,0 +1,129 @@
+"""What a model says of its data: observations, plates, constants."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import numpy as np
+from numpyro import handlers
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSites:
+    """The sites of one run of a model with its draws in place.
+
+    Attributes:
+        latent: Names of the sample sites that were drawn.
+        observed: The observations by site, ``factor`` left out.
+        has_discrete_latent: Whether a latent site is discrete.
+        plates: For every site the names of its axes from the right, the event axes
+            (named None) first.
+    """
+
+    latent: tuple[str, ...]
+    observed: dict[str, np.ndarray]
+    has_discrete_latent: bool
+    plates: dict[str, tuple[str | None, ...]]
+    event_dims: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, model: Callable, draws: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Self:
+        """Run the seeded model once, at the first draw.
+
+        Raises:
+            ValueError: If the sample sites of the model are not those that were drawn.
+        """
+        first = {name: value[0, 0] for name, value in draws.items()}
+        trace = handlers.trace(handlers.substitute(model, data=first)).get_trace(
+            *args, **kwargs
+        )
+        sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
+        latent = {n: s for n, s in sample.items() if not s["is_observed"]}
+        discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
+        # NUTS sums a discrete site out, and draws none of it.
+        missing = sorted(latent.keys() - draws.keys() - discrete)
+        unknown = sorted(draws.keys() - trace.keys())
+        if missing or unknown:
+            raise ValueError(
+                f"the model with these arguments samples {missing}, which were not "
+                f"drawn, and lacks {unknown}, which were: give to_datatree the "
+                "arguments that mcmc.run was given, observations included."
+            )
+        return cls(
+            latent=tuple(name for name in latent if name in draws),
+            observed={
+                name: np.asarray(site["value"])
+                for name, site in sample.items()
+                if site["is_observed"] and not site["infer"].get("is_auxiliary")
+            },
+            has_discrete_latent=bool(discrete),
+            plates={name: _plates(s) for name, s in trace.items() if _has_axes(s)},
+            event_dims={name: s["fn"].event_dim for name, s in sample.items()},
+        )
+
+    def dims(self, name: str, ndim: int) -> list[str]:
+        """Names for the `ndim` axes of a site: its plates', or ArviZ's default."""
+        from_right = list(self.plates.get(name, ()))
+        event = self.event_dims.get(name, 0)
+        if ndim == len(from_right) - event:
+            from_right = from_right[event:]  # a log density: the event is summed over
+        names = [*reversed(from_right)]
+        names = [None] * (ndim - len(names)) + names[len(names) - ndim :]
+        return [
+            plate if plate is not None else f"{name.replace('/', '.')}_dim_{axis}"
+            for axis, plate in enumerate(names)
+        ]
+
+
+def constant_data(
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    observed: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The arrays among a model's arguments that are no observations, by name.
+
+    Arrays in a tuple or a dict are named by their path, joined by dots; the parameters
+    of a module are no data.
+    """
+    bound = inspect.signature(model).bind(*args, **kwargs)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        dict(bound.arguments), is_leaf=lambda node: isinstance(node, eqx.Module)
+    )
+    constants = {}
+    for path, leaf in leaves:
+        number = isinstance(leaf, int | float) and not isinstance(leaf, bool)
+        if number or eqx.is_array(leaf) or isinstance(leaf, np.ndarray):
+            value = np.asarray(leaf)
+            if not any(_equal(value, data) for data in observed.values()):
+                constants[jax.tree_util.keystr(path, simple=True, separator=".")] = (
+                    value
+                )
+    return constants
+
+
+def _has_axes(site: dict[str, Any]) -> bool:
+    return site["type"] in ("sample", "deterministic")
+
+
+def _plates(site: dict[str, Any]) -> tuple[str | None, ...]:
+    """The names of a site's axes from the right."""
+    event = site["fn"].event_dim if site["type"] == "sample" else 0
+    names: list[str | None] = [None] * np.ndim(site["value"])
+    for frame in site["cond_indep_stack"]:
+        axis = event - frame.dim - 1
+        if axis < len(names) and np.shape(site["value"])[-axis - 1] == frame.size:
+            plate = frame.name.replace("/", ".")
+            names[axis] = f"{plate}_plate" if plate == site["name"] else plate
+    return tuple(names)
+
+
+def _equal(value: np.ndarray, observation: np.ndarray) -> bool:
+    return value.shape == observation.shape and np.array_equal(
+        value, observation, equal_nan=value.dtype.kind == "f"
+    )
