@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import equinox as eqx
 import jax
@@ -25,6 +25,15 @@ class AbstractModule(eqx.Module):
     # Static, so that it survives flattening: a bound module stays bound under every
     # JAX transform, and in every copy.
     _bound: bool = eqx.field(default=False, init=False, static=True, repr=False)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Give the instance its own mark, whatever ``__init__`` a subclass writes.
+
+        Equinox takes an instance that lacks one of its fields for a function wrapper.
+        """
+        self = super().__new__(cls)
+        object.__setattr__(self, "_bound", False)
+        return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Read the parameters, then evaluate `forward` with the same arguments."""

@@ -30,8 +30,8 @@ class Parameter:
             conditioner, or to a network that generates features), or if its module
             holds no generator at all; ``"backbone"`` otherwise.
         fan_in: The number of inputs that one output sums over: the product of all axes
-            but the first (``eqx.nn.Linear`` keeps its weight as (out, in)). A vector
-            or a scalar takes the fan-in of the ``weight`` beside it, else 1.
+            but the first (``eqx.nn.Linear`` keeps its weight as (out, in)). A ``bias``,
+            a vector or a scalar takes the fan-in of the ``weight`` beside it, else 1.
 
     Example:
         >>> import jax
@@ -168,8 +168,10 @@ def _walk(
     role = getattr(type(node), "parameter_role", role)
     sibling = next((_fan_in(c) for key, c in children if _key(key) == "weight"), None)
     for key, child in children:
-        below = _fan_in(child) or sibling or 1
-        yield from _walk(child, (*path, _key(key)), _field_role(node, key, role), below)
+        own = _fan_in(child)
+        below = (sibling or own) if _key(key) == "bias" else (own or sibling)
+        child_role = _field_role(node, key, role)
+        yield from _walk(child, (*path, _key(key)), child_role, below or 1)
 
 
 def _fan_in(value: Any) -> int | None:

@@ -1,0 +1,40 @@
+"""Small modules and helpers that the tests of the handlers share."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+
+from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM
+
+KEY = jax.random.key(0)
+H, Z = jnp.linspace(-1.0, 1.0, 3), jnp.linspace(0.5, 1.0, 2)
+
+
+def make_film(seed=0):
+    """A conditioner of 3 features on a context of 2, not at its identity."""
+    film = FiLM.init(3, 2, key=jax.random.key(seed))
+    noise = 0.3 * jax.random.normal(jax.random.key(seed + 100), (6, 2))
+    return eqx.tree_at(lambda f: f.generator.weight, film, noise)
+
+
+def make_field(depth=4):
+    """A conditioned SIREN of 2 coordinates and a context of 2."""
+    inner = SIREN.init(2, 4, 1, depth=depth, key=KEY)
+    return ConditionedINR.init(inner, conditioner_cls=FiLM, cond_dim=2, key=KEY)
+
+
+def make_mlp(seed=0):
+    """A plain Equinox network, which knows nothing of handlers."""
+    return eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(seed))
+
+
+def sites(model, *args, seed=0, types=("sample",)):
+    """Run a model under a seed; return its sites of these types."""
+    trace = handlers.trace(handlers.seed(model, seed)).get_trace(*args)
+    return {name: site for name, site in trace.items() if site["type"] in types}
+
+
+def run(model, *args, seed=0):
+    """Run a model under a seed; return what it returns."""
+    return handlers.seed(model, seed)(*args)

@@ -1,0 +1,145 @@
+"""Rule 2: one parameter, one variable; two modules under one name raise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pytest
+from models import H, Z, make_film, make_mlp, run, sites
+
+import pyrox_ppl as px
+from pyrox_ppl.nn import FiLM
+
+
+def test_two_calls_share_one_site_and_one_value():
+    film = make_film()
+
+    def model():
+        with px.bayesianize():
+            return film(H, Z), film(H, Z), film(H, 2 * Z)
+
+    assert len(sites(model)) == 2
+    first, second, third = run(model)
+    np.testing.assert_array_equal(first, second)
+    assert not np.allclose(first, third)
+
+
+def test_two_calls_inside_an_inner_trace_are_one_site_each():
+    film = make_film()
+
+    def model():
+        with px.bayesianize(), numpyro.handlers.trace() as inner:
+            film(H, Z)
+            film(H, Z)
+        return inner
+
+    names = [name for name, site in run(model).items() if site["type"] == "sample"]
+    assert len(names) == 2
+
+
+def test_a_scope_inside_separates():
+    film = make_film()
+
+    def model():
+        with px.bayesianize():
+            with px.scope("left"):
+                left = film(H, Z)
+            with px.scope("right"):
+                right = film(H, Z)
+            with px.scope("left"):
+                again = film(H, Z)
+        return left, right, again
+
+    assert len(sites(model)) == 4
+    left, right, again = run(model)
+    np.testing.assert_array_equal(left, again)
+    assert not np.allclose(left, right)
+
+
+def test_a_scope_outside_does_not_disturb():
+    film = make_film()
+
+    def model():
+        with px.scope("outer"), px.bayesianize():
+            return film(H, Z) - film(H, Z)
+
+    assert sorted(sites(model)) == [
+        "outer.affine_modulation.generator.bias",
+        "outer.affine_modulation.generator.weight",
+    ]
+    np.testing.assert_array_equal(run(model), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("features", [3, 5])
+def test_two_modules_under_one_name_raise_with_both_shapes_and_the_fix(features):
+    one, two = make_film(), FiLM.init(features, 2, key=jax.random.key(7))
+
+    def model():
+        with px.bayesianize():
+            one(H, Z)
+            two(jnp.ones(features), Z)
+
+    with pytest.raises(ValueError, match="same name") as error:
+        sites(model)
+    message = str(error.value)
+    for part in (
+        "affine_modulation.generator.weight",
+        "(6, 2)",
+        str((2 * features, 2)),
+        "scope(name)",
+        "bind(module, name)",
+    ):
+        assert part in message
+
+
+def test_two_modules_under_two_names_are_two_sets():
+    def model():
+        with px.bayesianize():
+            px.bind(make_mlp(0), "one")
+            px.bind(make_mlp(1), "two")
+
+    assert len(sites(model)) == 8
+
+
+def test_a_module_bound_twice_by_hand_is_read_once():
+    mlp = make_mlp()
+
+    def model():
+        with px.bayesianize():
+            one, two = px.bind(mlp, "net"), px.bind(mlp, "net")
+        return one.layers[0].weight, two.layers[0].weight
+
+    assert len(sites(model)) == 4
+    np.testing.assert_array_equal(*run(model))
+
+
+def test_two_blocks_that_read_one_module_are_told_apart_by_numpyro():
+    film = make_film()
+
+    def model():
+        with px.bayesianize():
+            film(H, Z)
+        with px.bayesianize():
+            film(H, Z)
+
+    with pytest.raises(AssertionError, match="unique names"):
+        sites(model)
+
+
+def test_the_same_handler_object_runs_one_block_after_another():
+    film = make_film()
+    model = px.bayesianize(lambda: film(H, Z) - film(H, Z))
+    for seed in range(2):
+        assert len(sites(model, seed=seed)) == 2
+        np.testing.assert_array_equal(run(model, seed=seed), jnp.zeros(3))
+
+
+def test_a_handler_object_entered_twice_at_once_is_refused():
+    handler = px.bayesianize()
+
+    def model():
+        with handler, handler:
+            make_film()(H, Z)
+
+    with pytest.raises(ValueError, match="entered already"):
+        sites(model)
