@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
@@ -38,6 +38,17 @@ class _GlobalSites(Messenger):
             msg["infer"] = {"block_plates": Plates(), **msg["infer"]}
 
 
+class Answer(NamedTuple):
+    """The first read of a parameter: what was read, and the message with its value.
+
+    The message alone does not do: ``numpyro.handlers.reparam`` strips it.
+    """
+
+    stored: Any
+    plate: Any
+    message: dict[str, Any]
+
+
 @dataclasses.dataclass
 class Block:
     """What a handler remembers between entering its block and leaving it."""
@@ -45,7 +56,7 @@ class Block:
     entered_at: TraceMark
     cleanup: contextlib.ExitStack
     read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
-    answered: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
     matched: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -107,7 +118,8 @@ class AbstractParameterHandler(Messenger):
         block = self.block
         parameter = dataclasses.replace(msg["parameter"], name=msg["name"])
         block.read[parameter.name] = parameter
-        if any(msg["stored"] is given["value"] for given in block.answered.values()):
+        given = (answer.message["value"] for answer in block.answered.values())
+        if any(msg["stored"] is value for value in given):
             return  # bound in this very block, then read as part of another module
         if not self._is_selected(parameter):
             return
@@ -120,7 +132,7 @@ class AbstractParameterHandler(Messenger):
                 "handler outside can give it a value: run this inside a model, or in "
                 "`with numpyro.handlers.seed(rng_seed=0):`."
             )
-        block.answered[parameter.name] = msg
+        block.answered[parameter.name] = Answer(msg["stored"], msg["plate"], msg)
         self.answer(msg, parameter)
 
     @abc.abstractmethod
@@ -206,24 +218,26 @@ def _selection(where: Where) -> tuple[tuple[str, ...], Callable[[Parameter], boo
         return (), generator
     if callable(where):
         return (), where
-    patterns = (where,) if isinstance(where, str) else tuple(where)
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+    patterns = (where,) if isinstance(where, str) else where
+    is_sequence = isinstance(patterns, Sequence) and len(patterns) > 0
+    if not is_sequence or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(
             "where must be a glob, a sequence of globs or a predicate on Parameter, "
             f"got {where!r}."
         )
-    return patterns, lambda p: any(matches(p.name, pattern) for pattern in patterns)
+    globs = tuple(patterns)
+    return globs, lambda p: any(matches(p.name, glob) for glob in globs)
 
 
-def _recall(msg: dict[str, Any], first: dict[str, Any]) -> None:
+def _recall(msg: dict[str, Any], first: Answer) -> None:
     """Answer a second read by the value of the first; none further out sees it."""
-    if msg["stored"] is not first["stored"] or msg["plate"] is not first["plate"]:
+    if msg["stored"] is not first.stored or msg["plate"] is not first.plate:
         raise ValueError(
             f"two different modules read their parameters under the same name "
-            f"{msg['name']!r}: one of shape {first['stored'].shape}, one of shape "
+            f"{msg['name']!r}: one of shape {first.stored.shape}, one of shape "
             f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` "
             "or by calling it inside `with scope(name):`."
         )
-    msg["value"] = first["value"]
+    msg["value"] = first.message["value"]
     msg["stop"] = True
     del msg["name"]
