@@ -106,11 +106,16 @@ def bind[Module](
         return module
     frame = None if plate is None else _active_plate(plate)
     leaves, treedef = jax.tree.flatten(module)
-    read_before = _leaves_of_bound_modules(module)
-    for read in parameters_of(module, class_name(module) if name is None else name):
-        if any(read.stored is leaf for leaf in read_before):
-            continue
-        _check_transforms(read, module)
+    bound_before = _leaves_of_bound_modules(module)
+    root = class_name(module) if name is None else name
+    reads = [
+        read
+        for read in parameters_of(module, root)
+        if not any(read.stored is leaf for leaf in bound_before)
+    ]
+    if reads:
+        _check_transforms(reads, module)
+    for read in reads:
         value = _read(read, frame)
         for position in read.positions:
             leaves[position] = value
@@ -172,27 +177,28 @@ def _constant(message: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
     return constant
 
 
-def _check_transforms(read: Read, module: Any) -> None:
-    """Refuse a read that would leak, vanish on a cache hit, or merge what is mapped."""
+def _check_transforms(reads: list[Read], module: Any) -> None:
+    """Refuse reads that would leak, vanish on a cache hit, or merge what is mapped."""
     for handler in _PYRO_STACK:
         mark = getattr(handler, "entered_at", None)
         if mark is None:
             continue
+        block = f"the {type(handler).__name__} block"
         if mark.is_staged_out():
             raise ValueError(
-                f"{type(module).__name__} reads its parameter {read.parameter.name!r} "
-                "inside a jit, scan, while_loop, cond or checkpoint that was entered "
-                f"inside the {type(handler).__name__} block. The value would leak, or "
-                "be missing where the compiled function is used again. Write "
+                f"{type(module).__name__} reads its parameters "
+                f"({reads[0].parameter.name!r}, ...) inside a jit, scan, while_loop, "
+                f"cond or checkpoint that was entered inside {block}. The values would "
+                "leak, or be missing where the compiled function is used again. Write "
                 "`net = bind(net)` inside the block, before the transform, and use the "
                 "bound `net` in it."
             )
-        if mark.is_transformed(read.stored):
+        if any(mark.is_transformed(read.stored) for read in reads):
             raise ValueError(
-                f"{type(module).__name__} reads its parameter {read.parameter.name!r} "
-                "inside a vmap or grad over the module itself, entered inside the "
-                f"{type(handler).__name__} block: all members would share one value, "
-                "and its gradient would be zero. Write `net = bind(net)` (or "
+                f"{type(module).__name__} reads its parameters "
+                f"({reads[0].parameter.name!r}, ...) inside a vmap or grad over the "
+                f"module itself, entered inside {block}: all members would share one "
+                "value, and its gradient would be zero. Write `net = bind(net)` (or "
                 "`bind(net, plate=...)` for a value per member) inside the block, "
                 "before the transform."
             )

@@ -5,7 +5,7 @@ from typing import Self
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+from einops import einsum, rearrange
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl.nn._check import check_positive, check_size
@@ -102,11 +102,10 @@ class HyperLinear(AbstractConditioner):
         """Generate the weights, then apply them."""
         generated = linear(self.generator.weight, self.generator.bias, z)
         split = self.target_out * self.target_in
-        weight = generated[..., :split].reshape(
-            *z.shape[:-1], self.target_out, self.target_in
+        weight = rearrange(
+            generated[..., :split], "... (o i) -> ... o i", i=self.target_in
         )
         bias = generated[..., split:]
         if z.ndim == 1:
             return linear(weight, bias, h)
-        h = align(h, z.ndim)
-        return jnp.einsum("...oi,...i->...o", weight, h) + bias
+        return einsum(weight, align(h, z.ndim), "... o i, ... i -> ... o") + bias

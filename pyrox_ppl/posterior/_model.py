@@ -19,6 +19,7 @@ class ModelSites:
         latent: Names of the sample sites that were drawn.
         observed: The observations by site, ``factor`` left out.
         has_discrete_latent: Whether a latent site is discrete.
+        has_undrawn_latent: Whether such a site was summed out, and not drawn.
         plates: For every site the names of its axes from the right, the event axes
             (named None) first.
     """
@@ -26,6 +27,7 @@ class ModelSites:
     latent: tuple[str, ...]
     observed: dict[str, np.ndarray]
     has_discrete_latent: bool
+    has_undrawn_latent: bool
     plates: dict[str, tuple[str | None, ...]]
     event_dims: dict[str, int]
 
@@ -45,8 +47,17 @@ class ModelSites:
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
         discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
-        # NUTS sums a discrete site out, and draws none of it.
-        missing = sorted(latent.keys() - draws.keys() - discrete)
+        observed = {
+            name: np.asarray(site["value"])
+            for name, site in sample.items()
+            if site["is_observed"] and not site["infer"].get("is_auxiliary")
+        }
+        # NUTS sums a discrete site out and draws none of it; where nothing is observed,
+        # it is rather an observation that was forgotten.
+        summed = {
+            n for n in discrete if observed and latent[n]["fn"].has_enumerate_support
+        }
+        missing = sorted(latent.keys() - draws.keys() - summed)
         unknown = sorted(draws.keys() - trace.keys())
         if missing or unknown:
             raise ValueError(
@@ -56,12 +67,9 @@ class ModelSites:
             )
         return cls(
             latent=tuple(name for name in latent if name in draws),
-            observed={
-                name: np.asarray(site["value"])
-                for name, site in sample.items()
-                if site["is_observed"] and not site["infer"].get("is_auxiliary")
-            },
+            observed=observed,
             has_discrete_latent=bool(discrete),
+            has_undrawn_latent=bool(summed - draws.keys()),
             plates={name: _plates(s) for name, s in trace.items() if _has_axes(s)},
             event_dims={name: s["fn"].event_dim for name, s in sample.items()},
         )
@@ -118,8 +126,7 @@ def _plates(site: dict[str, Any]) -> tuple[str | None, ...]:
     for frame in site["cond_indep_stack"]:
         axis = event - frame.dim - 1
         if axis < len(names) and np.shape(site["value"])[-axis - 1] == frame.size:
-            plate = frame.name.replace("/", ".")
-            names[axis] = f"{plate}_plate" if plate == site["name"] else plate
+            names[axis] = frame.name.replace("/", ".")
     return tuple(names)
 
 

@@ -39,6 +39,7 @@ def to_datatree(
       ``mcmc.run(..., extra_fields=...)``, under ArviZ's names;
     - ``posterior_predictive``: a new draw of every observed site;
     - ``log_likelihood``: the log density of every observation, ``factor`` left out;
+      not there where a discrete latent was summed out, of which there is no draw;
     - ``observed_data``: the observations;
     - ``constant_data``: the other arrays among the arguments, under the names of the
       model's parameters.
@@ -107,12 +108,11 @@ def to_datatree(
             return_sites=list(sites.observed),
             batch_ndims=2,
         )
-        densities = log_likelihood(seeded, latent, *args, batch_ndims=2, **kwargs)
-        groups |= {
-            "posterior_predictive": predictive(predictive_key, *args, **kwargs),
-            "log_likelihood": {name: densities[name] for name in sites.observed},
-            "observed_data": sites.observed,
-        }
+        groups["posterior_predictive"] = predictive(predictive_key, *args, **kwargs)
+        if not sites.has_undrawn_latent:
+            densities = log_likelihood(seeded, latent, *args, batch_ndims=2, **kwargs)
+            groups["log_likelihood"] = {n: densities[n] for n in sites.observed}
+        groups["observed_data"] = sites.observed
     groups["constant_data"] = constant_data(model, args, kwargs, sites.observed)
     return xr.DataTree.from_dict(
         {
@@ -144,9 +144,8 @@ def _sample_stats(
         )
     if "n_steps" in stats:
         # A trajectory of depth d has at most 2^d - 1 leapfrog steps.
-        stats["tree_depth"] = np.ceil(np.log2(np.asarray(stats["n_steps"]) + 1)).astype(
-            int
-        )
+        depth = np.ceil(np.log2(np.asarray(stats["n_steps"]) + 1))
+        stats["tree_depth"] = depth.astype(int)
     return stats
 
 

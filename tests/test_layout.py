@@ -1,0 +1,145 @@
+"""The shape of the package: its imports, what they cost, and long files."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyrox_ppl
+
+PACKAGE = Path(pyrox_ppl.__file__).parent
+ROOT = PACKAGE.parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part may import of the others: arrows point one way (DESIGN, layout).
+CORE = {"_version", "_parameter", "_transform"}
+ALLOWED = {
+    "_version": set(),
+    "_parameter": set(),
+    "_transform": set(),
+    "_bind": CORE,
+    "handlers": CORE | {"_bind"},
+    "nn": CORE | {"_bind"},
+    "posterior": CORE | {"_bind", "handlers", "nn"},
+    "__init__": CORE | {"_bind", "handlers", "nn", "posterior"},
+}
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """Every imported module of a file, inside functions, too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            if node.module == "pyrox_ppl":
+                yield from (f"pyrox_ppl.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_between_the_parts_point_one_way(path):
+    part = part_of(path)
+    for module in imports_of(path):
+        if module.startswith("pyrox_ppl."):
+            target = module.split(".")[1]
+            assert target == part or target in ALLOWED[part], f"{path} -> {module}"
+
+
+def test_there_are_no_circles_between_files():
+    graph = {}
+    for path in SOURCES:
+        name = ".".join(("pyrox_ppl", *path.relative_to(PACKAGE).with_suffix("").parts))
+        graph[name.removesuffix(".__init__")] = {
+            module for module in imports_of(path) if module.startswith("pyrox_ppl")
+        }
+    # The packages' __init__ files re-export; what they import does not import them.
+    done, path_here = set(), []
+
+    def visit(name):
+        assert name not in path_here, f"a circle: {[*path_here, name]}"
+        if name in done or name not in graph:
+            return
+        path_here.append(name)
+        for target in sorted(graph[name]):
+            visit(target)
+        path_here.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_posterior_imports_arviz_and_xarray(path):
+    if part_of(path) != "posterior":
+        tops = {module.split(".")[0] for module in imports_of(path)}
+        assert not {t for t in tops if t.startswith("arviz") or t == "xarray"}
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_importing_it_imports_neither_arviz_nor_matplotlib_nor_pandas():
+    loaded = run_python("import sys, pyrox_ppl; print(*sys.modules)").split()
+    heavy = {"arviz", "arviz_base", "matplotlib", "pandas", "xarray", "optax"}
+    assert "numpyro" in loaded
+    assert not heavy & set(loaded)
+
+
+def test_the_core_runs_where_arviz_is_absent():
+    code = (
+        "import sys\n"
+        "for name in ('arviz', 'arviz_base', 'arviz_stats', 'xarray'):\n"
+        "    sys.modules[name] = None\n"
+        "import jax, numpyro, pyrox_ppl as px\n"
+        "film = px.nn.FiLM.init(3, 2, key=jax.random.key(0))\n"
+        "with numpyro.handlers.seed(rng_seed=0), px.bayesianize():\n"
+        "    print(film(jax.numpy.ones(3), jax.numpy.ones(2)).shape)\n"
+        "try:\n"
+        "    px.to_datatree\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    out = run_python(code)
+    assert out.startswith("(3,)")
+    assert "arviz_base" in out or "xarray" in out
+
+
+def test_every_public_name_is_there_and_documented_with_an_example():
+    for name in pyrox_ppl.__all__:
+        public = getattr(pyrox_ppl, name)
+        assert public.__doc__
+        if name != "nn":
+            assert ">>>" in public.__doc__, name
+    for name in vars(pyrox_ppl.nn):
+        if not name.startswith("_") and isinstance(getattr(pyrox_ppl.nn, name), type):
+            assert ">>>" in getattr(pyrox_ppl.nn, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'wrong'"):
+        _ = pyrox_ppl.wrong
+
+
+def test_no_file_passes_300_lines():
+    folders = ("pyrox_ppl", "tests", "tutorials")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 20
+    long = {path: len(path.read_text().splitlines()) for path in files}
+    assert not {str(path): lines for path, lines in long.items() if lines > 300}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_says_its_purpose_in_its_first_line_and_has_no_leftovers(path):
+    text = path.read_text()
+    assert text.startswith('"""')
+    for word in ("TODO", "FIXME", "XXX", "type: ignore", "except Exception", "assert "):
+        assert word not in text, word
