@@ -53,6 +53,7 @@ class ConditionedINR(AbstractModule):
 
     inner: Any
     conditioners: tuple[AbstractConditioner, ...]
+    in_features: int = eqx.field(static=True)
     cond_dim: int = eqx.field(static=True)
     mode: Literal["feature", "input"] = eqx.field(static=True)
 
@@ -65,6 +66,7 @@ class ConditionedINR(AbstractModule):
         cond_dim: int,
         key: PRNGKeyArray,
         mode: Literal["feature", "input"] = "feature",
+        in_features: int | None = None,
         **conditioner_kwargs: Any,
     ) -> Self:
         """Put new conditioners around a network.
@@ -77,6 +79,7 @@ class ConditionedINR(AbstractModule):
             cond_dim: K, the width of the context ``z``.
             key: A JAX PRNG key.
             mode: ``"feature"`` or ``"input"``.
+            in_features: The width of ``x``, for a callable that does not tell it.
             **conditioner_kwargs: Further arguments of ``conditioner_cls.init``.
 
         Raises:
@@ -101,10 +104,13 @@ class ConditionedINR(AbstractModule):
                 f"{conditioner_cls.__name__} needs a classmethod `init` that takes "
                 f"{', '.join(conditioner_cls.widths)}, cond_dim and key."
             )
+        if in_features is None:
+            in_features = _in_features(inner)
+        check_size(in_features=in_features)
         if mode == "feature":
             widths = [_width(layer, "out_features") for layer in _layers(inner)[:-1]]
         elif mode == "input":
-            widths = [_in_features(inner)]
+            widths = [in_features]
         else:
             raise ValueError(f"mode must be 'feature' or 'input', got {mode!r}.")
         conditioners = tuple(
@@ -118,11 +124,11 @@ class ConditionedINR(AbstractModule):
                 widths, jax.random.split(key, len(widths)), strict=True
             )
         )
-        return cls(inner, conditioners, cond_dim, mode)
+        return cls(inner, conditioners, in_features, cond_dim, mode)
 
     def forward(self, x: Any, z: Any) -> jax.Array:
         """The inner network with the conditioners in between."""
-        x = check_width("x", x, "in_features", _in_features(self.inner))
+        x = check_width("x", x, "in_features", self.in_features)
         z = check_width("z", z, "cond_dim", self.cond_dim)
         check_batch(x, z, "x")
         if self.mode == "input":
@@ -175,11 +181,19 @@ def _layers(network: Any) -> tuple[Any, ...]:
 
 def _in_features(network: Any) -> int:
     """The width of the coordinates, as the network or its first layer tells it."""
-    for name in ("in_features", "in_size"):
-        if isinstance(getattr(network, name, None), int):
-            return getattr(network, name)
     layers = getattr(network, "layers", None)
-    return _width(layers[0] if layers else network, "in_features")
+    first = layers[0] if isinstance(layers, tuple | list) and layers else None
+    for holder, name in (
+        (network, "in_features"),
+        (network, "in_size"),
+        (first, "in_features"),
+    ):
+        if isinstance(getattr(holder, name, None), int):
+            return getattr(holder, name)
+    raise ValueError(
+        f"ConditionedINR cannot tell the width of the input of {network!r}: give "
+        "`in_features`."
+    )
 
 
 def _width(layer: Any, attribute: str) -> int:
