@@ -1,0 +1,32 @@
+"""The tutorials run top to bottom, their own assertions included."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
+
+
+def test_there_is_a_tutorial():
+    assert "quickstart" in {path.stem for path in TUTORIALS}
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_runs_and_writes_what_it_says(path, tmp_path):
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text())
+    (tmp_path / "data").symlink_to(path.parent / "data")
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", copy],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = {file.suffix for file in (tmp_path / "output").iterdir()}
+    assert {".png", ".nc"} <= written
