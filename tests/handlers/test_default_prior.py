@@ -1,4 +1,4 @@
-"""What bayesianize(prior_std=s) puts on conditioners and fields, and on nothing else."""
+"""What bayesianize(prior_std=s) puts on conditioners and fields."""
 
 import jax
 import jax.numpy as jnp
