@@ -138,10 +138,8 @@ class ConditionedINR(AbstractModule):
         for i, (layer, conditioner) in enumerate(
             zip(hidden, self.conditioners, strict=True)
         ):
-            h = conditioner(_activate(self.inner, i, _apply(layer, h)), z)
-        final = getattr(self.inner, "final_activation", None)
-        h = _apply(readout, h)
-        return h if final is None else _apply(final, h)
+            h = conditioner(_activate(self.inner, i, _apply_hidden(layer, h)), z)
+        return _read_out(self.inner, readout, h)
 
 
 def _apply(layer: Any, h: jax.Array) -> jax.Array:
@@ -152,20 +150,45 @@ def _apply(layer: Any, h: jax.Array) -> jax.Array:
     return out.reshape(*h.shape[:-1], *out.shape[1:])
 
 
-def _activate(network: Any, index: int, h: jax.Array) -> jax.Array:
-    """Apply the activation between the layers of a network such as ``eqx.nn.MLP``.
+def _apply_hidden(layer: Any, h: jax.Array) -> jax.Array:
+    """Apply a layer that makes one vector of a vector, else raise."""
+    out = _apply(layer, h)
+    if out.shape[:-1] != h.shape[:-1]:
+        raise ValueError(
+            f"a layer of inner, {type(layer).__name__}, maps a vector of shape "
+            f"{h.shape[-1:]} to shape {out.shape[h.ndim - 1 :]}, and expected is one "
+            "vector. Layers stacked into one (as by eqx.nn.MLP(..., scan=True)) cannot "
+            "be conditioned one by one: unstack them, or use mode='input'."
+        )
+    return out
 
-    Where it has parameters of its own, ``eqx.nn.MLP`` keeps them per layer and neuron.
-    """
+
+def _activate(network: Any, index: int, h: jax.Array) -> jax.Array:
+    """Apply the activation after a hidden layer, if the network has one."""
     activation = getattr(network, "activation", None)
     if activation is None:
         return h
-    arrays, functions = eqx.partition(activation, eqx.is_array)
-    if not jax.tree.leaves(arrays):
-        return activation(h)
-    of_layer = eqx.combine(jax.tree.map(lambda leaf: leaf[index], arrays), functions)
+    if isinstance(network, eqx.nn.MLP):
+        arrays, functions = eqx.partition(activation, eqx.is_array)
+        of_layer = jax.tree.map(lambda leaf: leaf[index], arrays)
+        activation = _each_neuron(eqx.combine(of_layer, functions))
+    return _apply(activation, h)
+
+
+def _read_out(network: Any, readout: Any, h: jax.Array) -> jax.Array:
+    """Apply the last layer, and the activation after it, if the network has one."""
+    final = getattr(network, "final_activation", None)
+    if final is None:
+        return _apply(readout, h)
+    if isinstance(network, eqx.nn.MLP) and network.out_size != "scalar":
+        final = _each_neuron(final)
+    return _apply(lambda row: final(readout(row)), h)
+
+
+def _each_neuron(activation: Any) -> Callable[[jax.Array], jax.Array]:
+    """``eqx.nn.MLP`` keeps an activation's parameters apart for every neuron."""
     each = eqx.filter_vmap(lambda neuron, value: neuron(value))
-    return _apply(lambda row: each(of_layer, row), h)
+    return lambda row: each(activation, row)
 
 
 def _layers(network: Any) -> tuple[Any, ...]:

@@ -163,7 +163,13 @@ class SIREN(AbstractModule):
         Raises:
             ValueError: If a size or a factor is not positive, or `depth` is below 2.
         """
-        check_size(hidden_features=hidden_features, depth=depth)
+        check_size(
+            in_features=in_features,
+            hidden_features=hidden_features,
+            out_features=out_features,
+            depth=depth,
+        )
+        check_positive(first_omega=first_omega, hidden_omega=hidden_omega, c=c)
         if depth < 2:
             raise ValueError(
                 f"depth counts the readout and must be at least 2, got {depth}."

@@ -143,3 +143,16 @@ def test_a_handler_object_entered_twice_at_once_is_refused():
 
     with pytest.raises(ValueError, match="entered already"):
         sites(model)
+
+
+def test_a_second_read_is_answered_inside_and_does_not_reach_an_outer_handler():
+    film, seen = make_film(), []
+
+    def model():
+        outer = px.bayesianize(where=lambda p: seen.append(p.name) or True)
+        with outer, px.bayesianize(where="*.bias"):
+            return film(H, Z) - film(H, Z)
+
+    np.testing.assert_array_equal(run(model), jnp.zeros(3))
+    assert seen == ["affine_modulation.generator.weight"] * 2
+    assert len(sites(model)) == 2
