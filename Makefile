@@ -1,5 +1,5 @@
 # The two commands: `make quickstart` and `make test`. Each sets up what is missing.
-.PHONY: quickstart tutorials test test-all lint format bench clean
+.PHONY: quickstart tutorials test test-all lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv

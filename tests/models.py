@@ -3,12 +3,19 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
 from numpyro import handlers
 
+import pyrox_ppl as px
 from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM
 
 KEY = jax.random.key(0)
 H, Z = jnp.linspace(-1.0, 1.0, 3), jnp.linspace(0.5, 1.0, 2)
+ROWS = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3)
+OBSERVED = jnp.tanh(ROWS)
+WEIGHT = "affine_modulation.generator.weight"
+BIAS = "affine_modulation.generator.bias"
 
 
 def make_film(seed=0):
@@ -38,3 +45,11 @@ def sites(model, *args, seed=0, types=("sample",)):
 def run(model, *args, seed=0):
     """Run a model under a seed; return what it returns."""
     return handlers.seed(model, seed)(*args)
+
+
+def film_regression(h, y=None):
+    """Rows of 3 features through a Bayesian conditioner, with known noise."""
+    with px.bayesianize(prior_std=0.5):
+        mean = make_film()(h, Z)
+    with numpyro.plate("row", h.shape[0]):
+        numpyro.sample("y", dist.Normal(mean, 0.3).to_event(1), obs=y)

@@ -25,7 +25,7 @@ class ModelSites:
     """
 
     latent: tuple[str, ...]
-    observed: dict[str, np.ndarray]
+    observed: dict[str, Any]
     has_discrete_latent: bool
     has_undrawn_latent: bool
     plates: dict[str, tuple[str | None, ...]]
@@ -48,7 +48,7 @@ class ModelSites:
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
         discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
         observed = {
-            name: np.asarray(site["value"])
+            name: site["value"]
             for name, site in sample.items()
             if site["is_observed"] and not site["infer"].get("is_auxiliary")
         }
@@ -92,7 +92,7 @@ def constant_data(
     model: Callable,
     args: tuple,
     kwargs: dict[str, Any],
-    observed: dict[str, np.ndarray],
+    observed: dict[str, Any],
 ) -> dict[str, np.ndarray]:
     """The arrays among a model's arguments that are no observations, by name.
 
@@ -103,15 +103,23 @@ def constant_data(
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         dict(bound.arguments), is_leaf=lambda node: isinstance(node, eqx.Module)
     )
+    # An observation is known by being the array itself; one that the model made from
+    # its argument (by jnp.asarray, say) by its values.
+    given = [leaf for _, leaf in leaves]
+    remade = [
+        np.asarray(data)
+        for data in observed.values()
+        if not any(leaf is data for leaf in given)
+    ]
     constants = {}
     for path, leaf in leaves:
         number = isinstance(leaf, int | float) and not isinstance(leaf, bool)
-        if number or eqx.is_array(leaf) or isinstance(leaf, np.ndarray):
-            value = np.asarray(leaf)
-            if not any(_equal(value, data) for data in observed.values()):
-                constants[jax.tree_util.keystr(path, simple=True, separator=".")] = (
-                    value
-                )
+        if not (number or eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
+            continue
+        is_observed = any(leaf is data for data in observed.values())
+        if not is_observed and not any(_equal(np.asarray(leaf), d) for d in remade):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            constants[name] = np.asarray(leaf)
     return constants
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from models import H, Z, make_film, run, sites
+from models import BIAS, OBSERVED, ROWS, WEIGHT, H, Z, make_film, run, sites
+from models import film_regression as model
 from numpyro import handlers
 from numpyro.infer import (
     MCMC,
@@ -20,18 +21,7 @@ from numpyro.infer.util import log_density
 
 import pyrox_ppl as px
 
-WEIGHT = "affine_modulation.generator.weight"
-BIAS = "affine_modulation.generator.bias"
 FILM = make_film()
-ROWS = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3)
-OBSERVED = jnp.tanh(ROWS)
-
-
-def model(h, y=None):
-    with px.bayesianize(prior_std=0.5):
-        mean = FILM(h, Z)
-    with numpyro.plate("row", h.shape[0]):
-        numpyro.sample("y", dist.Normal(mean, 0.3).to_event(1), obs=y)
 
 
 def by_hand(h, y=None):

@@ -4,12 +4,12 @@ import functools
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from models import Z, make_film
+from models import BIAS, OBSERVED, ROWS, WEIGHT, Z, make_film
+from models import film_regression as model
 from numpyro import handlers
 from numpyro.infer import (
     SVI,
@@ -22,18 +22,7 @@ from numpyro.infer import (
 
 import pyrox_ppl as px
 
-WEIGHT = "affine_modulation.generator.weight"
-BIAS = "affine_modulation.generator.bias"
 FILM = make_film()
-ROWS = jnp.linspace(-1.0, 1.0, 15).reshape(5, 3)
-OBSERVED = jnp.tanh(ROWS)
-
-
-def model(h, y=None):
-    with px.bayesianize(prior_std=0.5):
-        mean = FILM(h, Z)
-    with numpyro.plate("row", h.shape[0]):
-        numpyro.sample("y", dist.Normal(mean, 0.3).to_event(1), obs=y)
 
 
 def per_row(h, y=None):

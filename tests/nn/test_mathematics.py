@@ -1,6 +1,5 @@
 """Each module against its formula written by hand, in NumPy where it can be."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,80 +121,6 @@ def test_a_siren_draws_the_three_regimes_of_theorem_1():
             spread = float((30.0 * (h @ layer.weight.T)).std())
             assert spread == pytest.approx(1.0, rel=0.05)
         h = layer(h)
-
-
-class Own(eqx.Module):
-    """A user's network: layers of one point each, and no activation of its own."""
-
-    layers: list
-
-    def __call__(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class PReLU(eqx.Module):
-    """An activation with a parameter."""
-
-    slope: jax.Array
-
-    def __call__(self, x):
-        return jnp.where(x > 0, x, self.slope * x)
-
-
-def mlp(**kwargs):
-    return eqx.nn.MLP(2, 1, 4, 2, key=KEY, **kwargs)
-
-
-INNERS = {
-    "siren": SIREN.init(2, 4, 1, depth=3, key=KEY),
-    "mlp": mlp(),
-    "mlp with a final activation": mlp(final_activation=jnp.tanh),
-    "mlp with activation parameters": mlp(activation=PReLU(jnp.float32(0.3))),
-    "own": Own([eqx.nn.Linear(2, 4, key=KEY), eqx.nn.Linear(4, 1, key=KEY)]),
-}
-
-
-@pytest.mark.parametrize("name", INNERS)
-@pytest.mark.parametrize("mode", ["feature", "input"])
-@pytest.mark.parametrize("gamma", MODES)
-def test_a_conditioned_network_equals_its_inner_network_at_construction(
-    name, mode, gamma
-):
-    inner = INNERS[name]
-    field = ConditionedINR.init(
-        inner,
-        conditioner_cls=FiLM,
-        cond_dim=3,
-        key=KEY,
-        mode=mode,
-        gamma_activation=gamma,
-        in_features=2,
-    )
-    expected = jax.vmap(inner)(X)
-    np.testing.assert_allclose(field(X, Z), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        field(X[None], Z[None]), expected[None], rtol=1e-4, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("name", ["siren", "mlp", "own"])
-def test_a_conditioner_stands_after_each_layer_but_the_readout(name):
-    inner = INNERS[name]
-    field = perturbed_conditioners(inner)
-    activation = getattr(inner, "activation", lambda h: h)
-    h = X
-    for layer, conditioner in zip(inner.layers[:-1], field.conditioners, strict=True):
-        h = conditioner(activation(jax.vmap(layer)(h)), Z)
-    expected = jax.vmap(inner.layers[-1])(h)
-    assert len(field.conditioners) == len(inner.layers) - 1
-    np.testing.assert_allclose(field(X, Z), expected, rtol=1e-4, atol=1e-5)
-
-
-def perturbed_conditioners(inner):
-    field = ConditionedINR.init(inner, conditioner_cls=FiLM, cond_dim=3, key=KEY)
-    return eqx.tree_at(lambda f: f.conditioners, field, perturbed(field.conditioners))
 
 
 def test_input_mode_conditions_the_coordinates_of_any_callable():

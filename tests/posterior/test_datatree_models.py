@@ -40,6 +40,19 @@ def test_constants_in_containers_and_numbers_are_named_by_their_path():
     assert constants.constant_data["inputs.power"].item() == 2
 
 
+def test_an_input_equal_to_the_observations_is_still_a_constant():
+    x = Y[:, 0]
+
+    def remade(x, y=None):
+        line(x, jnp.asarray(y))
+
+    tree = px.to_datatree(run(line, x, y=x.copy()), x, y=x.copy())
+    assert set(tree.constant_data.data_vars) == {"x"}
+    y = Y[:, 1]
+    tree = px.to_datatree(run(remade, x, y=y), x, y=y)
+    assert set(tree.constant_data.data_vars) == {"x"}
+
+
 def test_a_module_among_the_arguments_is_no_data():
     def of_module(film, y=None):
         with px.bayesianize():
