@@ -1,5 +1,5 @@
 # The two commands: `make quickstart` and `make test`. Each sets up what is missing.
-.PHONY: quickstart tutorials test test-all lint format clean
+.PHONY: quickstart tutorials bench test test-all lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -7,12 +7,17 @@ export PYTHON
 PY := $(VENV)/bin/python
 # The networks are small: one thread a process lets two test workers share two cores.
 WORKERS ?= 2
+BENCHMARKS ?= $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py))
 PYTEST := XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m pytest -n $(WORKERS) --dist loadscope
 
 quickstart: $(VENV)/.tutorials
 	$(PY) tutorials/quickstart.py
 
-tutorials: quickstart
+tutorials: $(VENV)/.tutorials
+	@set -e; for script in tutorials/*.py; do echo "== $$script"; $(PY) $$script; done
+
+bench: $(VENV)/.dev
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(PY) $$script; done
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
@@ -30,7 +35,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist tutorials/output
+	rm -rf $(VENV) build dist tutorials/output benchmarks/output
 
 $(VENV)/bin/python:
 	sh .ci/make_venv.sh $(VENV)

@@ -33,9 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _relax(request: pytest.FixtureRequest) -> Iterator[None]:
     """Heed the two markers."""
     broadcasts = request.node.get_closest_marker("rank_promotion") is not None
-    broadcasts |= "tests/nn" not in str(request.node.path)  # TEMPORARY
     unchecked = request.node.get_closest_marker("wrong_types") is not None
-    unchecked |= "tests/nn" not in str(request.node.path)  # TEMPORARY
     jaxtyping.config.update("jaxtyping_disable", unchecked)
     with jax.numpy_rank_promotion("allow" if broadcasts else "raise"):
         yield

@@ -20,6 +20,8 @@ def test_a_tutorial_runs_and_writes_what_it_says(path, tmp_path):
     copy.write_text(path.read_text())
     (tmp_path / "data").symlink_to(path.parent / "data")
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # A tutorial that would take too long here has small settings, and says so.
+    environment["PYROX_PPL_SMALL"] = "1"
     done = subprocess.run(
         [sys.executable, "-W", "error", copy],
         capture_output=True,
@@ -29,4 +31,6 @@ def test_a_tutorial_runs_and_writes_what_it_says(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     written = {file.suffix for file in (tmp_path / "output").iterdir()}
-    assert {".png", ".nc"} <= written
+    assert ".png" in written
+    if "to_netcdf" in path.read_text():
+        assert ".nc" in written
