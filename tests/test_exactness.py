@@ -85,6 +85,7 @@ def test_nuts_agrees_with_the_closed_form_correlations(draws):
     np.testing.assert_allclose(sampled, covariance / np.outer(std, std), atol=0.1)
 
 
+@pytest.mark.rank_promotion
 def test_the_log_density_is_that_of_the_model_by_hand():
     for seed in range(20):
         weight_key, bias_key = jax.random.split(jax.random.key(seed))
@@ -104,6 +105,7 @@ def test_the_log_density_is_that_of_the_model_by_hand():
         np.testing.assert_allclose(ours, closed, rtol=1e-5)
 
 
+@pytest.mark.rank_promotion
 def test_the_compiled_potential_has_the_instructions_of_the_model_by_hand():
     params = {"net.weight": jnp.ones((1, DIM)), "net.bias": jnp.ones(1)}
 

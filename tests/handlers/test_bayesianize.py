@@ -72,6 +72,7 @@ def test_a_dict_of_globs_the_first_match_wins():
     assert scales(film_model(prior=rules)) == expected
 
 
+@pytest.mark.rank_promotion
 def test_a_prior_broadcasts_over_the_leading_axes():
     per_input = dist.Normal(0.0, jnp.array([1.0, 2.0]))
     found = sites(film_model(prior={"*.weight": per_input, "*": dist.Normal(0.0, 1.0)}))
@@ -79,6 +80,7 @@ def test_a_prior_broadcasts_over_the_leading_axes():
     np.testing.assert_allclose(found[WEIGHT]["fn"].variance, expected)
 
 
+@pytest.mark.rank_promotion
 def test_a_multivariate_prior_takes_the_last_axis():
     covariance = jnp.array([[1.0, 0.5], [0.5, 1.0]])
     rules = {
@@ -93,6 +95,7 @@ def test_a_multivariate_prior_takes_the_last_axis():
     assert log_prob == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("prior", "error", "match"),
     [

@@ -77,6 +77,7 @@ def fit(model, guide, *args, steps=5, elbo=Trace_ELBO):
     return result.params
 
 
+@pytest.mark.rank_promotion
 @pytest.mark.parametrize("name", GUIDES)
 def test_svi_with_every_autoguide(name):
     guide = GUIDES[name]()
@@ -102,6 +103,7 @@ def test_svi_with_a_list_of_guides():
     }
 
 
+@pytest.mark.rank_promotion
 def test_svi_with_semi_dais():
     def whole():
         with_local_latents(ROWS, OBSERVED)

@@ -126,6 +126,7 @@ def test_a_slash_or_nothing_is_refused_as_a_name(before, after):
             px.scope(name)
 
 
+@pytest.mark.wrong_types
 def test_a_name_that_is_no_string_is_refused():
     with pytest.raises(TypeError, match="string"):
         px.bind(make_film(), 3)
