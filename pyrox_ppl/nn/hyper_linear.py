@@ -5,11 +5,10 @@ from typing import Self
 
 import equinox as eqx
 import jax
-from einops import einsum, rearrange
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl.nn._check import check_positive, check_size
-from pyrox_ppl.nn._linear import align, linear
+from pyrox_ppl.nn._contract import generated_linear
 from pyrox_ppl.nn.conditioner import AbstractConditioner
 
 
@@ -23,6 +22,10 @@ class HyperLinear(AbstractConditioner):
     :math:`\pm C_{in}^{-1/2}`, and :math:`G` is uniform on ``init_scale`` times
     :math:`\pm (K C_{in})^{-1/2}`: for :math:`z \sim N(0, I)` the generated layers
     vary by ``init_scale`` around that layer, whatever K is.
+
+    The weights of a context are generated once for all rows that share it. Where every
+    row has its own, they are not built at all: the sum is taken in another order, in
+    pieces, and a gradient keeps the inputs alone.
 
     **Shapes**: ``h`` ``(*batch, C_in)``, ``z`` ``(K,)`` (one W for all rows) or
     ``(*batch, K)`` (one W per row); the result is ``(*batch, C)``.
@@ -99,13 +102,5 @@ class HyperLinear(AbstractConditioner):
         )
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
-        """Generate the weights, then apply them."""
-        generated = linear(self.generator.weight, self.generator.bias, z)
-        split = self.target_out * self.target_in
-        weight = rearrange(
-            generated[..., :split], "... (o i) -> ... o i", i=self.target_in
-        )
-        bias = generated[..., split:]
-        if z.ndim == 1:
-            return linear(weight, bias, h)
-        return einsum(weight, align(h, z.ndim), "... o i, ... i -> ... o") + bias
+        """``W(z) h + b(z)``, with no array of weights for every row."""
+        return generated_linear(self.generator.weight, self.generator.bias, z, h)

@@ -5,12 +5,12 @@ from typing import Any, Literal, Self
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._linear import linear
+from pyrox_ppl.nn._sine import sin
 
 Regime = Literal["first", "hidden", "last"]
 
@@ -103,7 +103,7 @@ class SirenDense(AbstractModule):
         """``sin(omega (W x + b))``; `key` is ignored, as Equinox's layers take it."""
         x = check_width("x", x, "in_features", self.in_features)
         affine = linear(self.weight, self.bias, x)
-        return affine if self.regime == "last" else jnp.sin(self.omega * affine)
+        return affine if self.regime == "last" else sin(self.omega * affine)
 
 
 class SIREN(AbstractModule):
