@@ -130,10 +130,9 @@ def cheapest_order(shape: tuple[int, ...], of_z: int, of_x: int) -> Order:
 
 def _weights_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
     c, i, _ = tensor.shape
-    matrix = rearrange(tensor, "c i k -> k (c i)")
 
     def apply(z: jax.Array, x: jax.Array) -> jax.Array:
-        weights = (z @ align(matrix, z.ndim)).reshape(*z.shape[:-1], c, i)
+        weights = jnp.einsum("cik,nqk->nqci", tensor, z)
         return jnp.einsum("nqci,npi->nqpc", weights, x)
 
     entries = z.shape[1] * c * i
