@@ -130,13 +130,13 @@ def compiled(of_z, of_x, width, context, gradient=False):
     return jax.jit(function).lower(layer, h, z).compile()
 
 
-@pytest.mark.parametrize("context", [8, 96])
-def test_rows_of_their_own_contexts_build_no_weights_for_every_row(context):
-    rows, width = 4096, 64
+@pytest.mark.parametrize(("width", "context"), [(64, 8), (64, 96), (128, 64)])
+def test_rows_of_their_own_contexts_build_no_weights_for_every_row(width, context):
+    rows = 2048
     weights = 4 * rows * width**2
     found = compiled((rows,), (rows,), width, context, gradient=True)
     kept = found.memory_analysis().temp_size_in_bytes
-    assert kept < weights / 2
+    assert kept < max(weights / 3, 32 * 2**20)
     longer = compiled((4 * rows,), (4 * rows,), width, context, gradient=True)
     growth = longer.memory_analysis().temp_size_in_bytes - kept
     # What grows with the rows is features and contexts, a few times over.
@@ -157,5 +157,5 @@ def test_a_layer_is_generated_once_for_all_that_share_it(of_z, of_x, contexts, r
     generate = 2 * context * (width**2 + width) * contexts
     apply = 2 * rows * width**2
     flops = compiled(of_z, of_x, width, context).cost_analysis()["flops"]
-    # The layers that the context does not change are applied once more.
-    assert flops < 1.3 * (generate + 2 * apply)
+    # Of several contexts, the part that they do not change is applied once more.
+    assert flops < 1.1 * (generate + (2 if contexts > 1 else 1) * apply)
