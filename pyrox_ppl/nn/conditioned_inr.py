@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
+from pyrox_ppl.nn._rows import each_row, told_in_features
 from pyrox_ppl.nn.conditioner import AbstractConditioner
 
 
@@ -132,7 +133,7 @@ class ConditionedINR(AbstractModule):
         z = check_width("z", z, "cond_dim", self.cond_dim)
         check_batch(x, z, "x")
         if self.mode == "input":
-            return _apply(self.inner, self.conditioners[0](x, z))
+            return each_row(self.inner, self.conditioners[0](x, z))
         *hidden, readout = _layers(self.inner)
         h = x
         for i, (layer, conditioner) in enumerate(
@@ -142,17 +143,9 @@ class ConditionedINR(AbstractModule):
         return _read_out(self.inner, readout, h)
 
 
-def _apply(layer: Any, h: jax.Array) -> jax.Array:
-    """Apply a layer along the last axis; Equinox's own take one point at a time."""
-    if isinstance(layer, AbstractModule):
-        return layer(h)
-    out = jax.vmap(layer)(h.reshape(-1, h.shape[-1]))
-    return out.reshape(*h.shape[:-1], *out.shape[1:])
-
-
 def _apply_hidden(layer: Any, h: jax.Array) -> jax.Array:
     """Apply a layer that makes one vector of a vector, else raise."""
-    out = _apply(layer, h)
+    out = each_row(layer, h)
     if out.shape[:-1] != h.shape[:-1]:
         raise ValueError(
             f"a layer of inner, {type(layer).__name__}, maps a vector of shape "
@@ -172,17 +165,17 @@ def _activate(network: Any, index: int, h: jax.Array) -> jax.Array:
         arrays, functions = eqx.partition(activation, eqx.is_array)
         of_layer = jax.tree.map(lambda leaf: leaf[index], arrays)
         activation = _each_neuron(eqx.combine(of_layer, functions))
-    return _apply(activation, h)
+    return each_row(activation, h)
 
 
 def _read_out(network: Any, readout: Any, h: jax.Array) -> jax.Array:
     """Apply the last layer, and the activation after it, if the network has one."""
     final = getattr(network, "final_activation", None)
     if final is None:
-        return _apply(readout, h)
+        return each_row(readout, h)
     if isinstance(network, eqx.nn.MLP) and network.out_size != "scalar":
         final = _each_neuron(final)
-    return _apply(lambda row: final(readout(row)), h)
+    return each_row(lambda row: final(readout(row)), h)
 
 
 def _each_neuron(activation: Any) -> Callable[[jax.Array], jax.Array]:
@@ -204,19 +197,13 @@ def _layers(network: Any) -> tuple[Any, ...]:
 
 def _in_features(network: Any) -> int:
     """The width of the coordinates, as the network or its first layer tells it."""
-    layers = getattr(network, "layers", None)
-    first = layers[0] if isinstance(layers, tuple | list) and layers else None
-    for holder, name in (
-        (network, "in_features"),
-        (network, "in_size"),
-        (first, "in_features"),
-    ):
-        if isinstance(getattr(holder, name, None), int):
-            return getattr(holder, name)
-    raise ValueError(
-        f"ConditionedINR cannot tell the width of the input of {network!r}: give "
-        "`in_features`."
-    )
+    width = told_in_features(network)
+    if width is None:
+        raise ValueError(
+            f"ConditionedINR cannot tell the width of the input of {network!r}: give "
+            "`in_features`."
+        )
+    return width
 
 
 def _width(layer: Any, attribute: str) -> int:

@@ -1,0 +1,190 @@
+"""HyperSIREN: a SIREN whose every layer is generated from the context."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl._bind import AbstractModule
+from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
+from pyrox_ppl.nn._rows import check_parameter_net, each_row
+from pyrox_ppl.nn.hyper_linear import HyperLinear
+from pyrox_ppl.nn.siren import SIREN, SirenDense
+
+
+class HyperSIREN(AbstractModule):
+    r"""Neural Implicit Flow: a SIREN of coordinates, all its weights from the context.
+
+    .. math::
+
+        f(x; z) = W_d(p)\,s_{d-1} \circ \dots \circ s_1(x) + b_d(p), \quad
+        s_l(h) = \sin(\omega_l (W_l(p)\,h + b_l(p))), \quad p = p(z)
+
+    A *parameter net* encodes the context as a latent vector p of length L, and a
+    :class:`HyperLinear` for each layer makes that layer's weights of it,
+    :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once for each context, and
+    where points share a context so are the weights.
+
+    At construction :math:`g_l` is the draw of a SIREN's layer, and each column of
+    :math:`G_l` another one, times ``init_scale / sqrt(L)``. For p of unit variance,
+    whatever L is, the pre-activations of every layer have the standard deviation of
+    those of a SIREN, up to a factor :math:`\sqrt{1 + \mathrm{init\_scale}^2}`.
+
+    With m weights and biases in the SIREN, :math:`m = \sum_l (n_l n_{l-1} + n_l)`,
+    there are :math:`m L + m` parameters and those of the parameter net.
+
+    **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
+    axes of size 1 broadcast; the result is ``(*batch, out_features)``.
+
+    **Sites** under a handler: ``hyper_siren.hyper_layers.<l>.generator.weight`` and
+    ``hyper_siren.hyper_layers.<l>.generator.bias`` for l from 0 to depth - 1. The
+    parameter net only encodes the context, so it is *backbone*: if selected, its sites
+    are under ``hyper_siren.parameter_net``.
+
+    Args:
+        in_features: The width of ``x``, coordinates scaled to about [-1, 1].
+        hidden_features: The width of every hidden layer.
+        out_features: The width of the result.
+        depth: The number of layers, the readout counted; at least 2.
+        cond_dim: K, the width of the context ``z``.
+        parameter_net: A callable of one context ``(cond_dim,)`` that returns a vector,
+            for example an ``eqx.nn.MLP``, or ``lambda z: z``. A module of this package
+            takes all contexts at once. Its length L is found by ``jax.eval_shape``.
+        key: A JAX PRNG key.
+        first_omega: The frequency factor of the first layer: the field's bandwidth, in
+            radians per unit of ``x``.
+        hidden_omega: The frequency factor of the hidden layers and the readout.
+        c: The constant of Theorem 1; 6 gives unit variance.
+        init_scale: How much the generated layers vary with the latent, relative to the
+            layers themselves.
+
+    Raises:
+        ValueError: If a size or a factor is not positive, `depth` is below 2, or
+            `parameter_net` does not make a vector; at a call, if ``x`` or ``z`` has a
+            wrong width or their batch axes do not broadcast.
+        TypeError: If `parameter_net` is not callable.
+
+    References:
+        Pan, Brunton, Kutz (2023). Neural implicit flow: a mesh-agnostic dimensionality
+        reduction paradigm of spatio-temporal data. JMLR.
+        Sitzmann, Martel, Bergman, Lindell, Wetzstein (2020). Implicit neural
+        representations with periodic activation functions. NeurIPS. Theorem 1.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import HyperSIREN
+        >>> net_key, key = jax.random.split(jax.random.key(0))
+        >>> encode = eqx.nn.MLP(3, 8, 16, 1, key=net_key)  # 3 numbers to a latent of 8
+        >>> sizes = {"depth": 4, "cond_dim": 3, "parameter_net": encode}
+        >>> field = HyperSIREN(2, 32, 1, **sizes, key=key)
+        >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
+        >>> field(x, z).shape
+        (7, 5, 1)
+    """
+
+    parameter_net: Any = eqx.field(metadata={"parameter_role": "backbone"})
+    hyper_layers: tuple[HyperLinear, ...]
+    in_features: int = eqx.field(static=True)
+    cond_dim: int = eqx.field(static=True)
+    first_omega: float = eqx.field(static=True)
+    hidden_omega: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        depth: int,
+        cond_dim: int,
+        parameter_net: Callable,
+        key: PRNGKeyArray,
+        first_omega: float = 30.0,
+        hidden_omega: float = 30.0,
+        c: float = 6.0,
+        init_scale: float = 0.1,
+    ) -> None:
+        check_size(cond_dim=cond_dim)
+        check_positive(init_scale=init_scale)
+
+        def draw(key: PRNGKeyArray) -> tuple[SirenDense, ...]:
+            """The layers of a SIREN, which checks the other arguments."""
+            return SIREN.init(
+                in_features,
+                hidden_features,
+                out_features,
+                depth=depth,
+                key=key,
+                first_omega=first_omega,
+                hidden_omega=hidden_omega,
+                c=c,
+            ).layers
+
+        mean_key, spread_key = jax.random.split(key)
+        mean = draw(mean_key)
+        check_parameter_net(parameter_net, cond_dim)
+        latent = _latent_width(parameter_net, cond_dim)
+        spread = eqx.filter_vmap(draw)(jax.random.split(spread_key, latent))
+        self.parameter_net = parameter_net
+        self.hyper_layers = tuple(
+            _around(layer, others, init_scale / math.sqrt(latent), latent)
+            for layer, others in zip(mean, spread, strict=True)
+        )
+        self.in_features = in_features
+        self.cond_dim = cond_dim
+        self.first_omega = first_omega
+        self.hidden_omega = hidden_omega
+
+    @classmethod
+    def init(cls, *args: Any, **kwargs: Any) -> Self:
+        """The constructor under the name that it has in the other modules."""
+        return cls(*args, **kwargs)
+
+    def forward(self, x: Any, z: Any) -> jax.Array:
+        """The latent of each context, then layer after layer."""
+        x = check_width("x", x, "in_features", self.in_features)
+        z = check_width("z", z, "cond_dim", self.cond_dim)
+        check_batch(x, z, "x")
+        latent = jnp.asarray(each_row(self.parameter_net, z))
+        *hidden, readout = self.hyper_layers
+        h = x
+        for i, layer in enumerate(hidden):
+            omega = self.hidden_omega if i else self.first_omega
+            h = jnp.sin(omega * layer(h, latent))
+        return readout(h, latent)
+
+
+def _latent_width(parameter_net: Callable, cond_dim: int) -> int:
+    """The length of the vector that the network makes of a context; runs nothing."""
+    context = jax.ShapeDtypeStruct((cond_dim,), jnp.zeros(()).dtype)
+    latent = jax.eval_shape(lambda z: jnp.asarray(parameter_net(z)), context)
+    if latent.ndim != 1 or latent.shape[0] < 1:
+        raise ValueError(
+            "parameter_net must make a vector of one context, and what it makes has "
+            f"shape {latent.shape}."
+        )
+    return latent.shape[0]
+
+
+def _around(
+    mean: SirenDense, others: SirenDense, scale: float, latent: int
+) -> HyperLinear:
+    """The layer that is `mean` at the latent zero and leans towards the others."""
+    n_out, n_in = mean.weight.shape
+    size = n_out * n_in + n_out
+    shapes = eqx.filter_eval_shape(eqx.nn.Linear, latent, size, key=jax.random.key(0))
+    columns = jnp.concatenate(
+        [others.weight.reshape(latent, -1), others.bias.reshape(latent, -1)], axis=-1
+    )
+    generator = eqx.tree_at(
+        lambda layer: (layer.weight, layer.bias),
+        shapes,
+        (scale * columns.T, jnp.concatenate([mean.weight.ravel(), mean.bias])),
+    )
+    return HyperLinear(
+        generator=generator, target_in=n_in, target_out=n_out, cond_dim=latent
+    )
