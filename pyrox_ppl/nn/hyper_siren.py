@@ -7,13 +7,14 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
 from pyrox_ppl.nn._rows import check_parameter_net, each_row
 from pyrox_ppl.nn.hyper_linear import HyperLinear
-from pyrox_ppl.nn.siren import SIREN, SirenDense
+from pyrox_ppl.nn.siren import SIREN, SirenDense, half_widths
 
 
 class HyperSIREN(AbstractModule):
@@ -110,29 +111,26 @@ class HyperSIREN(AbstractModule):
     ) -> None:
         check_size(cond_dim=cond_dim)
         check_positive(init_scale=init_scale)
-
-        def draw(key: PRNGKeyArray) -> tuple[SirenDense, ...]:
-            """The layers of a SIREN, which checks the other arguments."""
-            return SIREN.init(
-                in_features,
-                hidden_features,
-                out_features,
-                depth=depth,
-                key=key,
-                first_omega=first_omega,
-                hidden_omega=hidden_omega,
-                c=c,
-            ).layers
-
-        mean_key, spread_key = jax.random.split(key)
-        mean = draw(mean_key)
+        # The shapes alone: SIREN checks its arguments, and nothing is drawn.
+        siren = eqx.filter_eval_shape(
+            SIREN.init,
+            in_features,
+            hidden_features,
+            out_features,
+            depth=depth,
+            key=key,
+            first_omega=first_omega,
+            hidden_omega=hidden_omega,
+            c=c,
+        )
         check_parameter_net(parameter_net, cond_dim)
         latent = _latent_width(parameter_net, cond_dim)
-        spread = eqx.filter_vmap(draw)(jax.random.split(spread_key, latent))
         self.parameter_net = parameter_net
         self.hyper_layers = tuple(
-            _around(layer, others, init_scale / math.sqrt(latent), latent)
-            for layer, others in zip(mean, spread, strict=True)
+            _generator_of(layer, latent, c, init_scale, layer_key)
+            for layer, layer_key in zip(
+                siren.layers, jax.random.split(key, depth), strict=True
+            )
         )
         self.in_features = in_features
         self.cond_dim = cond_dim
@@ -170,20 +168,21 @@ def _latent_width(parameter_net: Callable, cond_dim: int) -> int:
     return latent.shape[0]
 
 
-def _around(
-    mean: SirenDense, others: SirenDense, scale: float, latent: int
+def _generator_of(
+    layer: SirenDense, latent: int, c: float, init_scale: float, key: PRNGKeyArray
 ) -> HyperLinear:
-    """The layer that is `mean` at the latent zero and leans towards the others."""
-    n_out, n_in = mean.weight.shape
-    size = n_out * n_in + n_out
-    shapes = eqx.filter_eval_shape(eqx.nn.Linear, latent, size, key=jax.random.key(0))
-    columns = jnp.concatenate(
-        [others.weight.reshape(latent, -1), others.bias.reshape(latent, -1)], axis=-1
-    )
+    """Draw a layer of a SIREN, and one for each entry of the latent to lean to."""
+    n_in, n_out = layer.in_features, layer.out_features
+    of_weight, of_bias = half_widths(n_in, layer.regime, layer.omega, c)
+    rows = np.repeat([of_weight, of_bias], [n_out * n_in, n_out])
+    columns = np.append(np.full(latent, init_scale / math.sqrt(latent)), 1.0)
+    draws = jax.random.uniform(key, (rows.size, columns.size), minval=-1.0)
+    draws = draws * jnp.asarray(rows[:, None], draws.dtype)
+    draws = draws * jnp.asarray(columns[None], draws.dtype)
     generator = eqx.tree_at(
-        lambda layer: (layer.weight, layer.bias),
-        shapes,
-        (scale * columns.T, jnp.concatenate([mean.weight.ravel(), mean.bias])),
+        lambda linear: (linear.weight, linear.bias),
+        eqx.filter_eval_shape(eqx.nn.Linear, latent, rows.size, key=key),
+        (draws[:, :latent], draws[:, latent]),
     )
     return HyperLinear(
         generator=generator, target_in=n_in, target_out=n_out, cond_dim=latent

@@ -15,6 +15,15 @@ from pyrox_ppl.nn._sine import sin
 Regime = Literal["first", "hidden", "last"]
 
 
+def half_widths(
+    in_features: int, regime: Regime, omega: float, c: float
+) -> tuple[float, float]:
+    """Of the uniform draws of a layer's weights and of its biases."""
+    first = regime == "first"
+    limit = 1.0 / in_features if first else math.sqrt(c / in_features) / omega
+    return limit, 1.0 / math.sqrt(in_features)
+
+
 class SirenDense(AbstractModule):
     r"""One layer of a SIREN, :math:`y = \sin(\omega (W x + b))`; the last has no sine.
 
@@ -83,9 +92,7 @@ class SirenDense(AbstractModule):
             raise ValueError(
                 f"regime must be 'first', 'hidden' or 'last', got {regime!r}."
             )
-        first = regime == "first"
-        limit = 1.0 / in_features if first else math.sqrt(c / in_features) / omega
-        bias_limit = 1.0 / math.sqrt(in_features)
+        limit, bias_limit = half_widths(in_features, regime, omega, c)
         weight_key, bias_key = jax.random.split(key)
         shape = (out_features, in_features)
         return cls(

@@ -184,7 +184,7 @@ def test_construction_is_a_function_of_the_key(case: Case):
 
 
 @every_case
-def test_gradients_agree_with_finite_differences_in_float64(case: Case):
+def test_gradients_reach_every_weight_and_agree_with_finite_differences(case: Case):
     # By hand, and so as one program: jax.test_util.check_grads compiles five.
     with jax.enable_x64(True):
         arrays, static = eqx.partition(case.build(), eqx.is_inexact_array)
@@ -203,6 +203,8 @@ def test_gradients_agree_with_finite_differences_in_float64(case: Case):
         compiled = jax.jit(jax.value_and_grad(loss))
         gradient = compiled(flat)[1]
         assert gradient.dtype == jnp.float64
+        # A weight that is not used is dead state in every optimiser.
+        assert np.all(gradient != 0.0)
         for direction in directions:
             step = 1e-5 * direction
             slope = (compiled(flat + step)[0] - compiled(flat - step)[0]) / 2e-5
