@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting import Counted
+from numpyro import handlers
 
 import pyrox_ppl as px
 from pyrox_ppl.nn import SIREN, ConditionedRFFNet, HyperFourierFeatures
@@ -95,8 +96,31 @@ def test_bad_input_is_named_at_construction():
             ConditionedRFFNet.init(feat=bad, out_features=1, key=KEY)
 
 
+class Scaled(eqx.Module):
+    """Features of the user's own: an integer `out_features` is all that is asked."""
+
+    scale: jax.Array
+    out_features: int = eqx.field(static=True)
+
+    def __call__(self, x, z):
+        return jnp.sin(self.scale * x[..., :1] * z[..., :1])
+
+
+def test_the_readout_of_features_of_the_users_own_is_backbone():
+    field = ConditionedRFFNet.init(
+        feat=Scaled(jnp.ones(()), 1), out_features=1, key=KEY
+    )
+    for where, sites in (
+        (None, {"feat.scale"}),
+        (px.backbone, {"readout.weight", "readout.bias"}),
+    ):
+        with handlers.seed(rng_seed=0), handlers.trace() as trace:
+            px.bayesianize(field, where=where)(X, Z)
+        assert set(trace) == {f"conditioned_rff_net.{name}" for name in sites}
+
+
 def test_a_block_that_finds_only_a_readout_says_so():
     fixed = make(lambda z: jnp.concatenate([z, jnp.zeros(SIZE - K)]))
     field = ConditionedRFFNet.init(feat=fixed, out_features=1, key=KEY)
-    with pytest.raises(ValueError, match=r"conditioned_rff_net.readout.weight"):
+    with pytest.raises(ValueError, match="intercepted no parameter"):
         px.bayesianize(field)(X, Z)
