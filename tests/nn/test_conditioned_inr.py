@@ -102,6 +102,17 @@ def test_a_field_starts_as_its_network_with_all_its_activations(name, mode):
     np.testing.assert_allclose(point, expected[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", ["one_plus_tanh", "exp", "softplus", "identity"])
+@pytest.mark.parametrize("mode", ["feature", "input"])
+def test_a_field_starts_as_its_network_for_every_gamma_and_every_context(gamma, mode):
+    inner = SIREN.init(2, 5, 3, depth=3, key=KEY)
+    film = {"conditioner_cls": AffineModulation, "gamma_activation": gamma}
+    field = ConditionedINR.init(inner, **film, cond_dim=3, key=KEY, mode=mode)
+    for scale in (0.0, 1.0, 1e4):
+        # Rounding of the scale 1 of softplus is what a SIREN's sines amplify.
+        np.testing.assert_allclose(field(X, scale * Z), inner(X), rtol=0, atol=3e-5)
+
+
 @pytest.mark.parametrize(
     "conditioner_cls", [AffineModulation, ConcatConditioner, HyperLinear]
 )
