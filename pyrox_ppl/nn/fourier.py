@@ -13,11 +13,12 @@ from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._linear import linear
 from pyrox_ppl.nn._rows import each_row
+from pyrox_ppl.nn._sine import cos, sin
 
 
 def waves(phase: jax.Array) -> jax.Array:
     r"""``sqrt(1/n) [cos(phase), sin(phase)]`` on the last axis, of n phases."""
-    both = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+    both = jnp.concatenate([cos(phase), sin(phase)], axis=-1)
     return both / math.sqrt(phase.shape[-1])
 
 

@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
 from pyrox_ppl.nn._rows import check_parameter_net, each_row
+from pyrox_ppl.nn._sine import sin
 from pyrox_ppl.nn.hyper_linear import HyperLinear
 from pyrox_ppl.nn.siren import SIREN, SirenDense, half_widths
 
@@ -152,7 +153,7 @@ class HyperSIREN(AbstractModule):
         h = x
         for i, layer in enumerate(hidden):
             omega = self.hidden_omega if i else self.first_omega
-            h = jnp.sin(omega * layer(h, latent))
+            h = sin(omega * layer(h, latent))
         return readout(h, latent)
 
 
