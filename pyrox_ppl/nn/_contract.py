@@ -8,6 +8,7 @@ anew in the gradient: what a gradient keeps of a call is its inputs. All of it i
 own operations, so derivatives of any order, forward and reverse, are there.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,8 +21,8 @@ from pyrox_ppl.nn._linear import align, linear
 
 Order = Literal["weights", "features", "outer"]
 
-# Entries of the array in between that are held at a time: 6 MiB of float32.
-_PIECE = 3 * 2**19
+# Entries of the array in between that are held at a time: 4 MiB of float32.
+_PIECE = 2**20
 # Columns of the outer product that are multiplied at a time.
 _COLUMNS = 1536
 # What an entry of the array in between costs, in multiplications: it is written, read,
@@ -154,20 +155,21 @@ def _features_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
 def _outer_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
     c, i, k = tensor.shape
     block = max(b for b in range(1, k + 1) if k % b == 0 and b * i <= max(_COLUMNS, i))
-    blocks = rearrange(tensor, "c i (n b) -> n b i c", b=block)
+    entries = z.shape[1] * x.shape[1] * block * i
 
-    def apply(z: jax.Array, x: jax.Array) -> jax.Array:
-        if len(blocks) == 1:
-            return _block(blocks[0], z, x)
+    def apply(tensor: jax.Array, z: jax.Array) -> jax.Array:
+        return _in_pieces(functools.partial(_block, tensor), (z, x), entries)
 
-        def add(y: jax.Array, pair: tuple[jax.Array, jax.Array]) -> Any:
-            return y + _block(*pair, x), None
+    blocks = rearrange(tensor, "c i (m b) -> m b i c", b=block)
+    if len(blocks) == 1:
+        return apply(blocks[0], z)
 
-        start = jnp.zeros((*z.shape[:2], x.shape[1], c), jnp.result_type(tensor, z, x))
-        parts = rearrange(z, "n q (m b) -> m n q b", b=block)
-        return jax.lax.scan(add, start, (blocks, parts))[0]
+    def add(y: jax.Array, pair: tuple[jax.Array, jax.Array]) -> Any:
+        return y + apply(*pair), None
 
-    return _in_pieces(apply, (z, x), z.shape[1] * x.shape[1] * block * i)
+    start = jnp.zeros((*z.shape[:2], x.shape[1], c), jnp.result_type(tensor, z, x))
+    parts = rearrange(z, "n q (m b) -> m n q b", b=block)
+    return jax.lax.scan(add, start, (blocks, parts))[0]
 
 
 @jax.checkpoint
