@@ -7,13 +7,25 @@ from pyrox_ppl._bind import bind as bind
 from pyrox_ppl._parameter import Parameter as Parameter
 from pyrox_ppl._parameter import backbone as backbone
 from pyrox_ppl._version import __version__ as __version__
+from pyrox_ppl.handlers import amortize as amortize
 from pyrox_ppl.handlers import bayesianize as bayesianize
+from pyrox_ppl.handlers import learn as learn
 from pyrox_ppl.handlers import scope as scope
 
 if TYPE_CHECKING:
     from pyrox_ppl.posterior import to_datatree as to_datatree
 
-__all__ = ["Parameter", "backbone", "bayesianize", "bind", "nn", "scope", "to_datatree"]
+__all__ = [
+    "Parameter",
+    "amortize",
+    "backbone",
+    "bayesianize",
+    "bind",
+    "learn",
+    "nn",
+    "scope",
+    "to_datatree",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """bind(): reads every parameter of a module, one NumPyro message per parameter."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self, TypeVar
 
 import equinox as eqx
@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from numpyro.primitives import _PYRO_STACK, apply_stack
 
-from pyrox_ppl._parameter import Read, check_name, class_name, parameters_of
+from pyrox_ppl._parameter import (
+    Read,
+    check_name,
+    class_name,
+    parameters_of,
+    path_name,
+)
 
 _Module = TypeVar("_Module")
 
@@ -105,13 +111,42 @@ def bind[Module](
             )
         return module
     frame = None if plate is None else _active_plate(plate)
+    return _bind(module, class_name(module) if name is None else name, frame, ())
+
+
+def bind_but[Module](module: Module, replaced: Collection[str]) -> Module:
+    """Bind a module, but for parameters that :func:`put` will replace.
+
+    Nothing is read for these, named by their dotted paths in the module: a site whose
+    value nobody uses would be one too many.
+    """
+    if not _PYRO_STACK or (isinstance(module, AbstractModule) and module._bound):
+        return module
+    return _bind(module, class_name(module), None, replaced)
+
+
+def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
+    """Put values in the place of parameters, named by their dotted paths."""
+    leaves, treedef = jax.tree.flatten(module)
+    for read in parameters_of(module, class_name(module)):
+        name = path_name(read.parameter.path)
+        if name in values:
+            for position in read.positions:
+                leaves[position] = values[name].astype(read.parameter.dtype)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _bind[Module](
+    module: Module, root: str, frame: Any, replaced: Collection[str]
+) -> Module:
+    """Read the parameters, those in `replaced` left out, in the members of a plate."""
     leaves, treedef = jax.tree.flatten(module)
     bound_before = _leaves_of_bound_modules(module)
-    root = class_name(module) if name is None else name
     reads = [
         read
         for read in parameters_of(module, root)
         if not any(read.stored is leaf for leaf in bound_before)
+        and path_name(read.parameter.path) not in replaced
     ]
     if reads:
         _check_transforms(reads, module)
@@ -155,7 +190,7 @@ def _read(read: Read, plate: Any) -> jax.Array:
         raise ValueError(
             f"the value for {parameter.name!r} has shape {value.shape}, but the "
             f"parameter has shape {shapes[-1]}. If it was substituted, it comes from "
-            "another module."
+            "another module; a prior given to `lift` must have the parameter's shape."
         )
     # NumPyro draws float64 under x64, and float32 for bfloat16. The handler that
     # answered holds this message: a second read gets the cast value, too.

@@ -114,6 +114,11 @@ def class_name(module: Any) -> str:
     return words.lower()
 
 
+def path_name(path: tuple[str | int, ...]) -> str:
+    """A path joined by dots, a slash in a key being one: ``layers.0.weight``."""
+    return ".".join(str(key).replace("/", ".") for key in path)
+
+
 def parameters_of(module: Any, root: str) -> list[Read]:
     """Every parameter of `module` in tree order, each tied array once.
 
@@ -131,7 +136,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             first.setdefault(id(leaf.value), leaf)
     reads: dict[str, Read] = {}
     for tie, leaf in first.items():
-        name = ".".join([root, *(str(key).replace("/", ".") for key in leaf.path)])
+        name = f"{root}.{path_name(leaf.path)}" if leaf.path else root
         if name in reads:
             raise ValueError(
                 f"two arrays of {type(module).__name__} have the same name {name!r}: "

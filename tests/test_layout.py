@@ -14,12 +14,13 @@ ROOT = PACKAGE.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of the others: arrows point one way (DESIGN, layout).
-CORE = {"_version", "_parameter", "_transform"}
+CORE = {"_version", "_parameter", "_transform", "_where"}
 TOPS = CORE | {"_bind", "handlers", "nn", "priors", "explain", "infer", "posterior"}
 ALLOWED = {
     "_version": set(),
     "_parameter": set(),
     "_transform": set(),
+    "_where": {"_parameter"},
     "_bind": CORE,
     "handlers": CORE | {"_bind"},
     "nn": CORE | {"_bind"},

@@ -3,18 +3,19 @@
 import abc
 import contextlib
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from pyrox_ppl._parameter import Parameter, generator
 from pyrox_ppl._transform import TraceMark, inside_block
-
-Where = str | Sequence[str] | Callable[[Parameter], bool] | None
+from pyrox_ppl._where import Where as Where
+from pyrox_ppl._where import matches as matches
+from pyrox_ppl._where import selection
 
 
 class Plates:
@@ -55,6 +56,7 @@ class Block:
 
     entered_at: TraceMark
     cleanup: contextlib.ExitStack
+    prepared: Any
     read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
     answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
     matched: set[str] = dataclasses.field(default_factory=set)
@@ -71,7 +73,7 @@ class AbstractParameterHandler(Messenger):
 
     def __init__(self, fn: Callable | None, where: Where) -> None:
         super().__init__(fn)
-        self._patterns, self._selects = _selection(where)
+        self._patterns, self._selects = selection(where, self.selects_by_default)
         self._block: Block | None = None
 
     @property
@@ -95,9 +97,10 @@ class AbstractParameterHandler(Messenger):
             raise ValueError(
                 f"this {self._label} object is entered already: make one per block."
             )
+        prepared = self.prepare()
         cleanup = contextlib.ExitStack()
         cleanup.enter_context(inside_block(True))
-        self._block = Block(TraceMark(), cleanup)
+        self._block = Block(TraceMark(), cleanup, prepared)
         super().__enter__()
 
     def __exit__(
@@ -126,14 +129,16 @@ class AbstractParameterHandler(Messenger):
         if parameter.name in block.answered:
             _recall(msg, block.answered[parameter.name])
             return
-        if len(_PYRO_STACK) == 1:
-            raise ValueError(
-                f"{self._label} turns {parameter.name!r} into a site, but no NumPyro "
-                "handler outside can give it a value: run this inside a model, or in "
-                "`with numpyro.handlers.seed(rng_seed=0):`."
-            )
         block.answered[parameter.name] = Answer(msg["stored"], msg["plate"], msg)
         self.answer(msg, parameter)
+
+    def prepare(self) -> Any:
+        """Make what the block needs, before it is entered: kept as ``prepared``."""
+        return None
+
+    def selects_by_default(self, parameter: Parameter) -> bool:
+        """Whether a parameter is selected where no `where` is given: generators are."""
+        return generator(parameter)
 
     @abc.abstractmethod
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
@@ -156,22 +161,35 @@ class AbstractParameterHandler(Messenger):
             )
 
     def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
-        """Make a parameter's message that of an ordinary, global ``numpyro.sample``.
-
-        Plates further out are told to leave it alone, but for the one that ``bind`` was
-        asked for. That one, if it stands inside the block, has let the message pass
-        when it was not a sample yet: it is applied here.
-        """
-        plate = msg["plate"]
-        msg["type"] = "sample"
+        """Make a parameter's message that of an ordinary, global ``numpyro.sample``."""
         msg["fn"] = fn
         msg["args"] = ()
         msg["kwargs"] = {"rng_key": None, "sample_shape": ()}
         msg["intermediates"] = []
         msg["is_observed"] = False
+        self.to_site(msg, "sample")
+
+    def to_site(self, msg: dict[str, Any], site_type: str) -> None:
+        """Make a parameter's message that of a global site of a type.
+
+        Plates further out are told to leave it alone, but for the one that ``bind`` was
+        asked for. That one, if it stands inside the block, has let the message pass
+        when it was no site yet: it is applied here.
+        """
+        plate = msg["plate"]
+        msg["type"] = site_type
         if plate is not None and plate in _PYRO_STACK[self._depth() :]:
             plate.process_message(msg)
         msg["infer"] = {"block_plates": Plates(None if plate is None else plate.name)}
+
+    def check_outside(self, parameter: Parameter) -> None:
+        """Raise if nothing stands outside the block that could draw a sample."""
+        if self._depth() == 0:
+            raise ValueError(
+                f"{self._label} turns {parameter.name!r} into a site, but no NumPyro "
+                "handler outside can give it a value: run this inside a model, or in "
+                "`with numpyro.handlers.seed(rng_seed=0):`."
+            )
 
     def _depth(self) -> int:
         """The place of this handler on NumPyro's stack."""
@@ -207,26 +225,13 @@ def list_parameters(block: Block) -> str:
     return "The parameters read inside it:\n" + "\n".join(rows) + "\n"
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a glob matches a whole name; ``*`` goes across dots."""
-    return fnmatch.fnmatchcase(name, pattern)
-
-
-def _selection(where: Where) -> tuple[tuple[str, ...], Callable[[Parameter], bool]]:
-    """The globs of `where`, and the predicate that they make."""
-    if where is None:
-        return (), generator
-    if callable(where):
-        return (), where
-    patterns = (where,) if isinstance(where, str) else where
-    is_sequence = isinstance(patterns, Sequence) and len(patterns) > 0
-    if not is_sequence or not all(isinstance(pattern, str) for pattern in patterns):
+def refuse_complex(parameter: Parameter, why: str) -> None:
+    """Raise if a parameter is complex: `why` says what cannot be done with it."""
+    if jnp.issubdtype(parameter.dtype, jnp.complexfloating):
         raise TypeError(
-            "where must be a glob, a sequence of globs or a predicate on Parameter, "
-            f"got {where!r}."
+            f"{parameter.name!r} is complex ({parameter.dtype}), and {why}: keep its "
+            "real and imaginary parts as two arrays, or leave it out by `where`."
         )
-    globs = tuple(patterns)
-    return globs, lambda p: any(matches(p.name, glob) for glob in globs)
 
 
 def _recall(msg: dict[str, Any], first: Answer) -> None:

@@ -4,9 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import lax
 from jax.typing import ArrayLike
 
 from pyrox_ppl._parameter import Parameter
@@ -16,7 +14,9 @@ from pyrox_ppl.handlers._base import (
     Where,
     list_parameters,
     matches,
+    refuse_complex,
 )
+from pyrox_ppl.handlers._fit import fit
 
 Rule = Callable[[Parameter], dist.Distribution | None]
 Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
@@ -98,13 +98,9 @@ class bayesianize(AbstractParameterHandler):
 
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
         """Make the parameter a sample site."""
-        if jnp.issubdtype(parameter.dtype, jnp.complexfloating):
-            raise TypeError(
-                f"{parameter.name!r} is complex ({parameter.dtype}), and priors are "
-                "over real numbers: keep its real and imaginary parts as two arrays, "
-                "or leave it out by `where`."
-            )
-        self.to_sample_site(msg, _fit(self._prior(parameter), parameter))
+        refuse_complex(parameter, "priors are over real numbers")
+        self.check_outside(parameter)
+        self.to_sample_site(msg, fit(self._prior(parameter), parameter))
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a key of `prior` was left without effect."""
@@ -156,39 +152,3 @@ def _rules(prior: Any) -> dict[str, Any]:
                 f"Distribution, got {rule!r} for {key!r}."
             )
     return rules
-
-
-def _fit(prior: Any, parameter: Parameter) -> dist.Distribution:
-    """Broadcast a prior to a parameter's shape, all axes made event axes."""
-    if not isinstance(prior, dist.Distribution):
-        raise TypeError(
-            f"the prior of {parameter.name!r} must be a NumPyro distribution, got "
-            f"{prior!r}."
-        )
-    split = len(parameter.shape) - prior.event_dim
-    batch, event = parameter.shape[: max(split, 0)], parameter.shape[max(split, 0) :]
-    if (
-        split < 0
-        or event != prior.event_shape
-        or not _broadcasts(prior.batch_shape, batch)
-    ):
-        raise ValueError(
-            f"the prior of {parameter.name!r} has batch shape {prior.batch_shape} and "
-            f"event shape {prior.event_shape}, which does not broadcast to the "
-            f"parameter's shape {parameter.shape}."
-        )
-    if prior.support is not None and prior.support.is_discrete:
-        raise ValueError(
-            f"the prior of {parameter.name!r}, {type(prior).__name__}, is discrete, "
-            f"but the parameter is {parameter.dtype}."
-        )
-    if prior.batch_shape != batch:
-        prior = prior.expand(batch)
-    return prior.to_event(len(batch))
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return lax.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False

@@ -11,5 +11,6 @@ from pyrox_ppl.nn.hyper_fourier import ConditionedRFFNet as ConditionedRFFNet
 from pyrox_ppl.nn.hyper_fourier import HyperFourierFeatures as HyperFourierFeatures
 from pyrox_ppl.nn.hyper_linear import HyperLinear as HyperLinear
 from pyrox_ppl.nn.hyper_siren import HyperSIREN as HyperSIREN
+from pyrox_ppl.nn.hypernetwork import HyperNetwork as HyperNetwork
 from pyrox_ppl.nn.siren import SIREN as SIREN
 from pyrox_ppl.nn.siren import SirenDense as SirenDense

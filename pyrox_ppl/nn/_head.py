@@ -1,0 +1,132 @@
+"""The heads of a HyperNetwork: one makes one parameter of the target from features."""
+
+import abc
+import math
+from typing import ClassVar, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl._parameter import Parameter
+from pyrox_ppl.nn._linear import align
+
+
+class LowRankOffset(eqx.Module):
+    r"""A function of a stored array, :math:`\theta_0 \mapsto \theta_0 + L R^\top`.
+
+    Axes in front of ``left`` are contexts, and come first in the result.
+    """
+
+    left: jax.Array
+    right: jax.Array
+
+    def __call__(self, stored: jax.Array) -> jax.Array:
+        """Add the offset, a kernel's trailing axes taken as one."""
+        offset = self.left @ jnp.swapaxes(self.right, -1, -2)
+        offset = offset.reshape(*self.left.shape[:-2], *stored.shape)
+        return align(jnp.asarray(stored), offset.ndim) + offset
+
+
+class AbstractHead(eqx.Module):
+    """Makes one parameter from a vector of features."""
+
+    parameter_role: ClassVar[str] = "generator"
+
+    @abc.abstractmethod
+    def __call__(self, features: jax.Array) -> jax.Array | LowRankOffset:
+        """The parameter, or a function of the stored array that makes it."""
+
+    @abc.abstractmethod
+    def shape_of(self) -> tuple[int, ...]:
+        """The shape of the parameter; of a kernel, the trailing axes as one."""
+
+
+class FullHead(AbstractHead):
+    r"""Every entry on its own, :math:`\theta = \mathrm{reshape}(G z) + \theta_0`."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    @classmethod
+    def init(
+        cls, stored: jax.Array, features: int, spread: jax.Array, key: PRNGKeyArray
+    ) -> Self:
+        """Around the stored value; entries vary by `spread` for z ~ N(0, I)."""
+        weight = _normal(key, (stored.size, features), spread / math.sqrt(features))
+        return cls(weight.astype(stored.dtype), jnp.asarray(stored))
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """The parameter."""
+        return (self.weight @ features).reshape(self.bias.shape) + self.bias
+
+    def shape_of(self) -> tuple[int, ...]:
+        """The shape of the parameter."""
+        return self.bias.shape
+
+
+class LowRankHead(AbstractHead):
+    r"""An offset of rank r, :math:`\theta = \theta_0 + L(z) R^\top`, L linear in z."""
+
+    weight: jax.Array
+    bias: jax.Array
+    right: jax.Array
+
+    @classmethod
+    def init(
+        cls,
+        stored: jax.Array,
+        features: int,
+        spread: jax.Array,
+        rank: int,
+        key: PRNGKeyArray,
+    ) -> Self:
+        """No offset at z = 0; entries vary by `spread` for z ~ N(0, I).
+
+        The two factors have the same scale, so that they learn at the same pace.
+        """
+        n_out, n_in = matrix_shape(stored.shape)
+        left_key, right_key = jax.random.split(key)
+        factor = jnp.sqrt(spread / math.sqrt(rank))
+        weight = _normal(
+            left_key, (n_out * rank, features), factor / math.sqrt(features)
+        )
+        return cls(
+            weight.astype(stored.dtype),
+            jnp.zeros((n_out, rank), stored.dtype),
+            _normal(right_key, (n_in, rank), factor).astype(stored.dtype),
+        )
+
+    def __call__(self, features: jax.Array) -> LowRankOffset:
+        """The function that adds the offset."""
+        left = (self.weight @ features).reshape(self.bias.shape) + self.bias
+        return LowRankOffset(left, self.right)
+
+    def shape_of(self) -> tuple[int, ...]:
+        """The shape of the parameter, as a matrix."""
+        return (self.bias.shape[0], self.right.shape[0])
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A weight or a kernel as a matrix: the axes but the first taken as one."""
+    return shape[0], math.prod(shape[1:])
+
+
+def saves(shape: tuple[int, ...], rank: int, features: int) -> bool:
+    """Whether a head of this rank has fewer parameters than the full one."""
+    if len(shape) < 2:
+        return False
+    n_out, n_in = matrix_shape(shape)
+    low = rank * (n_out * (features + 1) + n_in)
+    return low < n_out * n_in * (features + 1)
+
+
+def spread_of(stored: jax.Array, parameter: Parameter) -> jax.Array:
+    """The scale of a parameter: its root mean square; of zeros, a linear layer's."""
+    rms = jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(stored, jnp.float32))))
+    return jnp.where(rms > 0, rms, 1.0 / math.sqrt(3.0 * parameter.fan_in))
+
+
+def _normal(key: PRNGKeyArray, shape: tuple[int, ...], std: jax.Array) -> jax.Array:
+    return std * jax.random.normal(key, shape, std.dtype)
