@@ -192,6 +192,9 @@ def _read(read: Read, plate: Any) -> jax.Array:
             f"parameter has shape {shapes[-1]}. If it was substituted, it comes from "
             "another module; a prior given to `lift` must have the parameter's shape."
         )
+    if value is stored and message["type"] != "parameter":
+        # A site that holds the stored value: handlers tell what is read by identity.
+        value = jnp.copy(value)
     # NumPyro draws float64 under x64, and float32 for bfloat16. The handler that
     # answered holds this message: a second read gets the cast value, too.
     message["value"] = value = value.astype(parameter.dtype)

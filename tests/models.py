@@ -1,5 +1,7 @@
 """Small modules and helpers that the tests of the handlers share."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,30 @@ def make_field(depth=4):
 def make_mlp(seed=0):
     """A plain Equinox network, which knows nothing of handlers."""
     return eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(seed))
+
+
+def film_values(z):
+    """A generator of the conditioner above, as a user writes one."""
+    return {
+        "generator.weight": jnp.full((6, 2), z.sum()),
+        "generator.bias": jnp.arange(6.0) / 6,
+    }
+
+
+def film_laws(z):
+    """A generator of distributions for the conditioner above."""
+    laws = {name: dist.Normal(mean, 0.1) for name, mean in film_values(z).items()}
+    return {name: law.to_event() for name, law in laws.items()}
+
+
+HANDLERS = {
+    "bayesianize": px.bayesianize,
+    "learn": px.learn,
+    "amortize": partial(px.amortize, generator=film_values, context=Z),
+    "amortize-laws": partial(px.amortize, generator=film_laws, context=Z),
+}
+# What becomes of the conditioner's parameters; a generated array is no site.
+SITE_TYPES = {"bayesianize": "sample", "learn": "param", "amortize-laws": "sample"}
 
 
 def sites(model, *args, seed=0, types=("sample",)):

@@ -123,7 +123,10 @@ class AbstractParameterHandler(Messenger):
         block.read[parameter.name] = parameter
         given = (answer.message["value"] for answer in block.answered.values())
         if any(msg["stored"] is value for value in given):
-            return  # bound in this very block, then read as part of another module
+            # Bound in this very block, then read as part of another module.
+            msg["value"] = msg["stored"]
+            keep_inside(msg)
+            return
         if not self._is_selected(parameter):
             return
         if parameter.name in block.answered:
@@ -234,6 +237,12 @@ def refuse_complex(parameter: Parameter, why: str) -> None:
         )
 
 
+def keep_inside(msg: dict[str, Any]) -> None:
+    """Show an answered message to no handler further out, and to no trace."""
+    msg["stop"] = True
+    del msg["name"]
+
+
 def _recall(msg: dict[str, Any], first: Answer) -> None:
     """Answer a second read by the value of the first; none further out sees it."""
     if msg["stored"] is not first.stored or msg["plate"] is not first.plate:
@@ -244,5 +253,4 @@ def _recall(msg: dict[str, Any], first: Answer) -> None:
             "or by calling it inside `with scope(name):`."
         )
     msg["value"] = first.message["value"]
-    msg["stop"] = True
-    del msg["name"]
+    keep_inside(msg)

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from pyrox_ppl._parameter import Parameter, path_name
-from pyrox_ppl.handlers._base import AbstractParameterHandler, Block, Where
+from pyrox_ppl.handlers._base import (
+    AbstractParameterHandler,
+    Block,
+    Where,
+    keep_inside,
+)
 from pyrox_ppl.handlers._fit import fit
 
 
@@ -115,9 +120,7 @@ class amortize(AbstractParameterHandler):
             self.to_sample_site(msg, fit(value, parameter))
             return
         msg["value"] = self._fit_array(value, parameter, msg["plate"])
-        # Generated, not a site: none further out is asked, and no trace records it.
-        msg["stop"] = True
-        del msg["name"]
+        keep_inside(msg)
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a value was generated that no parameter was there for."""

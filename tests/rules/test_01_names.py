@@ -10,10 +10,22 @@ import numpyro
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import H, Z, make_field, make_film, make_mlp, sites
+from models import (
+    BIAS,
+    HANDLERS,
+    SITE_TYPES,
+    WEIGHT,
+    H,
+    Z,
+    make_field,
+    make_film,
+    make_mlp,
+    sites,
+)
 
 import pyrox_ppl as px
 from pyrox_ppl._parameter import class_name
+from pyrox_ppl.nn import HyperNetwork
 
 FIELD_SITES = [
     f"conditioned_inr.conditioners.{layer}.generator.{leaf}"
@@ -148,3 +160,34 @@ def test_paths_and_fan_in_are_on_the_parameter():
         (("generator", "bias"), 2),
     ]
     assert [p.shape for p in seen] == [(5, 3, 2, 2), (5, 1, 1), (6, 2), (6,)]
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_the_name_of_a_site_is_the_same_whatever_the_handler(name):
+    def model():
+        with px.scope("outer"), HANDLERS[name]():
+            make_film()(H, Z)
+
+    found = sites(model, types=("sample", "param"))
+    expected = [f"outer.{leaf}" for leaf in (WEIGHT, BIAS)]
+    assert list(found) == (expected if name in SITE_TYPES else [])
+    assert {site["type"] for site in found.values()} <= {SITE_TYPES.get(name)}
+
+
+def test_the_names_of_a_generator_are_under_the_scopes_outside_its_block():
+    generator = HyperNetwork.init(make_film(), 2, key=jax.random.key(0))
+
+    def model():
+        with (
+            px.bayesianize(),
+            px.scope("outer"),
+            px.amortize(generator=generator, context=Z),
+            px.scope("inner"),
+        ):
+            make_film()(H, Z)
+
+    assert list(sites(model)) == [
+        f"outer.hyper_network.heads.generator.{leaf}.{half}"
+        for leaf in ("bias", "weight")
+        for half in ("weight", "bias")
+    ]

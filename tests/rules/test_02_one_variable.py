@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import pytest
-from models import H, Z, make_film, make_mlp, run, sites
+from models import HANDLERS, SITE_TYPES, H, Z, make_film, make_mlp, run, sites
 
 import pyrox_ppl as px
 from pyrox_ppl.nn import FiLM
@@ -156,3 +156,71 @@ def test_a_second_read_is_answered_inside_and_does_not_reach_an_outer_handler():
     np.testing.assert_array_equal(run(model), jnp.zeros(3))
     assert seen == ["affine_modulation.generator.weight"] * 2
     assert len(sites(model)) == 2
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_two_calls_share_one_site_and_one_value_under_every_handler(name):
+    film = make_film()
+
+    def model():
+        with HANDLERS[name]():
+            return film(H, Z) - film(H, Z)
+
+    np.testing.assert_array_equal(run(model), jnp.zeros(3))
+    expected = 2 if name in SITE_TYPES else 0
+    assert len(sites(model, types=("sample", "param"))) == expected
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_two_modules_under_one_name_raise_under_every_handler(name):
+    def model():
+        with HANDLERS[name]():
+            make_film(0)(H, Z)
+            make_film(1)(H, Z)
+
+    with pytest.raises(ValueError, match="same name"):
+        sites(model)
+
+
+@pytest.mark.parametrize("name", ["amortize", "amortize-laws"])
+def test_two_modules_of_one_generator_raise_and_one_of_them_is_chosen_by_where(name):
+    def model(where):
+        with HANDLERS[name](where=where):
+            px.bind(make_film(0), "one")
+            return px.bind(make_film(1), "two")
+
+    with pytest.raises(ValueError, match=r"one target.*'one\.\*'"):
+        run(model, None)
+    kept = run(model, "one.*").generator.weight
+    np.testing.assert_array_equal(kept, make_film(1).generator.weight)
+
+
+def test_one_module_under_two_names_gets_the_generated_values_twice():
+    film = make_film()
+
+    def model():
+        with HANDLERS["amortize"]():
+            one, two = px.bind(film, "one"), px.bind(film, "two")
+            with px.scope("left"):
+                return one(H, Z), two(H, Z), film(H, Z)
+
+    one, two, three = run(model)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, three)
+
+
+@pytest.mark.parametrize("substituted", [False, True])
+def test_a_site_at_the_stored_value_is_told_from_what_is_stored(substituted):
+    mlp = make_mlp()
+    data = {"one.layers.0.bias": mlp.layers[0].bias} if substituted else {}
+
+    def model():
+        handler = px.bayesianize() if substituted else px.learn()
+        with handler, numpyro.handlers.trace() as inner:
+            px.bind(mlp, "one")
+            px.bind(mlp, "two")
+        return inner
+
+    found = run(numpyro.handlers.substitute(model, data))
+    names = [n for n, s in found.items() if s["type"] in ("param", "sample")]
+    assert len(names) == 8

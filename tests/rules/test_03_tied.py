@@ -1,11 +1,13 @@
 """Rule 3: tied leaves stay tied: the same array at two paths is one site."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from models import make_mlp, run, sites
 
 import pyrox_ppl as px
+from pyrox_ppl.nn import HyperNetwork
 
 
 class Tied(eqx.Module):
@@ -51,3 +53,24 @@ def test_shared_layers_of_equinox_stay_shared():
     assert len(names) == 4
     both = run(model, shared)()
     np.testing.assert_array_equal(both.encoder.layers[0].weight, both.decoder["copy"])
+
+
+def test_a_tied_array_is_one_param_and_one_head():
+    tree = make_tied()
+
+    def learned():
+        with px.learn():
+            return px.bind(tree, "tied")
+
+    names = list(sites(learned, types=("param",)))
+    assert len(names) == 5
+    generator = HyperNetwork.init(tree, 2, key=jax.random.key(0))
+    assert "decoder.copy" not in generator.heads
+    assert len(generator.heads) == 5
+
+    def generated():
+        with px.amortize(generator=generator, context=jnp.ones(2)):
+            return px.bind(tree, "tied")
+
+    for bound in (run(learned), run(generated), generator.generate(tree, jnp.ones(2))):
+        assert bound.encoder.layers[0].weight is bound.decoder["copy"]

@@ -8,6 +8,7 @@ import pytest
 from models import H, Z, make_field, make_film, make_mlp, run, sites
 
 import pyrox_ppl as px
+from pyrox_ppl.nn import HyperNetwork
 
 
 class Counter(numpyro.primitives.Messenger):
@@ -120,3 +121,33 @@ def test_a_deterministic_call_inside_a_model_leaves_no_trace():
     trace = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace()
     assert trace == {}
     assert jnp.array_equal(run(model), field(jnp.ones(2), Z))
+
+
+def test_a_bound_generator_sends_nothing_and_its_block_reads_the_target_alone():
+    mlp, counter = make_mlp(), Counter()
+    generator = HyperNetwork.init(mlp, 2, key=jax.random.key(0))
+    with counter:
+        generator = px.bind(generator)
+        assert len(counter.names) == 8
+        eqx.filter_jit(generator)(Z)
+        jax.vmap(generator)(Z[None])
+        generator.generate(mlp, Z)
+        generator.map(mlp, jnp.ones((3, 4, 2)), jnp.ones((3, 2)), batch_size=2)
+        assert len(counter.names) == 8
+        with px.amortize(generator=generator, context=Z):
+            px.bind(mlp, "net")
+    # The generated values are the block's: a handler further out is not asked.
+    assert len(counter.names) == 8
+
+
+def test_what_is_generated_is_not_read_again_as_part_of_another_module():
+    mlp = make_mlp()
+    generator = HyperNetwork.init(mlp, 2, key=jax.random.key(0))
+
+    def model():
+        with px.bayesianize(), px.amortize(generator=px.bind(generator), context=Z):
+            net = px.bind(mlp, "net")
+            px.bind({"net": net, "own": jnp.zeros(2)}, "both")
+
+    names = [name for name in sites(model) if not name.startswith("hyper_network")]
+    assert names == ["both.own"]

@@ -7,7 +7,18 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from models import H, Z, make_film, make_mlp, run, sites
+from models import (
+    HANDLERS,
+    SITE_TYPES,
+    H,
+    Z,
+    film_laws,
+    film_values,
+    make_film,
+    make_mlp,
+    run,
+    sites,
+)
 
 import pyrox_ppl as px
 
@@ -119,3 +130,65 @@ def test_one_name_with_and_without_a_plate_is_refused():
 
     with pytest.raises(ValueError, match="same name"):
         sites(model)
+
+
+@pytest.mark.parametrize("name", SITE_TYPES)
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_a_plate_multiplies_the_sites_of_no_handler(name, place):
+    def model():
+        plate = numpyro.plate("data", 7, subsample_size=2)
+        outer, inner = (
+            (plate, HANDLERS[name]())
+            if place == "outside"
+            else (HANDLERS[name](), plate)
+        )
+        with outer, inner:
+            make_film()(H, Z)
+
+    found = sites(model, types=("sample", "param"))
+    assert [site["value"].shape for site in found.values()] == [(6, 2), (6,)]
+    assert all(site["cond_indep_stack"] == [] for site in found.values())
+    assert all(site["scale"] is None for site in found.values())
+
+
+@pytest.mark.parametrize("dim", [None, -2])
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_learn_with_a_plate_has_a_param_per_member_and_takes_a_minibatch(place, dim):
+    film = make_film()
+
+    def model():
+        group = numpyro.plate("group", 4, subsample_size=3, dim=dim)
+        if place == "outside":
+            with group, px.learn():
+                return px.bind(film, plate="group")
+        with px.learn(), numpyro.plate("other", 5, dim=-3), group:
+            return px.bind(film, plate="group")
+
+    found = sites(model, types=("param", "plate"))
+    lead = (4,) if dim is None else (4, 1)
+    weight = found["affine_modulation.generator.weight"]["value"]
+    assert weight.shape == (*lead, 6, 2)
+    members = jnp.broadcast_to(jnp.arange(4.0).reshape(*lead, 1, 1), weight.shape)
+    data = {"affine_modulation.generator.weight": members}
+    bound = run(numpyro.handlers.substitute(model, data))
+    assert bound.generator.bias.shape == (3, 6)
+    taken = found["group"]["value"].astype(float)
+    np.testing.assert_array_equal(bound.generator.weight[:, 0, 0], taken)
+    np.testing.assert_array_equal(run(model).generator.weight[1], film.generator.weight)
+
+
+@pytest.mark.parametrize("dim", [None, -2])
+def test_amortize_with_a_plate_takes_a_value_per_member_or_one_for_all(dim):
+    def model(generator, context):
+        group = numpyro.plate("group", 4, dim=dim)
+        with group, px.amortize(generator=generator, context=context):
+            return px.bind(make_film(), plate="group")
+
+    contexts = jnp.arange(8.0).reshape(4, 2)
+    bound = run(model, jax.vmap(film_values), contexts)
+    np.testing.assert_array_equal(bound.generator.weight[:, 0, 0], contexts.sum(1))
+    bound = run(model, film_values, Z)
+    assert bound.generator.weight.shape == (4, 6, 2)
+    with jax.numpy_rank_promotion("allow"):  # NumPyro's expanded Normal promotes
+        bound = run(model, film_laws, Z)
+    assert len(np.unique(np.asarray(bound.generator.weight))) == 4 * 12
