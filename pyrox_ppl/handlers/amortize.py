@@ -129,9 +129,10 @@ class amortize(AbstractParameterHandler):
         if unread:
             raise ValueError(
                 f"the generator has values for {unread}, and no such parameter was "
-                f"read inside the amortize block: {_both(block)}A handler further in "
-                "may have taken it, the target may be another one, or it was not read "
-                "through `bind(module, name)`."
+                f"read inside the amortize block: {_both(block)}The target may be "
+                "another one, or not have been read through `bind(module, name)`; or a "
+                "handler further in took the parameter: then put amortize innermost, "
+                "with a `where`."
             )
         super().check_effect(block)
 

@@ -7,10 +7,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from models import H, Z, make_field, make_film, run, sites
+from models import HANDLERS, H, Z, make_field, make_film, run, sites
 from numpyro.contrib.control_flow import scan as numpyro_scan
 
 import pyrox_ppl as px
+from pyrox_ppl.nn import HyperNetwork
 
 X = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
 
@@ -226,3 +227,59 @@ def test_no_tracer_leaks():
 
     with jax.checking_leaks():
         jax.jit(lambda x: numpyro.handlers.seed(model, 0)(x))(X)
+
+
+ROWS = jnp.linspace(-1.0, 1.0, 9).reshape(3, 3)
+
+
+@pytest.mark.parametrize("name", ["learn", "amortize", "amortize-laws"])
+def test_every_handler_refuses_a_first_read_inside_jit_and_allows_vmap(name):
+    film = make_film()
+
+    def model(transform):
+        with HANDLERS[name]():
+            return transform(lambda h: film(h, Z))(ROWS)
+
+    with pytest.raises(ValueError, match=r"net = bind\(net\)"):
+        run(model, jax.jit)
+    np.testing.assert_allclose(run(model, jax.vmap), run(model, lambda f: f), rtol=1e-5)
+
+
+def contexts(transform, bound):
+    """A generated conditioner per row, under a transform around the block."""
+    film = make_film()
+    generator = HyperNetwork.init(film, 2, key=jax.random.key(0))
+
+    def model():
+        with px.bayesianize():
+            g = px.bind(generator) if bound else generator
+            if not bound:
+                return transform(lambda row: generated(g, row), (ROWS, X))
+        return transform(lambda row: generated(g, row), (ROWS, X))
+
+    def generated(g, row):
+        with px.amortize(generator=g, context=row[1]):
+            return film(row[0], Z)
+
+    return model
+
+
+def test_a_context_per_row_under_vmap_and_map_is_the_loop_over_rows():
+    def loop(one, rows):
+        return jnp.stack([one((h, z)) for h, z in zip(*rows, strict=True)])
+
+    expected = run(contexts(loop, bound=True))
+    assert len(np.unique(np.asarray(expected))) == 9
+    vmap = contexts(lambda one, rows: jax.vmap(one)(rows), bound=True)
+    assert len(sites(vmap)) == 4
+    np.testing.assert_allclose(run(vmap), expected, rtol=1e-5, atol=1e-6)
+    mapped = contexts(lambda one, rows: jax.lax.map(one, rows), bound=True)
+    np.testing.assert_allclose(run(mapped), expected, rtol=1e-5, atol=1e-6)
+    unbound = contexts(lambda one, rows: jax.vmap(one)(rows), bound=False)
+    np.testing.assert_allclose(run(unbound), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_generator_that_is_read_first_inside_map_raises():
+    model = contexts(lambda one, rows: jax.lax.map(one, rows), bound=False)
+    with pytest.raises(ValueError, match=r"HyperNetwork.*net = bind\(net\)"):
+        run(model)

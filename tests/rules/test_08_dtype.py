@@ -7,9 +7,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from models import H, Z, make_film, run, sites
+from models import HANDLERS, SITE_TYPES, H, Z, make_film, run, sites
 
 import pyrox_ppl as px
+from pyrox_ppl.nn import HyperNetwork
 
 
 def cast(module, dtype):
@@ -74,3 +75,31 @@ def test_a_numpy_array_is_a_parameter_and_keeps_its_dtype():
     assert list(sites(model)) == ["t.w"]
     with jax.enable_x64(True):
         assert run(model)["w"].dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", HANDLERS)
+def test_the_dtype_is_kept_by_every_handler(name, dtype):
+    with jax.enable_x64(True):
+        film = cast(make_film(), dtype)
+
+        def model():
+            with HANDLERS[name]():
+                return px.bind(film)
+
+        leaves = jax.tree.leaves(run(model))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(dtype)}
+        if SITE_TYPES.get(name) == "param":
+            params = sites(model, types=("param",)).values()
+            assert {p["value"].dtype for p in params} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_generator_has_the_dtype_of_its_target(dtype, rank):
+    with jax.enable_x64(True):
+        film = cast(make_film(), dtype)
+        generator = HyperNetwork.init(film, 2, key=jax.random.key(0), rank=rank)
+        assert {a.dtype for a in jax.tree.leaves(generator)} == {jnp.dtype(dtype)}
+        made = generator.generate(film, Z)
+        assert {a.dtype for a in jax.tree.leaves(made)} == {jnp.dtype(dtype)}

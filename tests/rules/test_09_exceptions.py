@@ -42,6 +42,34 @@ def fail_on_the_width():
         make_film()(jnp.ones(7), Z)
 
 
+def fail_in_a_generator():
+    def generator(z):
+        raise OwnError
+
+    with px.bayesianize(), px.amortize(generator=generator, context=Z):
+        make_film()(H, Z)
+
+
+def fail_on_the_values():
+    with px.scope("a"), px.amortize(generator=lambda z: {"b": z}, context=Z):
+        make_film()(H, Z)
+
+
+def fail_in_a_function_of_the_stored_array():
+    def offset(stored):
+        raise OwnError
+
+    values = {"generator.bias": offset}
+    with px.amortize(generator=lambda z: values, context=Z), px.scope("b"):
+        make_film()(H, Z)
+
+
+def fail_in_a_learn_block():
+    with px.learn():
+        make_film()(H, Z)
+        raise OwnError
+
+
 def fail_on_leaving():
     with px.bayesianize(where="nothing"):
         make_film()(H, Z)
@@ -53,6 +81,10 @@ MODELS = [
     fail_in_an_inner_block,
     fail_on_the_width,
     fail_on_leaving,
+    fail_in_a_generator,
+    fail_on_the_values,
+    fail_in_a_function_of_the_stored_array,
+    fail_in_a_learn_block,
 ]
 
 
@@ -111,3 +143,21 @@ def test_a_handler_object_works_again_after_an_error():
         sites(model)
     fail.clear()
     assert len(sites(model)) == 2
+
+
+def test_an_amortize_object_works_again_after_an_error_of_its_generator():
+    fail = [True]
+
+    def generator(z):
+        if fail:
+            raise OwnError
+        return {"generator.bias": jnp.ones(6)}
+
+    @px.amortize(generator=generator, context=Z)
+    def model():
+        return make_film()(H, Z)
+
+    with pytest.raises(OwnError):
+        sites(model)
+    fail.clear()
+    assert model().shape == (3,)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from models import H, Z, make_film, run
+from models import H, Z, film_values, make_film, run
 
 import pyrox_ppl as px
 
@@ -81,3 +81,26 @@ def test_two_runs_of_one_model_give_the_same_numbers():
 
     assert jnp.array_equal(run(model, seed=3), run(model, seed=3))
     assert not jnp.array_equal(run(model, seed=3), run(model, seed=4))
+
+
+def test_what_was_generated_is_forgotten_with_the_block():
+    alive = []
+
+    def generator(z):
+        values = film_values(z)
+        alive.extend(weakref.ref(value) for value in values.values())
+        return values
+
+    handler = px.amortize(generator=generator, context=Z)
+
+    def model():
+        with handler:
+            return make_film()(H, Z)
+
+    for calls in (1, 2):
+        run(model)
+        gc.collect()
+        assert len(alive) == 2 * calls
+        assert all(value() is None for value in alive)
+    with pytest.raises(RuntimeError, match="not entered"):
+        _ = handler.block
