@@ -101,8 +101,14 @@ def _contract(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
     """``y[*batch, c] = sum_ik tensor[c, i, k] z[*batch, k] x[*batch, i]``."""
     layout = _Layout.of(z, x)
     z, x = layout.gather(z, 1), layout.gather(x, 2)
-    order = cheapest_order(tensor.shape, z.shape[1], x.shape[1])
-    return layout.scatter(_ORDERS[order](tensor, z, x))
+    match cheapest_order(tensor.shape, z.shape[1], x.shape[1]):
+        case "outer":
+            y = _outer_first(tensor, z, x)
+        case "features":
+            y = _weights_first(tensor.transpose(0, 2, 1), x, z).swapaxes(1, 2)
+        case "weights":
+            y = _weights_first(tensor, z, x)
+    return layout.scatter(y)
 
 
 def cheapest_order(shape: tuple[int, ...], of_z: int, of_x: int) -> Order:
@@ -147,11 +153,6 @@ def _weights_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.map(of_row, (z, x))
 
 
-def _features_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
-    y = _weights_first(tensor.transpose(0, 2, 1), x, z)
-    return y.swapaxes(1, 2)
-
-
 def _outer_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
     c, i, k = tensor.shape
     block = max(b for b in range(1, k + 1) if k % b == 0 and b * i <= max(_COLUMNS, i))
@@ -176,13 +177,6 @@ def _outer_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
 def _block(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
     outer = jnp.einsum("nqk,npi->nqpki", z, x)
     return jnp.einsum("nqpki,kic->nqpc", outer, tensor)
-
-
-_ORDERS = {
-    "weights": _weights_first,
-    "features": _features_first,
-    "outer": _outer_first,
-}
 
 
 def _in_pieces(

@@ -1,6 +1,7 @@
 """Generated layers: every order against one einsum, and their memory and FLOPs."""
 
 import itertools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.test_util import check_grads
 from pyrox_ppl.nn import HyperLinear, _contract
 
 C, I, K = 3, 4, 6  # noqa: E741 - the letters of the formula
-ORDERS = sorted(_contract._ORDERS)
+ORDERS = typing.get_args(_contract.Order)
 # How z and x meet: rows of their own, groups, outer products, and axes apart.
 BATCHES = {
     "rows": ((7,), (7,)),
