@@ -58,10 +58,8 @@ def generated_linear(
     x, z = align(x, ndim), align(z, ndim)
     tensor = rearrange(weight[:split], "(c i) k -> c i k", i=width)
     shift = linear(weight[split:], None if bias is None else bias[split:], z)
-    y = _contract(tensor, z, x) + shift
-    if bias is not None:
-        y = y + linear(rearrange(bias[:split], "(c i) -> c i", i=width), None, x)
-    return y
+    base = None if bias is None else rearrange(bias[:split], "(c i) -> c i", i=width)
+    return _contract(tensor, base, z, x) + shift
 
 
 class _Layout(NamedTuple):
@@ -97,18 +95,22 @@ class _Layout(NamedTuple):
         return y.transpose(*back, y.ndim - 1)
 
 
-def _contract(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
-    """``y[*batch, c] = sum_ik tensor[c, i, k] z[*batch, k] x[*batch, i]``."""
+def _contract(
+    tensor: jax.Array, base: jax.Array | None, z: jax.Array, x: jax.Array
+) -> jax.Array:
+    """``y[c] = sum_i (sum_k tensor[c, i, k] z[k] + base[c, i]) x[i]``, over batches."""
     layout = _Layout.of(z, x)
+    rows = x
     z, x = layout.gather(z, 1), layout.gather(x, 2)
     match cheapest_order(tensor.shape, z.shape[1], x.shape[1]):
+        case "weights":
+            return layout.scatter(_weights_first(tensor, base, z, x))
         case "outer":
             y = _outer_first(tensor, z, x)
         case "features":
-            y = _weights_first(tensor.transpose(0, 2, 1), x, z).swapaxes(1, 2)
-        case "weights":
-            y = _weights_first(tensor, z, x)
-    return layout.scatter(y)
+            y = _weights_first(tensor.transpose(0, 2, 1), None, x, z).swapaxes(1, 2)
+    y = layout.scatter(y)
+    return y if base is None else y + linear(base, None, rows)
 
 
 def cheapest_order(shape: tuple[int, ...], of_z: int, of_x: int) -> Order:
@@ -135,11 +137,15 @@ def cheapest_order(shape: tuple[int, ...], of_z: int, of_x: int) -> Order:
     return min(orders, key=lambda o: multiplications[o] + _TRAFFIC * between[o])
 
 
-def _weights_first(tensor: jax.Array, z: jax.Array, x: jax.Array) -> jax.Array:
+def _weights_first(
+    tensor: jax.Array, base: jax.Array | None, z: jax.Array, x: jax.Array
+) -> jax.Array:
     c, i, _ = tensor.shape
 
     def apply(z: jax.Array, x: jax.Array) -> jax.Array:
         weights = jnp.einsum("cik,nqk->nqci", tensor, z)
+        if base is not None:
+            weights = weights + align(base, 4)
         return jnp.einsum("nqci,npi->nqpc", weights, x)
 
     entries = z.shape[1] * c * i
