@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pyrox_ppl import nn as nn
+from pyrox_ppl import priors as priors
 from pyrox_ppl._bind import bind as bind
 from pyrox_ppl._parameter import Parameter as Parameter
 from pyrox_ppl._parameter import backbone as backbone
@@ -23,6 +24,7 @@ __all__ = [
     "bind",
     "learn",
     "nn",
+    "priors",
     "scope",
     "to_datatree",
 ]

@@ -32,6 +32,8 @@ class Parameter:
         fan_in: The number of inputs that one output sums over: the product of all axes
             but the first (``eqx.nn.Linear`` keeps its weight as (out, in)). A ``bias``,
             a vector or a scalar takes the fan-in of the ``weight`` beside it, else 1.
+        stored: The array that the module holds, for a prior around it or a start at it.
+            It is no part of the record's ``repr``, nor of its equality.
 
     Example:
         >>> import jax
@@ -55,6 +57,7 @@ class Parameter:
     dtype: np.dtype
     role: Role
     fan_in: int
+    stored: Any = dataclasses.field(default=None, repr=False, compare=False)
 
 
 def backbone(parameter: Parameter) -> bool:
@@ -150,6 +153,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             dtype=leaf.value.dtype,
             role=leaf.role or default,
             fan_in=leaf.fan_in,
+            stored=leaf.value,
         )
         reads[name] = Read(parameter, leaf.value, tuple(positions[tie]))
     return list(reads.values())

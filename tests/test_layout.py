@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ ROOT = PACKAGE.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of the others: arrows point one way (DESIGN, layout).
-CORE = {"_version", "_parameter", "_transform", "_where"}
+CORE = {"_version", "_parameter", "_prior", "_transform", "_where"}
 TOPS = CORE | {"_bind", "handlers", "nn", "priors", "explain", "infer", "posterior"}
 ALLOWED = {
     "_version": set(),
     "_parameter": set(),
+    "_prior": {"_parameter"},
     "_transform": set(),
     "_where": {"_parameter"},
     "_bind": CORE,
@@ -125,11 +127,12 @@ def test_every_public_name_is_there_and_documented_with_an_example():
     for name in pyrox_ppl.__all__:
         public = getattr(pyrox_ppl, name)
         assert public.__doc__
-        if name != "nn":
+        if name not in ("nn", "priors"):
             assert ">>>" in public.__doc__, name
-    for name in vars(pyrox_ppl.nn):
-        if not name.startswith("_") and isinstance(getattr(pyrox_ppl.nn, name), type):
-            assert ">>>" in getattr(pyrox_ppl.nn, name).__doc__, name
+    for part in (pyrox_ppl.nn, pyrox_ppl.priors):
+        for name, public in vars(part).items():
+            if not name.startswith("_") and not isinstance(public, types.ModuleType):
+                assert ">>>" in public.__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'wrong'"):
         _ = pyrox_ppl.wrong
 

@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
+from numpyro.primitives import apply_stack
 
 from pyrox_ppl._parameter import Parameter
+from pyrox_ppl._prior import NonCentered, Rule
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
     Block,
@@ -18,7 +21,6 @@ from pyrox_ppl.handlers._base import (
 )
 from pyrox_ppl.handlers._fit import fit
 
-Rule = Callable[[Parameter], dist.Distribution | None]
 Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
 
 _FALLBACK = "*"
@@ -43,10 +45,12 @@ class bayesianize(AbstractParameterHandler):
             number, or a traced value (a hierarchical scale). In the units of the
             parameter.
         prior: Instead of `prior_std`: a distribution whose shape broadcasts to each
-            parameter's; a callable ``Parameter -> Distribution``; or a dict from globs
-            on the parameter's name to either, the first match wins and ``"*"`` is the
-            fallback. A callable may sample sites of its own (a hierarchical scale):
-            these are global, too.
+            parameter's; a callable ``Parameter -> Distribution`` (those that people use
+            are in :mod:`pyrox_ppl.priors`); or a dict from globs on the parameter's
+            name to either, the first match wins and ``"*"`` is the fallback. A callable
+            may sample sites of its own (a hierarchical scale): these are global, too.
+            If it returns :class:`~pyrox_ppl.priors.NonCentered`, the parameter is a
+            deterministic site, made from ``<parameter>_decentered``.
         where: Which parameters: a glob, a sequence of globs, or a predicate on
             :class:`~pyrox_ppl.Parameter`.
 
@@ -100,7 +104,11 @@ class bayesianize(AbstractParameterHandler):
         """Make the parameter a sample site."""
         refuse_complex(parameter, "priors are over real numbers")
         self.check_outside(parameter)
-        self.to_sample_site(msg, fit(self._prior(parameter), parameter))
+        prior = self._prior(parameter)
+        if isinstance(prior, NonCentered):
+            self._decenter(msg, prior, parameter)
+        else:
+            self.to_sample_site(msg, fit(prior, parameter))
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a key of `prior` was left without effect."""
@@ -123,6 +131,20 @@ class bayesianize(AbstractParameterHandler):
         """The key that decides for a name."""
         keys = (key for key in self._rules if key != _FALLBACK and matches(name, key))
         return next(keys, _FALLBACK if _FALLBACK in self._rules else None)
+
+    def _decenter(
+        self, msg: dict[str, Any], prior: NonCentered, parameter: Parameter
+    ) -> None:
+        """Sample the standard form outside the block; make the parameter of it."""
+        noise = {**msg, "name": f"{msg['name']}_decentered", "cond_indep_stack": []}
+        self.to_sample_site(noise, fit(prior.standard, parameter))
+        with self.outside():
+            apply_stack(noise)
+        shape = jnp.shape(noise["value"])
+        fn: Any = prior.distribution
+        loc, scale = (jnp.broadcast_to(value, shape) for value in (fn.loc, fn.scale))
+        msg["value"] = loc + scale * noise["value"]
+        self.to_site(msg, "deterministic")
 
     def _prior(self, parameter: Parameter) -> Any:
         """What the user's prior says of a parameter; its sites stand outside."""

@@ -1,0 +1,17 @@
+"""Priors that people use: rules ``Parameter -> Distribution`` for ``bayesianize``.
+
+A rule is what ``bayesianize(prior=...)`` takes, alone or by name:
+``{"*.bias": priors.normal(0.1), "*": priors.fan_in()}``. A rule of your own is a function
+of a :class:`~pyrox_ppl.Parameter`.
+"""
+
+from pyrox_ppl._prior import NonCentered as NonCentered
+from pyrox_ppl.priors.fixed import around as around
+from pyrox_ppl.priors.fixed import fan_in as fan_in
+from pyrox_ppl.priors.fixed import glorot as glorot
+from pyrox_ppl.priors.fixed import kaiming as kaiming
+from pyrox_ppl.priors.fixed import laplace as laplace
+from pyrox_ppl.priors.fixed import normal as normal
+from pyrox_ppl.priors.fixed import student_t as student_t
+from pyrox_ppl.priors.hierarchical import hierarchical as hierarchical
+from pyrox_ppl.priors.hierarchical import horseshoe as horseshoe

@@ -1,0 +1,156 @@
+"""Priors whose scale is learned with the weights: one per layer, or one per weight."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+
+from pyrox_ppl._parameter import Parameter
+from pyrox_ppl._prior import NonCentered, Rule
+from pyrox_ppl.priors._check import check_positive
+
+_HALF_NORMAL = dist.HalfNormal(1.0)
+
+
+def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
+    r"""A normal prior whose scale is learned, one per layer and kind of parameter.
+
+    .. math::
+        s \sim p(s), \qquad \varepsilon_i \sim \mathrm{Normal}(0, 1), \qquad
+        \theta_i = \frac{s}{\sqrt{n_\mathrm{in}}}\, \varepsilon_i
+
+    The groups are Neal's: the weights of a layer are one, its biases another, and each
+    learns its own scale. Inference samples :math:`s` and :math:`\varepsilon`
+    (non-centred), so that NUTS meets no funnel.
+
+    **Sites**: ``<parameter>.scale``, ``<parameter>_decentered``, and ``<parameter>``, a
+    deterministic one. With ``bind(..., plate=...)`` the members share the scale, and
+    :math:`\varepsilon` is their own: partial pooling.
+
+    Args:
+        scale: :math:`p(s)`, a positive distribution of shape ().
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        TypeError: If `scale` is no distribution.
+        ValueError: If `scale` is not positive, or not of shape ().
+
+    References:
+        Neal, R. M. (1996). Bayesian Learning for Neural Networks, chapter 4. Springer.
+        Betancourt, M., Girolami, M. (2015). Hamiltonian Monte Carlo for Hierarchical
+        Models. CRC Press.
+
+    Example:
+        >>> import equinox as eqx, jax, pyrox_ppl as px
+        >>> from numpyro.handlers import seed, trace
+        >>> linear = eqx.nn.Linear(2, 3, use_bias=False, key=jax.random.key(0))
+        >>> def model():
+        ...     with px.bayesianize(prior=px.priors.hierarchical()):
+        ...         px.bind(linear, "net")
+        >>> for name, site in trace(seed(model, 0)).get_trace().items():
+        ...     print(name, site["type"], site["value"].shape)
+        net.weight.scale sample ()
+        net.weight_decentered sample (3, 2)
+        net.weight deterministic (3, 2)
+    """
+    if not isinstance(scale, dist.Distribution):
+        raise TypeError(
+            "scale must be a NumPyro distribution over positive numbers, such as "
+            f"HalfNormal(1.0), got {scale!r}. A given scale is normal(std) or "
+            "fan_in(std)."
+        )
+    shape = scale.batch_shape + scale.event_shape
+    if not _is_positive(scale.support) or shape:
+        raise ValueError(
+            "scale must be a distribution of one positive number, such as HalfNormal("
+            f"1.0), got {type(scale).__name__} of shape {shape} with the support "
+            f"{scale.support}."
+        )
+
+    def rule(parameter: Parameter) -> NonCentered:
+        value = numpyro.sample(f"{parameter.name}.scale", scale)
+        return NonCentered(dist.Normal(0.0, value / math.sqrt(parameter.fan_in)))
+
+    return rule
+
+
+def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
+    r"""The regularised horseshoe: most weights near zero, the rest free up to a slab.
+
+    .. math::
+        \tau \sim \mathrm{HalfCauchy}(s), \quad
+        \lambda_i \sim \mathrm{HalfCauchy}(1), \quad
+        \varepsilon_i \sim \mathrm{Normal}(0, 1), \quad
+        \theta_i = \frac{\tau \lambda_i}
+        {\sqrt{n_\mathrm{in} + \tau^2 \lambda_i^2 / c^2}}\, \varepsilon_i
+
+    A weight that stands out has about the prior :math:`\mathrm{Normal}(0, c^2)`, which
+    ends the Cauchy's tail; as :math:`c \to \infty` this is the horseshoe itself, whose
+    tail NUTS cannot follow. Inference samples :math:`\tau, \lambda` and
+    :math:`\varepsilon` (non-centred).
+
+    **Sites**: ``<parameter>.scale`` (:math:`\tau`), ``<parameter>.local_scale``
+    (:math:`\lambda`, of the parameter's shape), ``<parameter>_decentered``, and
+    ``<parameter>``, a deterministic one. With ``bind(..., plate=...)`` the members share
+    :math:`\tau` and :math:`\lambda`, and so which weights stand out.
+
+    Args:
+        scale: :math:`s`, positive: how large the weights are as a whole.
+        slab: :math:`c`, positive: the scale of those that stand out, in the units of
+            the parameter.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `scale` or `slab` is not positive and finite.
+        TypeError: If `scale` or `slab` is not a number.
+
+    References:
+        Carvalho, C. M., Polson, N. G., Scott, J. G. (2010). The Horseshoe Estimator for
+        Sparse Signals. Biometrika 97(2).
+        Piironen, J., Vehtari, A. (2017). Sparsity Information and Regularization in the
+        Horseshoe and Other Shrinkage Priors. Electronic Journal of Statistics 11(2).
+
+    Example:
+        >>> import equinox as eqx, jax, pyrox_ppl as px
+        >>> from numpyro.handlers import seed, trace
+        >>> linear = eqx.nn.Linear(2, 3, use_bias=False, key=jax.random.key(0))
+        >>> def model():
+        ...     with px.bayesianize(prior=px.priors.horseshoe(0.1)):
+        ...         px.bind(linear, "net")
+        >>> for name, site in trace(seed(model, 0)).get_trace().items():
+        ...     print(name, site["type"], site["value"].shape)
+        net.weight.scale sample ()
+        net.weight.local_scale sample (3, 2)
+        net.weight_decentered sample (3, 2)
+        net.weight deterministic (3, 2)
+    """
+    check_positive("scale", scale)
+    check_positive("slab", slab)
+
+    def rule(parameter: Parameter) -> NonCentered:
+        name, shape = parameter.name, parameter.shape
+        tau = numpyro.sample(f"{name}.scale", dist.HalfCauchy(scale))
+        local = dist.HalfCauchy(1.0).expand(shape).to_event()
+        size = tau * numpyro.sample(f"{name}.local_scale", local)
+        slope = size / jnp.sqrt(parameter.fan_in + (size / slab) ** 2)
+        return NonCentered(dist.Normal(0.0, slope))
+
+    return rule
+
+
+def _is_positive(support: constraints.Constraint) -> bool:
+    """Whether a support has no number below zero in it, as far as NumPyro says."""
+    if support in (constraints.positive, constraints.softplus_positive):
+        return True
+    bound = getattr(support, "lower_bound", None)
+    if bound is None or support.is_discrete:
+        return False
+    return isinstance(bound, jax.core.Tracer) or bool(bound >= 0)
