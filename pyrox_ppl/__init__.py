@@ -8,6 +8,7 @@ from pyrox_ppl._bind import bind as bind
 from pyrox_ppl._parameter import Parameter as Parameter
 from pyrox_ppl._parameter import backbone as backbone
 from pyrox_ppl._version import __version__ as __version__
+from pyrox_ppl.explain import explain as explain
 from pyrox_ppl.handlers import amortize as amortize
 from pyrox_ppl.handlers import bayesianize as bayesianize
 from pyrox_ppl.handlers import learn as learn
@@ -22,6 +23,7 @@ __all__ = [
     "backbone",
     "bayesianize",
     "bind",
+    "explain",
     "learn",
     "nn",
     "priors",

@@ -180,6 +180,10 @@ def _read(read: Read, plate: Any) -> jax.Array:
     }
     message["fn"] = _constant(message)
     apply_stack(message)
+    for handler in _PYRO_STACK:
+        watch = getattr(handler, "parameter_was_read", None)
+        if watch is not None:
+            watch(parameter, message)
     value = jnp.asarray(message["value"])
     shapes = [parameter.shape]
     if plate is not None:

@@ -34,6 +34,7 @@ class Parameter:
             a vector or a scalar takes the fan-in of the ``weight`` beside it, else 1.
         stored: The array that the module holds, for a prior around it or a start at it.
             It is no part of the record's ``repr``, nor of its equality.
+        tied: The paths of the other places in the module that hold the same array.
 
     Example:
         >>> import jax
@@ -58,6 +59,7 @@ class Parameter:
     role: Role
     fan_in: int
     stored: Any = dataclasses.field(default=None, repr=False, compare=False)
+    tied: tuple[tuple[str | int, ...], ...] = dataclasses.field(default=(), repr=False)
 
 
 def backbone(parameter: Parameter) -> bool:
@@ -154,6 +156,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             role=leaf.role or default,
             fan_in=leaf.fan_in,
             stored=leaf.value,
+            tied=tuple(leaves[position].path for position in positions[tie][1:]),
         )
         reads[name] = Read(parameter, leaf.value, tuple(positions[tie]))
     return list(reads.values())

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 from numpyro.distributions import Distribution, constraints
 
 from pyrox_ppl._parameter import Parameter
@@ -75,9 +74,7 @@ class NonCentered:
         """The same distribution, at location 0 and scale 1."""
         fn: Any = self.distribution
         given = {name: getattr(fn, name) for name in fn.arg_constraints}
-        given["loc"] = jnp.zeros(jnp.shape(fn.loc))
-        given["scale"] = jnp.ones(jnp.shape(fn.scale))
-        return type(fn)(**given)
+        return type(fn)(**{**given, "loc": 0.0, "scale": 1.0})
 
 
 Rule = Callable[[Parameter], Distribution | NonCentered | None]

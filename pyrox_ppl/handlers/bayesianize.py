@@ -136,6 +136,7 @@ class bayesianize(AbstractParameterHandler):
         self, msg: dict[str, Any], prior: NonCentered, parameter: Parameter
     ) -> None:
         """Sample the standard form outside the block; make the parameter of it."""
+        fitted = fit(prior.distribution, parameter)
         noise = {**msg, "name": f"{msg['name']}_decentered", "cond_indep_stack": []}
         self.to_sample_site(noise, fit(prior.standard, parameter))
         with self.outside():
@@ -143,6 +144,7 @@ class bayesianize(AbstractParameterHandler):
         shape = jnp.shape(noise["value"])
         fn: Any = prior.distribution
         loc, scale = (jnp.broadcast_to(value, shape) for value in (fn.loc, fn.scale))
+        msg["fn"] = fitted  # nothing draws from it: it says what the prior is
         msg["value"] = loc + scale * noise["value"]
         self.to_site(msg, "deterministic")
 

@@ -42,7 +42,7 @@ def normal(std: ArrayLike = 1.0) -> Rule:
         ...     with px.bayesianize(prior=rules):
         ...         px.bind(linear, "net")
         >>> for name, site in trace(seed(model, 0)).get_trace().items():
-        ...     print(name, site["fn"].variance.round(3).max())
+        ...     print(name, f"{site['fn'].variance.max():.2f}")
         net.weight 0.25
         net.bias 0.01
     """
@@ -164,8 +164,8 @@ def laplace(scale: ArrayLike = 1.0) -> Rule:
 
     .. math:: \theta_i \sim \mathrm{Laplace}(0, b / \sqrt{n_\mathrm{in}})
 
-    Its standard deviation is :math:`\sqrt 2\, b / \sqrt{n_\mathrm{in}}`. One that is the
-    same for every parameter is ``dist.Laplace(0.0, b)`` itself.
+    Its standard deviation is :math:`\sqrt 2\, b / \sqrt{n_\mathrm{in}}`. One that is
+    the same for every parameter is ``dist.Laplace(0.0, b)`` itself.
 
     **Shapes**: `scale` broadcasts to the parameter's shape. **Sites**: the parameter's.
 

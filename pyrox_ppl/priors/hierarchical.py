@@ -1,11 +1,12 @@
 """Priors whose scale is learned with the weights: one per layer, or one per weight."""
 
 import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
@@ -97,8 +98,8 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
 
     **Sites**: ``<parameter>.scale`` (:math:`\tau`), ``<parameter>.local_scale``
     (:math:`\lambda`, of the parameter's shape), ``<parameter>_decentered``, and
-    ``<parameter>``, a deterministic one. With ``bind(..., plate=...)`` the members share
-    :math:`\tau` and :math:`\lambda`, and so which weights stand out.
+    ``<parameter>``, a deterministic one. With ``bind(..., plate=...)`` the members
+    share :math:`\tau` and :math:`\lambda`, and so which weights stand out.
 
     Args:
         scale: :math:`s`, positive: how large the weights are as a whole.
@@ -146,11 +147,11 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
     return rule
 
 
-def _is_positive(support: constraints.Constraint) -> bool:
+def _is_positive(support: Any) -> bool:
     """Whether a support has no number below zero in it, as far as NumPyro says."""
     if support in (constraints.positive, constraints.softplus_positive):
         return True
     bound = getattr(support, "lower_bound", None)
     if bound is None or support.is_discrete:
         return False
-    return isinstance(bound, jax.core.Tracer) or bool(bound >= 0)
+    return isinstance(bound, Tracer) or bool(bound >= 0)
