@@ -13,11 +13,13 @@ from pyrox_ppl.handlers import amortize as amortize
 from pyrox_ppl.handlers import bayesianize as bayesianize
 from pyrox_ppl.handlers import learn as learn
 from pyrox_ppl.handlers import scope as scope
+from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
 
 if TYPE_CHECKING:
     from pyrox_ppl.posterior import to_datatree as to_datatree
 
 __all__ = [
+    "AmortizedGuide",
     "Parameter",
     "amortize",
     "backbone",
