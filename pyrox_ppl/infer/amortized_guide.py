@@ -232,7 +232,8 @@ class AmortizedGuide:
         keys = jax.random.split(rng_key, sample_shape) if sample_shape else rng_key
         for _ in sample_shape:
             draw = jax.vmap(draw)
-        return draw(keys)
+        # Compiled, so that of the model's run only the shapes are left.
+        return jax.jit(draw)(keys)
 
     def _seen(self) -> Locals:
         """What the first run said of the model."""

@@ -117,9 +117,9 @@ def test_supports_and_inner_plates_keep_their_shapes(fitted):
 @pytest.mark.rank_promotion
 def test_the_posterior_of_data_is_what_the_guide_samples(fitted):
     guide, params = fitted
-    draws = guide.sample_posterior(KEY, params, Y, b=6, sample_shape=(4000,))
+    draws = guide.sample_posterior(KEY, params, Y, b=6, sample_shape=(2000,))
     for name, law in guide.posterior(params, Y).items():
-        ours = law.sample(jax.random.key(1), (4000,))
+        ours = law.sample(jax.random.key(1), (2000,))
         assert ours.shape == draws[name].shape
         np.testing.assert_allclose(
             np.median(ours, 0), np.median(draws[name], 0), atol=0.15

@@ -91,9 +91,8 @@ def test_the_shape_parameters_of_a_family_stay():
 
 
 def test_nuts_keeps_the_weight_under_its_name_and_predictive_makes_it_again():
-    mcmc = MCMC(
-        NUTS(regression, max_tree_depth=2), num_warmup=2, num_samples=4, **QUIET
-    )
+    kernel = NUTS(regression, max_tree_depth=2)
+    mcmc = MCMC(kernel, num_warmup=2, num_samples=4, progress_bar=False)
     mcmc.run(jax.random.key(0), ROWS, OBSERVED)
     draws = mcmc.get_samples()
     expected = draws[f"{W}.scale"] / 2**0.5
