@@ -29,6 +29,7 @@ def linear_gaussian(loadings):
     return model
 
 
+@pytest.mark.rank_promotion
 @pytest.mark.parametrize(
     ("family", "loadings", "steps", "particles"),
     [
@@ -52,10 +53,9 @@ def test_the_local_posteriors_are_the_exact_ones(family, loadings, steps, partic
     )  # fmt: skip
     optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps))
     svi = SVI(model, guide, optimizer, Trace_ELBO(num_particles=particles))
-    with jax.numpy_rank_promotion("allow"):
-        fit = svi.run(KEY, steps, y, progress_bar=False)
-        new = jnp.float32(rng.normal(size=(50, 3)))
-        posterior = guide.posterior(fit.params, new)["u"]
+    fit = svi.run(KEY, steps, y, progress_bar=False)
+    new = jnp.float32(rng.normal(size=(50, 3)))
+    posterior = guide.posterior(fit.params, new)["u"]
     covariance = np.linalg.inv(np.eye(2) + loadings.T @ loadings / NOISE**2)
     shift = float(fit.params["shift_auto_loc"])
     exact = (new - shift) @ loadings / NOISE**2 @ covariance
