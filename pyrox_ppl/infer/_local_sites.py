@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
+from numpyro.infer.initialization import init_to_feasible
 from numpyro.primitives import CondIndepStackFrame
 
 
@@ -134,7 +135,11 @@ def local_sites(
             "SVI or Predictive, or in `with numpyro.handlers.seed(rng_seed=0):`."
         )
     with handlers.block():
-        trace = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
+        # At a feasible point: to draw would cost more, and only shapes are asked for.
+        at = handlers.substitute(
+            handlers.seed(model, key), substitute_fn=init_to_feasible()
+        )
+        trace = handlers.trace(at).get_trace(*args, **kwargs)
     plates = {
         n: site["args"][0] for n, site in trace.items() if site["type"] == "plate"
     }

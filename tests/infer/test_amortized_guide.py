@@ -66,12 +66,16 @@ def test_the_local_posteriors_are_the_exact_ones(family, loadings, steps, partic
     np.testing.assert_allclose(ratio, 1.0, atol=0.05)
 
 
+PAIR = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+STICKS = dist.transforms.StickBreakingTransform()  # a simplex that is cheap to draw
+
+
 def many_sites(y, b=4):
     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
     numpyro.deterministic("twice", 2 * scale)
     with numpyro.plate("data", len(y), subsample_size=min(b, len(y)), dim=-2) as rows:
-        p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))
-        r = numpyro.sample("r", dist.Gamma(2.0, 1.0))
+        p = numpyro.sample("p", dist.TransformedDistribution(PAIR, STICKS))
+        r = numpyro.sample("r", dist.HalfNormal(1.0))
         with numpyro.plate("time", 4, dim=-1):
             t = numpyro.sample("t", dist.Normal(0.0, 1.0))
             numpyro.sample("y", dist.Normal(t * r + p[..., 0], scale), obs=y[rows])
