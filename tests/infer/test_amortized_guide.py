@@ -125,16 +125,18 @@ def test_the_posterior_of_data_is_what_the_guide_samples(fitted):
     for name, law in guide.posterior(params, Y).items():
         ours = law.sample(jax.random.key(1), (2000,))
         assert ours.shape == draws[name].shape
-        np.testing.assert_allclose(
-            np.median(ours, 0), np.median(draws[name], 0), atol=0.15
-        )
+        # The medians of 2000 draws differ by 0.04 standard deviations, five times this
+        # is no chance.
+        apart = np.abs(np.median(ours, 0) - np.median(draws[name], 0))
+        assert (apart < 0.2 * ours.std(0)).all()
 
 
 @pytest.mark.rank_promotion
 def test_predictive_takes_data_of_another_number(fitted):
     guide, params = fitted
     predict = Predictive(many_sites, guide=guide, params=params, num_samples=2)
-    assert predict(KEY, Y[:3], b=3)["t"].shape == (2, 3, 4)
+    draws = predict(KEY, Y[:3], b=3)
+    assert {n: v.shape for n, v in draws.items()} == {"twice": (2,), "y": (2, 3, 4)}
 
 
 @pytest.mark.rank_promotion
@@ -180,8 +182,9 @@ def test_the_other_latents_get_the_guide_that_is_asked_for():
 
 
 def only_global(y):
+    mean = numpyro.sample("m", dist.Normal())
     with numpyro.plate("data", len(y)):
-        numpyro.sample("y", dist.Normal(numpyro.sample("m", dist.Normal())), obs=y)
+        numpyro.sample("y", dist.Normal(mean), obs=y)
 
 
 def discrete(y):
@@ -220,7 +223,10 @@ def test_what_can_be_seen_at_once_is_refused_at_once():
         guide_of(encoder=lambda y: y)
     with pytest.raises(ValueError, match="has not seen the model"):
         guide_of().posterior({}, Y)
-    with pytest.raises(ValueError, match="handler outside"):
+    with (
+        pytest.warns(UserWarning, match="seed"),  # NumPyro's own
+        pytest.raises(ValueError, match="handler outside"),
+    ):
         guide_of()(Y)
 
 
