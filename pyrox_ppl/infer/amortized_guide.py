@@ -12,6 +12,7 @@ from numpyro.infer.autoguide import AutoGuide, AutoNormal
 
 from pyrox_ppl._bind import bind
 from pyrox_ppl._parameter import check_name, parameters_of
+from pyrox_ppl.handlers import learn
 from pyrox_ppl.infer._gaussian import (
     Family,
     marginal,
@@ -21,7 +22,6 @@ from pyrox_ppl.infer._gaussian import (
     split,
     width,
 )
-from pyrox_ppl.infer._learn import learn
 from pyrox_ppl.infer._local_sites import Locals, local_sites
 
 Draws = dict[str, jax.Array]
