@@ -1,5 +1,6 @@
 """pyrox_ppl: a NumPyro plugin that says what a module's parameters mean."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyrox_ppl import nn as nn
@@ -13,13 +14,42 @@ from pyrox_ppl.handlers import amortize as amortize
 from pyrox_ppl.handlers import bayesianize as bayesianize
 from pyrox_ppl.handlers import learn as learn
 from pyrox_ppl.handlers import scope as scope
-from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
 
 if TYPE_CHECKING:
+    from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
+    from pyrox_ppl.infer import draw_module as draw_module
+    from pyrox_ppl.infer import mean_module as mean_module
+    from pyrox_ppl.infer import posterior_modules as posterior_modules
+    from pyrox_ppl.infer import predict as predict
+    from pyrox_ppl.posterior import calibration as calibration
+    from pyrox_ppl.posterior import diagnose as diagnose
+    from pyrox_ppl.posterior import load as load
+    from pyrox_ppl.posterior import plot_calibration as plot_calibration
+    from pyrox_ppl.posterior import plot_diagnostics as plot_diagnostics
+    from pyrox_ppl.posterior import plot_fit as plot_fit
+    from pyrox_ppl.posterior import save as save
+    from pyrox_ppl.posterior import summary as summary
     from pyrox_ppl.posterior import to_datatree as to_datatree
 
+# Imported when asked for: NumPyro's inference and above all ArviZ take time to load.
+_LAZY = {
+    "AmortizedGuide": "infer",
+    "draw_module": "infer",
+    "mean_module": "infer",
+    "posterior_modules": "infer",
+    "predict": "infer",
+    "calibration": "posterior",
+    "diagnose": "posterior",
+    "load": "posterior",
+    "plot_calibration": "posterior",
+    "plot_diagnostics": "posterior",
+    "plot_fit": "posterior",
+    "save": "posterior",
+    "summary": "posterior",
+    "to_datatree": "posterior",
+}
+
 __all__ = [
-    "AmortizedGuide",
     "Parameter",
     "amortize",
     "backbone",
@@ -30,14 +60,12 @@ __all__ = [
     "nn",
     "priors",
     "scope",
-    "to_datatree",
+    *_LAZY,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what stands on ArviZ when asked for: ArviZ takes a second to load."""
-    if name == "to_datatree":
-        from pyrox_ppl.posterior import to_datatree
-
-        return to_datatree
+    """Import the part that has the name."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"pyrox_ppl.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What a model says of its data: observations, plates, constants."""
+"""What a model says of its data: observations, masks, plates, parameters, constants."""
 
 import dataclasses
 import inspect
@@ -10,6 +10,10 @@ import jax
 import numpy as np
 from numpyro import handlers
 
+from pyrox_ppl._parameter import Parameter
+from pyrox_ppl.infer.full_data import is_factor
+from pyrox_ppl.posterior._mask import mask_of
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSites:
@@ -18,24 +22,47 @@ class ModelSites:
     Attributes:
         latent: Names of the sample sites that were drawn.
         observed: The observations by site, ``factor`` left out.
+        masks: For the observed sites of which not everything is observed, which
+            entries are.
+        deterministic: Names of the deterministic sites.
+        params: Values of the ``param`` sites.
         has_discrete_latent: Whether a latent site is discrete.
         has_undrawn_latent: Whether such a site was summed out, and not drawn.
         plates: For every site the names of its axes from the right, the event axes
             (named None) first.
+        event_dims: For every sample site the number of its event axes.
+        parameters: The parameters of modules among the sites.
     """
 
     latent: tuple[str, ...]
     observed: dict[str, Any]
+    masks: dict[str, np.ndarray]
+    deterministic: tuple[str, ...]
+    params: dict[str, Any]
     has_discrete_latent: bool
     has_undrawn_latent: bool
     plates: dict[str, tuple[str | None, ...]]
     event_dims: dict[str, int]
+    parameters: dict[str, Parameter]
 
     @classmethod
     def of(
-        cls, model: Callable, draws: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+        cls,
+        model: Callable,
+        draws: dict[str, Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        check: bool = True,
     ) -> Self:
         """Run the seeded model once, at the first draw.
+
+        Args:
+            model: The model, with a seed and with the trained parameters.
+            draws: Site name -> array with two sample axes.
+            args: The model's arguments.
+            kwargs: Its keyword arguments.
+            check: Whether the latent sites must be those that were drawn.
 
         Raises:
             ValueError: If the sample sites of the model are not those that were drawn.
@@ -50,8 +77,9 @@ class ModelSites:
         observed = {
             name: site["value"]
             for name, site in sample.items()
-            if site["is_observed"] and not site["infer"].get("is_auxiliary")
+            if site["is_observed"] and not is_factor(site)
         }
+        masks = {name: mask_of(sample[name]["fn"]) for name in observed}
         # NUTS sums a discrete site out and draws none of it; where nothing is observed,
         # it is rather an observation that was forgotten.
         summed = {
@@ -59,19 +87,25 @@ class ModelSites:
         }
         missing = sorted(latent.keys() - draws.keys() - summed)
         unknown = sorted(draws.keys() - trace.keys())
-        if missing or unknown:
+        if check and (missing or unknown):
             raise ValueError(
                 f"the model with these arguments samples {missing}, which were not "
                 f"drawn, and lacks {unknown}, which were: give to_datatree the "
-                "arguments that mcmc.run was given, observations included."
+                "arguments that mcmc.run (or svi.run) was given, observations included."
             )
         return cls(
             latent=tuple(name for name in latent if name in draws),
             observed=observed,
+            masks={n: m for n, m in masks.items() if m is not None and not m.all()},
+            deterministic=_of_type(trace, "deterministic"),
+            params={n: trace[n]["value"] for n in _of_type(trace, "param")},
             has_discrete_latent=bool(discrete),
             has_undrawn_latent=bool(summed - draws.keys()),
             plates={name: _plates(s) for name, s in trace.items() if _has_axes(s)},
             event_dims={name: s["fn"].event_dim for name, s in sample.items()},
+            parameters={
+                n: s["parameter"] for n, s in trace.items() if s.get("parameter")
+            },
         )
 
     def dims(self, name: str, ndim: int) -> list[str]:
@@ -82,10 +116,48 @@ class ModelSites:
             from_right = from_right[event:]  # a log density: the event is summed over
         names = [*reversed(from_right)]
         names = [None] * (ndim - len(names)) + names[len(names) - ndim :]
+        default = [f"{safe(name)}_dim_{axis}" for axis in range(ndim)]
+        parameter = self.parameters.get(name)
+        if parameter is not None and len(parameter.shape) <= ndim:
+            own = _parameter_dims(safe(name), parameter)
+            default[ndim - len(own) :] = [
+                given or other
+                for given, other in zip(own, default[ndim - len(own) :], strict=True)
+            ]
         return [
-            plate if plate is not None else f"{name.replace('/', '.')}_dim_{axis}"
-            for axis, plate in enumerate(names)
+            plate if plate is not None else other
+            for plate, other in zip(names, default, strict=True)
         ]
+
+    def on_no_plate(self, name: str) -> tuple[int, ...]:
+        """The axes of a site's log density that are on no plate."""
+        batch = self.plates.get(name, ())[self.event_dims.get(name, 0) :]
+        return tuple(-1 - axis for axis, plate in enumerate(batch) if plate is None)
+
+    def plates_of(self, name: str) -> list[str]:
+        """The names of the plates that a site is on, in the order of its axes."""
+        return [plate for plate in reversed(self.plates.get(name, ())) if plate]
+
+    def attrs(self, name: str) -> dict[str, Any]:
+        """What a variable says of the site: the parameter that it is, its layer."""
+        about: dict[str, Any] = {}
+        parameter = self.parameters.get(name)
+        if parameter is not None:
+            about["parameter"] = ".".join(str(key) for key in parameter.path)
+            about["role"] = parameter.role
+            indices = [key for key in parameter.path if isinstance(key, int)]
+            if indices:
+                about["layer"] = indices[0]
+        if name in self.deterministic:
+            about["deterministic"] = 1
+        if safe(name) != name:
+            about["numpyro_name"] = name
+        return about
+
+
+def safe(name: str) -> str:
+    """A site's name as a DataTree can hold it."""
+    return name.replace("/", ".")
 
 
 def constant_data(
@@ -123,6 +195,10 @@ def constant_data(
     return constants
 
 
+def _of_type(trace: dict[str, Any], kind: str) -> tuple[str, ...]:
+    return tuple(name for name, site in trace.items() if site["type"] == kind)
+
+
 def _has_axes(site: dict[str, Any]) -> bool:
     return site["type"] in ("sample", "deterministic")
 
@@ -136,6 +212,17 @@ def _plates(site: dict[str, Any]) -> tuple[str | None, ...]:
         if axis < len(names) and np.shape(site["value"])[-axis - 1] == frame.size:
             names[axis] = frame.name.replace("/", ".")
     return tuple(names)
+
+
+def _parameter_dims(name: str, parameter: Parameter) -> list[str | None]:
+    """An output and an input axis for a linear map's weight, and its bias' output."""
+    module, _, leaf = name.rpartition(".")
+    shape = parameter.shape
+    if leaf == "weight" and len(shape) == 2 and shape[1] == parameter.fan_in:
+        return [f"{module}.out", f"{module}.in"]
+    if leaf == "bias" and len(shape) == 1 and len(parameter.path) > 1:
+        return [f"{module}.out"]
+    return [None] * len(shape)
 
 
 def _equal(value: np.ndarray, observation: np.ndarray) -> bool:

@@ -1,66 +1,121 @@
-"""to_datatree: what NumPyro's MCMC leaves behind, as an ArviZ DataTree."""
+"""to_datatree: what NumPyro's inference leaves behind, as an ArviZ DataTree."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import numpyro
 import xarray as xr
-from arviz_base import dict_to_dataset
 from jaxtyping import PRNGKeyArray
-from numpyro import handlers
-from numpyro.infer import MCMC, Predictive, log_likelihood
-from numpyro.infer.util import potential_energy, unconstrain_fn
+from numpyro.infer import MCMC
 
-from pyrox_ppl.posterior._model import ModelSites, constant_data
+from pyrox_ppl.posterior._dataset import dataset
+from pyrox_ppl.posterior._groups import no_sites, of_posterior, of_warmup, on_request
+from pyrox_ppl.posterior._source import of_draws, of_guide, of_mcmc, provenance
 
-# NumPyro's names of what a kernel reports, and ArviZ's.
-_STATS = {
-    "diverging": "diverging",
-    "energy": "energy",
-    "num_steps": "n_steps",
-    "accept_prob": "acceptance_rate",
-    "adapt_state.step_size": "step_size",
-}
+_ORDER = (
+    "posterior",
+    "sample_stats",
+    "posterior_predictive",
+    "log_likelihood",
+    "log_prior",
+    "prior",
+    "prior_predictive",
+    "predictions",
+    "observed_data",
+    "constant_data",
+    "predictions_constant_data",
+    "params",
+)
 
 
 def to_datatree(
-    mcmc: MCMC, *args: Any, rng_key: PRNGKeyArray | None = None, **kwargs: Any
+    source: Any,
+    *args: Any,
+    model: Callable | None = None,
+    guide: Callable | None = None,
+    params: Mapping[str, Any] | None = None,
+    num_samples: int = 1000,
+    num_prior_samples: int = 0,
+    predictions: tuple | Mapping[str, Any] | None = None,
+    log_likelihood: bool | Sequence[str] = True,
+    warmup: Any = None,
+    batch_ndims: int | None = None,
+    rng_key: PRNGKeyArray | None = None,
+    **kwargs: Any,
 ) -> xr.DataTree:
-    r"""Summarise a finished MCMC run as an ArviZ ``DataTree``.
+    r"""Summarise what inference left behind as an ArviZ ``DataTree``.
+
+    ``to_datatree(mcmc, *args)`` for NumPyro's ``MCMC``; ``to_datatree(fit, *args,
+    guide=guide)`` for a result of ``svi.run`` (or its ``params``), with ``model=`` too
+    if the guide is no autoguide; ``to_datatree(draws, *args, model=model)`` for a
+    dictionary of draws, or for another tree: with held-out data as arguments, this
+    scores them.
 
     The groups, every one of them of the same draws:
 
     - ``posterior``: the draws of every latent and deterministic site;
     - ``sample_stats``: ``lp``, the log joint density of the draw in unconstrained
-      space,
-      :math:`\log p(y, \theta(u)) + \log |\partial\theta / \partial u|` in nats (minus
-      NumPyro's potential energy); ``diverging``, and what else was collected by
-      ``mcmc.run(..., extra_fields=...)``, under ArviZ's names;
+      space, :math:`\log p(y, \theta(u)) + \log |\partial\theta / \partial u|` in nats
+      (minus NumPyro's potential energy); ``diverging``, and what else was collected by
+      ``mcmc.run(..., extra_fields=...)``, under ArviZ's names; for a guide
+      ``log_weight``, :math:`\log p(y, \theta) - \log q(\theta)` in float64;
     - ``posterior_predictive``: a new draw of every observed site;
     - ``log_likelihood``: the log density of every observation, ``factor`` left out;
       not there where a discrete latent was summed out, of which there is no draw;
+    - ``log_prior``: the log density of every latent site under its prior, summed over
+      all axes that are on no plate;
+    - ``prior``, ``prior_predictive``: draws from the prior, if asked for;
+    - ``predictions``, ``predictions_constant_data``: draws for new inputs, if given;
     - ``observed_data``: the observations;
     - ``constant_data``: the other arrays among the arguments, under the names of the
-      model's parameters.
+      model's parameters;
+    - ``params``: the trained values of the model's ``param`` sites;
+    - ``optimization``: for SVI the ``loss`` of every ``step``;
+    - ``warmup_posterior``, ``warmup_sample_stats``: what ``mcmc.warmup(...,
+      collect_warmup=True)`` collected; straight after it, these alone.
 
-    **Shapes**: ``(chain, draw, *site)`` in the first four groups, with one chain, too;
-    ``(*site)`` in the last two. An axis that is on a plate has the plate's name.
+    A plate that takes minibatches is made whole, so the data are all of the data. Where
+    a mask hides some of a site's entries, the others alone are in ``observed_data``,
+    ``posterior_predictive`` and ``log_likelihood``, along an axis ``<site>_entry``,
+    their places as the coordinates ``<site>_<axis>``.
+
+    **Shapes**: ``(chain, draw, *site)`` in the groups of draws, with one chain, too (a
+    guide's draws are one chain, a point estimate is one draw); ``(*site)`` in the
+    others. An axis that is on a plate has the plate's name. A linear map's weight has
+    the axes ``<module>.out`` and ``<module>.in``, its bias ``<module>.out``. A variable
+    that is a module's parameter says in its ``attrs`` which one (``parameter``), its
+    ``role`` and, if it belongs to a sequence such as ``layers``, its index (``layer``).
 
     Args:
-        mcmc: A run NumPyro ``MCMC``.
-        *args: The arguments that ``mcmc.run`` was given, observations included.
-        rng_key: The JAX PRNG key of the predictive draws; ``jax.random.key(0)`` if not
-            given.
-        **kwargs: The keyword arguments that ``mcmc.run`` was given.
+        source: A run ``MCMC`` (resumed or not), a result of ``svi.run``, a dictionary
+            of draws or a DataTree.
+        *args: The arguments that the inference was given, observations included.
+        model: The model of draws, or of a guide that does not know it.
+        guide: The guide that `source` is a result of.
+        params: Trained values of ``param`` sites for a dictionary of draws.
+        num_samples: How many draws to take from a guide.
+        num_prior_samples: How many draws to take from the prior.
+        predictions: New arguments of the model, a tuple or a dictionary of keyword
+            arguments, without observations.
+        log_likelihood: Whether to compute it, or of which observed sites.
+        warmup: The tree that was made straight after a collected warmup, or its draws
+            grouped by chain.
+        batch_ndims: The number of sample axes of a dictionary's arrays: 1 (default) or
+            2 for draws grouped by chain.
+        rng_key: The JAX PRNG key of the draws; ``jax.random.key(0)`` if not given. The
+            draws are those of NumPyro's ``Predictive`` with this key.
+        **kwargs: The keyword arguments that the inference was given.
 
     Returns:
         An ``xarray.DataTree`` for ``arviz.summary``, ``arviz.loo`` and the plots. A
         ``/`` in the name of a site becomes a ``.``, the name being kept in the
-        variable's ``attrs["numpyro_name"]``; bfloat16 and float16 become float32.
+        variable's ``attrs["numpyro_name"]``; bfloat16 and float16 become float32. The
+        tree's ``attrs`` hold the key, the versions, and ``point_estimate``.
 
     Raises:
-        ValueError: If `mcmc` has no draws or no model, or if the model with these
+        TypeError: If `source` is none of these.
+        ValueError: If it has no draws or no model, or if the model with these
             arguments does not have the sites that were drawn.
 
     Example:
@@ -77,120 +132,50 @@ def to_datatree(
         >>> tree = px.to_datatree(mcmc, x, y=2.0 * x)
         >>> list(tree.children)  # doctest: +NORMALIZE_WHITESPACE
         ['posterior', 'sample_stats', 'posterior_predictive', 'log_likelihood',
-         'observed_data', 'constant_data']
+         'log_prior', 'observed_data', 'constant_data']
         >>> dict(tree.posterior_predictive["y"].sizes)
         {'chain': 1, 'draw': 10, 'row': 8}
     """
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    model = getattr(mcmc.sampler, "model", None)
-    if model is None:
+    predictive_key = rng_key
+    if isinstance(source, MCMC):
+        found = of_mcmc(source)
+    elif guide is not None:
+        predictive_key, guide_key = jax.random.split(rng_key)
+        found = of_guide(source, guide, model, args, kwargs, guide_key, num_samples)
+    elif hasattr(source, "params") and hasattr(source, "losses"):
         raise ValueError(
-            "to_datatree needs a kernel that was made from a model, and this one was "
-            "made from a potential function."
+            "a result of svi.run holds parameters and no draws: give its guide, "
+            "to_datatree(fit, ..., guide=guide)."
         )
-    if mcmc.last_state is None:
-        raise ValueError("this MCMC has no draws: call mcmc.run(...) first.")
-    draws = jax.device_get(mcmc.get_samples(group_by_chain=True))
-    trace_key, predictive_key = jax.random.split(rng_key)
-    seeded = handlers.seed(model, trace_key)
-    sites = ModelSites.of(seeded, draws, args, kwargs)
-    groups = {
-        "posterior": draws,
-        "sample_stats": _sample_stats(mcmc, seeded, sites, draws, args, kwargs),
-    }
-    if sites.observed:
-        latent = {name: draws[name] for name in sites.latent}
-        # The observations stay among the arguments (they may set shapes) and are drawn
-        # anew all the same.
-        predictive = Predictive(
-            handlers.uncondition(model),
-            latent,
-            return_sites=list(sites.observed),
-            batch_ndims=2,
-        )
-        groups["posterior_predictive"] = predictive(predictive_key, *args, **kwargs)
-        if not sites.has_undrawn_latent:
-            densities = log_likelihood(seeded, latent, *args, batch_ndims=2, **kwargs)
-            groups["log_likelihood"] = {n: densities[n] for n in sites.observed}
-        groups["observed_data"] = sites.observed
-    groups["constant_data"] = constant_data(model, args, kwargs, sites.observed)
-    return xr.DataTree.from_dict(
-        {
-            group: _dataset(group, values, sites)
-            for group, values in groups.items()
-            if values
-        }
-    )
-
-
-def _sample_stats(
-    mcmc: MCMC,
-    model: Any,
-    sites: "ModelSites",
-    draws: dict[str, Any],
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> dict[str, Any]:
-    """What the kernel reported, and the log density where it can be computed."""
-    fields: dict[str, Any] = dict(mcmc.get_extra_fields(group_by_chain=True))
-    stats: dict[str, Any] = {
-        _STATS.get(name, name): value for name, value in fields.items()
-    }
-    if "potential_energy" in stats:
-        stats["lp"] = -stats.pop("potential_energy")
-    elif not sites.has_discrete_latent:
-        stats["lp"] = _log_joint(
-            model, {name: draws[name] for name in sites.latent}, args, kwargs
-        )
-    if "n_steps" in stats:
-        # A trajectory of depth d has at most 2^d - 1 leapfrog steps.
-        depth = np.ceil(np.log2(np.asarray(stats["n_steps"]) + 1))
-        stats["tree_depth"] = depth.astype(int)
-    return stats
-
-
-def _log_joint(
-    model: Any, latent: dict[str, Any], args: tuple, kwargs: dict[str, Any]
-) -> jax.Array:
-    """Minus the potential energy of every draw, of shape (chain, draw)."""
-
-    def one(values: dict[str, Any]) -> jax.Array:
-        unconstrained = unconstrain_fn(model, args, kwargs, values)
-        return -jax.numpy.asarray(potential_energy(model, args, kwargs, unconstrained))
-
-    return jax.jit(
-        lambda all_draws: jax.lax.map(lambda c: jax.lax.map(one, c), all_draws)
-    )(latent)
-
-
-def _dataset(group: str, values: dict[str, Any], sites: "ModelSites") -> xr.Dataset:
-    """One group, its data axes named after plates."""
-    drawn = group not in ("observed_data", "constant_data")
-    arrays, dims, originals = {}, {}, {}
-    for name, value in values.items():
-        safe = name.replace("/", ".")
-        if safe in arrays:
+    else:
+        found = of_draws(source, model, params, batch_ndims)
+    if found.model is None:
+        if args or kwargs:
             raise ValueError(
-                f"the sites {originals[safe]!r} and {name!r} have one name in a "
-                "DataTree, which cannot hold '/': rename one of them."
+                "draws alone are of no model: give it, to_datatree(draws, ..., "
+                "model=model), or no arguments."
             )
-        originals[safe] = name
-        arrays[safe] = _widen(np.asarray(value))
-        if group not in ("sample_stats", "constant_data"):
-            dims[safe] = sites.dims(name, arrays[safe].ndim - 2 * drawn)
-    dataset = dict_to_dataset(
-        arrays,
-        dims=dims,
-        sample_dims=["chain", "draw"] if drawn else [],
-        inference_library=numpyro,
-    )
-    for safe, name in originals.items():
-        if safe != name:
-            dataset[safe].attrs["numpyro_name"] = name
-    return dataset
-
-
-def _widen(array: np.ndarray) -> np.ndarray:
-    """Make a dtype that netCDF and ArviZ can take: bfloat16 and float16 to float32."""
-    narrow = array.dtype.itemsize < 4 and jax.numpy.issubdtype(array.dtype, np.floating)
-    return array.astype(np.float32) if narrow else array
+        groups, sites = {"posterior": found.draws}, no_sites()
+    else:
+        groups, sites = of_posterior(
+            found, args, kwargs, rng_key, predictive_key, log_likelihood
+        )
+    datasets = {name: dataset(name, v, sites) for name, v in groups.items() if v}
+    if found.model is not None and not found.is_warmup:
+        more = on_request(found, args, kwargs, rng_key, num_prior_samples, predictions)
+        datasets |= more
+    datasets = {name: datasets[name] for name in _ORDER if name in datasets}
+    datasets |= of_warmup(warmup, sites)
+    if found.losses is not None:
+        datasets["optimization"] = xr.Dataset(
+            {"loss": ("step", found.losses)},
+            coords={"step": np.arange(len(found.losses))},
+        )
+    if found.is_warmup:
+        datasets = {
+            f"warmup_{name}": datasets[name] for name in ("posterior", "sample_stats")
+        }
+    tree = xr.DataTree.from_dict(datasets)
+    tree.attrs.update(provenance(found, rng_key))
+    return tree

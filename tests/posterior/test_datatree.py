@@ -18,6 +18,7 @@ GROUPS = [
     "sample_stats",
     "posterior_predictive",
     "log_likelihood",
+    "log_prior",
     "observed_data",
     "constant_data",
 ]
@@ -68,7 +69,7 @@ def tree(mcmc):
 def test_the_groups_are_there_and_chain_and_draw_lead(tree):
     assert isinstance(tree, xr.DataTree)
     assert list(tree.children) == GROUPS
-    for group in GROUPS[:4]:
+    for group in GROUPS[:5]:
         for variable in tree[group].data_vars.values():
             assert variable.dims[:2] == ("chain", "draw")
             assert variable.shape[:2] == (2, 20)
@@ -92,7 +93,11 @@ def test_an_axis_on_a_plate_has_its_name(tree):
     assert tree.posterior_predictive["counts"].dims == ("chain", "draw", "row")
     assert tree.log_likelihood["y"].dims == ("chain", "draw", "row")
     assert tree.observed_data["y"].dims == ("row", "y_dim_1")
-    assert tree.posterior[BIAS].dims == ("chain", "draw", f"{BIAS}_dim_0")
+    generator = BIAS.removesuffix(".bias")
+    assert tree.posterior[BIAS].dims == ("chain", "draw", f"{generator}.out")
+    weight = tree.posterior[f"{generator}.weight"]
+    assert weight.dims[2:] == (f"{generator}.out", f"{generator}.in")
+    assert weight.attrs["parameter"] == "generator.weight"
     assert tree.posterior["energy"].dims == ("chain", "draw")
 
 

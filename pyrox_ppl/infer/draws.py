@@ -1,0 +1,92 @@
+"""Draws in the forms that users have them, brought to one."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The draws of every site, along one leading axis.
+
+    Attributes:
+        values: Site name -> an array of shape ``(number, *site)``.
+        shape: The sample axes as they were given: ``(draw,)`` or ``(chain, draw)``.
+        params: The trained values of ``param`` sites, without an axis of draws.
+    """
+
+    values: dict[str, Any]
+    shape: tuple[int, ...]
+    params: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """How many draws there are, of all chains."""
+        return math.prod(self.shape)
+
+    @classmethod
+    def of(cls, draws: Any, batch_ndims: int | None = None) -> Self:
+        """Bring a dictionary of draws or an ArviZ ``DataTree`` to this form.
+
+        Args:
+            draws: Site name -> array; or a DataTree (or an object like it) whose group
+                ``posterior`` has the draws, and ``params`` the trained parameters.
+            batch_ndims: The number of sample axes of a dictionary's arrays, by default
+                1; that of a DataTree is 2.
+
+        Raises:
+            TypeError: If `draws` is neither.
+            ValueError: If there are none, or if sites differ in their sample axes.
+        """
+        params: dict[str, Any] = {}
+        if hasattr(draws, "children"):
+            if "posterior" not in draws.children:
+                raise ValueError(
+                    "this DataTree has no group 'posterior', so it holds no draws; its "
+                    f"groups are {sorted(draws.children)}."
+                )
+            batch_ndims = 2
+            values = variables(draws["posterior"], "chain", "draw")
+            if "params" in draws.children:
+                params = variables(draws["params"])
+        elif isinstance(draws, Mapping):
+            batch_ndims = 1 if batch_ndims is None else batch_ndims
+            values = dict(draws)
+        else:
+            raise TypeError(
+                "draws must be a dictionary from site names to arrays (such as "
+                "`mcmc.get_samples()`) or an ArviZ DataTree (such as that of "
+                f"`to_datatree`), got {type(draws).__name__}."
+            )
+        shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
+        different = set(shapes.values())
+        if len(different) != 1 or len(next(iter(different))) != batch_ndims:
+            raise ValueError(
+                f"every site needs the same {batch_ndims} leading sample axes, got "
+                f"{shapes}. `batch_ndims` says how many there are: 1 for "
+                "`mcmc.get_samples()`, 2 if they are grouped by chain."
+            )
+        shape = different.pop()
+        flat = {
+            name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
+            for name, value in values.items()
+        }
+        return cls(flat, shape, params)
+
+    def on_device(self) -> dict[str, jax.Array]:
+        """The values as JAX arrays."""
+        return {name: jax.numpy.asarray(value) for name, value in self.values.items()}
+
+
+def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
+    """The arrays of a DataTree's group by the names that NumPyro gave the sites."""
+    return {
+        variable.attrs.get("numpyro_name", name): variable.transpose(
+            *leading, ...
+        ).values
+        for name, variable in group.data_vars.items()
+    }

@@ -1,0 +1,78 @@
+"""A loop over draws inside one ``jit``, its results brought to the host in chunks."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from tqdm.auto import tqdm
+
+# What one chunk of results takes on the device at most, in bytes.
+CHUNK_BYTES = 2**26
+
+
+def keys_of_draws(rng_key: PRNGKeyArray, number: int) -> jax.Array:
+    """A key per draw, the same that NumPyro's ``Predictive`` gives it."""
+    return jax.random.split(rng_key, number) if number > 1 else rng_key[None]
+
+
+def even_size(number: int, most: int) -> int:
+    """The size of the fewest parts of at most `most`, that differ as little as can be.
+
+    All parts have one shape, the last beginning earlier: even ones overlap least.
+    """
+    parts = math.ceil(number / max(1, min(number, most)))
+    return math.ceil(number / parts)
+
+
+def bytes_of(result: Any) -> int:
+    """The size of arrays, or of what ``jax.eval_shape`` says of them."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(result))
+
+
+def map_draws(
+    one: Callable[..., Any],
+    draws: Any,
+    number: int,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    description: str = "",
+    progress_bar: bool = False,
+) -> Any:
+    """Evaluate a function at every draw, one after the other.
+
+    One at a time is the fastest and lightest way on a CPU: what a draw needs stays in
+    the cache, and matrix products are not batched. The function is compiled once.
+
+    Args:
+        one: ``one(draw)`` -> a pytree of arrays.
+        draws: A pytree of arrays with a leading axis of draws.
+        number: The length of that axis.
+        chunk_bytes: What the results of one chunk take on the device at most.
+        description: What the progress bar says.
+        progress_bar: Whether to show one, if it takes more than a moment.
+
+    Returns:
+        The results as NumPy arrays with a leading axis of draws.
+    """
+    draws = jax.tree.map(jnp.asarray, draws)
+    first = jax.tree.map(lambda leaf: leaf[0], draws)
+    result = jax.eval_shape(one, first)
+    size = even_size(number, chunk_bytes // max(1, bytes_of(result)))
+    loop = jax.jit(lambda chunk: jax.lax.map(one, chunk))
+    out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), result)
+    starts = tqdm(
+        range(0, number, size), desc=description, disable=not progress_bar, delay=2.0
+    )
+    for start in starts:
+        # The last chunk begins earlier, so that all have one shape.
+        begin = min(start, number - size)
+        chunk = loop(jax.tree.map(lambda leaf: leaf[begin : begin + size], draws))  # noqa: B023 - used at once
+        for whole, part in zip(
+            jax.tree.leaves(out), jax.tree.leaves(chunk), strict=True
+        ):
+            whole[begin : begin + size] = np.asarray(part)
+    return out

@@ -1,0 +1,128 @@
+"""Predictions of a model: its sites at every draw, as NumPyro's Predictive has them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from numpyro import handlers
+
+from pyrox_ppl.infer.draws import Draws
+from pyrox_ppl.infer.full_data import full_data, is_factor, redraw
+from pyrox_ppl.infer.loop import CHUNK_BYTES, keys_of_draws, map_draws
+from pyrox_ppl.infer.prediction import Prediction
+
+
+def sites_at(
+    model: Callable[..., Any],
+    params: dict[str, Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    sites: Sequence[str] | None = None,
+) -> Callable[[tuple[dict[str, Any], jax.Array]], dict[str, jax.Array]]:
+    """The function ``(draw, key) -> values`` of a model's sites that are not drawn.
+
+    The random numbers are those of NumPyro's ``Predictive``: a seed outside the draws.
+    Deterministic sites are computed, and not taken from the draws; plates are whole.
+    """
+
+    def one(of_draw: tuple[dict[str, Any], jax.Array]) -> dict[str, jax.Array]:
+        values, key = of_draw
+
+        def drawn(site: dict[str, Any]) -> Any:
+            known = site["type"] == "sample" and site["name"] in values
+            return values[site["name"]] if known else None
+
+        run = handlers.substitute(full_data(model), data=params)
+        run = handlers.substitute(redraw(run), substitute_fn=drawn)
+        trace = handlers.trace(handlers.seed(run, key)).get_trace(*args, **kwargs)
+        found = {
+            name: jnp.asarray(site["value"])
+            for name, site in trace.items()
+            if site["type"] == "deterministic"
+            or (site["type"] == "sample" and name not in values and not is_factor(site))
+        }
+        if sites is None:
+            return found
+        missing = [name for name in sites if name not in found]
+        if missing:
+            raise ValueError(
+                f"the model has no site {missing} to predict; it has {sorted(found)}."
+            )
+        return {name: found[name] for name in sites}
+
+    return one
+
+
+def predict_sites(
+    model: Callable[..., Any],
+    draws: Draws,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    rng_key: PRNGKeyArray | None,
+    sites: Sequence[str] | None,
+    params: dict[str, Any],
+    quantiles: tuple[float, ...],
+    batch_size: int | None,
+    progress_bar: bool,
+) -> dict[str, Prediction]:
+    """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    one = sites_at(model, params, args, kwargs, sites)
+    inputs = (draws.on_device(), keys_of_draws(rng_key, draws.number))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], inputs))
+    width = batch_size or max(1, CHUNK_BYTES // (4 * draws.number))
+    if batch_size is None and sum(s.size for s in shapes.values()) <= 4 * width:
+        values = map_draws(
+            one,
+            inputs,
+            draws.number,
+            description="predict",
+            progress_bar=progress_bar,
+        )
+        return {name: _summary(value, quantiles) for name, value in values.items()}
+    return {
+        name: _site(one, name, shape, inputs, draws.number, width, quantiles)
+        for name, shape in shapes.items()
+    }
+
+
+def _site(
+    one: Callable[..., Any],
+    name: str,
+    shape: jax.ShapeDtypeStruct,
+    inputs: Any,
+    number: int,
+    width: int,
+    quantiles: tuple[float, ...],
+) -> Prediction:
+    """One site, a block of its values at a time, the model running for every block."""
+    width = min(width, shape.size)
+
+    def block(of_draw: tuple[Any, jax.Array]) -> jax.Array:
+        draw, start = of_draw
+        return jax.lax.dynamic_slice(one(draw)[name].reshape(-1), (start,), (width,))
+
+    loop = jax.jit(lambda start: jax.lax.map(lambda draw: block((draw, start)), inputs))
+    out = Prediction.empty((shape.size,), np.dtype(shape.dtype), quantiles)
+    for start in range(0, shape.size, width):
+        begin = min(start, shape.size - width)
+        out.fill(slice(begin, begin + width), np.asarray(loop(begin)))
+    return _reshaped(out, shape.shape)
+
+
+def _summary(values: np.ndarray, quantiles: tuple[float, ...]) -> Prediction:
+    out = Prediction.empty(values.shape[1:], values.dtype, quantiles)
+    out.fill(..., values)
+    return out
+
+
+def _reshaped(prediction: Prediction, shape: tuple[int, ...]) -> Prediction:
+    return Prediction(
+        prediction.mean.reshape(shape),
+        prediction.std.reshape(shape),
+        {q: value.reshape(shape) for q, value in prediction.quantiles.items()},
+    )

@@ -1,0 +1,78 @@
+"""One group of a DataTree: arrays with the names of their axes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+import xarray as xr
+from arviz_base import dict_to_dataset
+
+from pyrox_ppl.posterior._mask import keep_observed
+from pyrox_ppl.posterior._model import ModelSites, safe
+
+# Groups that have no chain and draw; groups whose axes are no site's.
+STATIC = ("observed_data", "constant_data", "predictions_constant_data", "params")
+PLAIN = ("constant_data", "predictions_constant_data")
+
+
+def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
+    """One group, its data axes named after plates and parameters."""
+    drawn = group not in STATIC
+    leading = 2 if drawn else 0
+    arrays, dims, originals = {}, {}, {}
+    coords: dict[str, tuple[str, np.ndarray]] = {}
+    for name, value in values.items():
+        key = safe(name)
+        if key in arrays:
+            raise ValueError(
+                f"the sites {originals[key]!r} and {name!r} have one name in a "
+                "DataTree, which cannot hold '/': rename one of them."
+            )
+        originals[key] = name
+        arrays[key] = widen(np.asarray(value))
+        if group.endswith("sample_stats") or group in PLAIN:
+            continue
+        if group == "log_prior":
+            dims[key] = sites.plates_of(name)
+            continue
+        own = sites.dims(name, arrays[key].ndim - leading)
+        if name in sites.masks:
+            arrays[key], own, entries = _observed(
+                arrays[key], own, sites.masks[name], leading, key
+            )
+            coords |= entries
+        dims[key] = own
+    out = dict_to_dataset(
+        arrays,
+        dims=dims,
+        sample_dims=["chain", "draw"] if drawn else [],
+        inference_library=numpyro,
+    )
+    for key, name in originals.items():
+        if group not in PLAIN:
+            out[key].attrs.update(sites.attrs(name))
+    return out.assign_coords(coords)
+
+
+def _observed(
+    array: np.ndarray, dims: list[str], mask: np.ndarray, leading: int, name: str
+) -> tuple[np.ndarray, list[str], dict[str, tuple[str, np.ndarray]]]:
+    """The observed entries along one axis, with their places on the axes they had.
+
+    The axes of plates keep their names for whatever else is on them, so the places are
+    called after site and plate.
+    """
+    entry = f"{name}_entry"
+    places = {
+        f"{name}_{dim}": (entry, index)
+        for dim, index in zip(dims, np.nonzero(mask), strict=False)
+    }
+    kept = keep_observed(array, mask, leading)
+    return kept, [entry, *dims[mask.ndim :]], places
+
+
+def widen(array: np.ndarray) -> np.ndarray:
+    """Make a dtype that netCDF and ArviZ can take: bfloat16 and float16 to float32."""
+    narrow = array.dtype.itemsize < 4 and jax.numpy.issubdtype(array.dtype, np.floating)
+    return array.astype(np.float32) if narrow else array
