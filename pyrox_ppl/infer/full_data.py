@@ -14,6 +14,7 @@ class full_data(Messenger):
     """
 
     def process_message(self, msg: Any) -> None:
+        """Take all members of a plate."""
         if msg["type"] == "plate":
             size = msg["args"][0]
             msg["args"] = (size, size)
@@ -28,6 +29,7 @@ class redraw(Messenger):
     """
 
     def process_message(self, msg: Any) -> None:
+        """Forget an observation."""
         if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
             msg["is_observed"] = False
             msg["value"] = None

@@ -58,11 +58,12 @@ def map_draws(
     Returns:
         The results as NumPy arrays with a leading axis of draws.
     """
-    draws = jax.tree.map(jnp.asarray, draws)
-    first = jax.tree.map(lambda leaf: leaf[0], draws)
+    leaves, treedef = jax.tree.flatten(draws)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    first = jax.tree.unflatten(treedef, [leaf[0] for leaf in leaves])
     result = jax.eval_shape(one, first)
     size = even_size(number, chunk_bytes // max(1, bytes_of(result)))
-    loop = jax.jit(lambda chunk: jax.lax.map(one, chunk))
+    loop = jax.jit(lambda chunk: jax.lax.map(one, jax.tree.unflatten(treedef, chunk)))
     out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), result)
     starts = tqdm(
         range(0, number, size), desc=description, disable=not progress_bar, delay=2.0
@@ -70,9 +71,8 @@ def map_draws(
     for start in starts:
         # The last chunk begins earlier, so that all have one shape.
         begin = min(start, number - size)
-        chunk = loop(jax.tree.map(lambda leaf: leaf[begin : begin + size], draws))  # noqa: B023 - used at once
-        for whole, part in zip(
-            jax.tree.leaves(out), jax.tree.leaves(chunk), strict=True
-        ):
-            whole[begin : begin + size] = np.asarray(part)
+        where = slice(begin, begin + size)
+        chunk = jax.tree.leaves(loop([leaf[where] for leaf in leaves]))
+        for whole, part in zip(jax.tree.leaves(out), chunk, strict=True):
+            whole[where] = np.asarray(part)
     return out

@@ -1,6 +1,6 @@
 """Predictions of a model: its sites at every draw, as NumPyro's Predictive has them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
+from tqdm.auto import tqdm
 
 from pyrox_ppl.infer.draws import Draws
 from pyrox_ppl.infer.full_data import full_data, is_factor, redraw
-from pyrox_ppl.infer.loop import CHUNK_BYTES, keys_of_draws, map_draws
+from pyrox_ppl.infer.loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
 from pyrox_ppl.infer.prediction import Prediction
 
 
@@ -74,8 +75,8 @@ def predict_sites(
     one = sites_at(model, params, args, kwargs, sites)
     inputs = (draws.on_device(), keys_of_draws(rng_key, draws.number))
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], inputs))
-    width = batch_size or max(1, CHUNK_BYTES // (4 * draws.number))
-    if batch_size is None and sum(s.size for s in shapes.values()) <= 4 * width:
+    total = sum(shape.size for shape in shapes.values())
+    if batch_size is None and total <= 4 * width_of(draws.number):
         values = map_draws(
             one,
             inputs,
@@ -84,34 +85,46 @@ def predict_sites(
             progress_bar=progress_bar,
         )
         return {name: _summary(value, quantiles) for name, value in values.items()}
-    return {
-        name: _site(one, name, shape, inputs, draws.number, width, quantiles)
-        for name, shape in shapes.items()
-    }
+    out = {}
+    for name, shape in shapes.items():
+        flat = Prediction.empty((shape.size,), np.dtype(shape.dtype), quantiles)
+        for where, values in site_blocks(
+            one, name, shape.size, inputs, batch_size, progress_bar
+        ):
+            flat.fill(where, values)
+        out[name] = _reshaped(flat, shape.shape)
+    return out
 
 
-def _site(
+def width_of(number: int) -> int:
+    """How many values of a site are held for all draws at a time."""
+    return max(1, CHUNK_BYTES // (4 * number))
+
+
+def site_blocks(
     one: Callable[..., Any],
     name: str,
-    shape: jax.ShapeDtypeStruct,
+    size: int,
     inputs: Any,
-    number: int,
-    width: int,
-    quantiles: tuple[float, ...],
-) -> Prediction:
+    batch_size: int | None = None,
+    progress_bar: bool = False,
+) -> Iterator[tuple[slice, np.ndarray]]:
     """One site, a block of its values at a time, the model running for every block."""
-    width = min(width, shape.size)
+    number = len(inputs[1])
+    width = even_size(size, batch_size or width_of(number))
 
-    def block(of_draw: tuple[Any, jax.Array]) -> jax.Array:
-        draw, start = of_draw
-        return jax.lax.dynamic_slice(one(draw)[name].reshape(-1), (start,), (width,))
+    @jax.jit
+    def loop(inputs: Any, start: jax.Array) -> jax.Array:
+        def block(draw: Any) -> jax.Array:
+            whole = one(draw)[name].reshape(-1)
+            return jax.lax.dynamic_slice(whole, (start,), (width,))
 
-    loop = jax.jit(lambda start: jax.lax.map(lambda draw: block((draw, start)), inputs))
-    out = Prediction.empty((shape.size,), np.dtype(shape.dtype), quantiles)
-    for start in range(0, shape.size, width):
-        begin = min(start, shape.size - width)
-        out.fill(slice(begin, begin + width), np.asarray(loop(begin)))
-    return _reshaped(out, shape.shape)
+        return jax.lax.map(block, inputs)
+
+    starts = range(0, size, width)
+    for start in tqdm(starts, desc=name, disable=not progress_bar, delay=2.0):
+        begin = min(start, size - width)
+        yield slice(begin, begin + width), np.asarray(loop(inputs, begin))
 
 
 def _summary(values: np.ndarray, quantiles: tuple[float, ...]) -> Prediction:

@@ -1,7 +1,7 @@
 """Prediction: what is kept of the draws of a prediction."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
             {q: np.empty(shape, kind) for q in quantiles},
         )
 
-    def fill(self, where: slice, draws: np.ndarray) -> None:
+    def fill(self, where: Any, draws: np.ndarray) -> None:
         """Summarise a block: all draws of some leading entries, draws along axis 0."""
         self.mean[where] = draws.mean(0, dtype=np.float64)
         self.std[where] = draws.std(0, dtype=np.float64)

@@ -1,3 +1,6 @@
 """What inference leaves behind, as ArviZ has it; the only part that imports ArviZ."""
 
+from pyrox_ppl.posterior.calibration import calibration as calibration
 from pyrox_ppl.posterior.datatree import to_datatree as to_datatree
+from pyrox_ppl.posterior.diagnose import diagnose as diagnose
+from pyrox_ppl.posterior.summary import summary as summary

@@ -18,6 +18,7 @@ from pyrox_ppl.posterior._source import Source
 
 def of_posterior(
     found: Source,
+    model: Callable,
     args: tuple,
     kwargs: dict[str, Any],
     rng_key: PRNGKeyArray,
@@ -25,7 +26,7 @@ def of_posterior(
     log_likelihood: bool | Sequence[str],
 ) -> tuple[dict[str, Any], ModelSites]:
     """The groups that stand on the draws and the data."""
-    model = _prepared(found, rng_key)
+    given_model, model = model, prepared(model, found.params, rng_key)
     sites = ModelSites.of(model, found.draws, args, kwargs)
     latent = {name: found.draws[name] for name in sites.latent}
     given = {name: v for name, v in found.draws.items() if name in sites.observed}
@@ -52,7 +53,8 @@ def of_posterior(
     drawn = found.guide
     if drawn is not None and not drawn.is_point and with_lp:
         weights = log_weights(model, drawn, found.params, args, kwargs)
-        stats["log_weight"] = weights[None]
+        if weights is not None:
+            stats["log_weight"] = weights[None]
     own = sites.params if found.params else {}
     return {
         "posterior": {n: v for n, v in found.draws.items() if n not in given}
@@ -63,13 +65,14 @@ def of_posterior(
         "log_likelihood": result["log_likelihood"],
         "log_prior": result["log_prior"],
         "observed_data": sites.observed,
-        "constant_data": constant_data(found.model, args, kwargs, sites.observed),
+        "constant_data": constant_data(given_model, args, kwargs, sites.observed),
         "params": own,
     }, sites
 
 
 def on_request(
     found: Source,
+    model: Callable,
     args: tuple,
     kwargs: dict[str, Any],
     rng_key: PRNGKeyArray,
@@ -77,7 +80,7 @@ def on_request(
     predictions: tuple | Mapping[str, Any] | None,
 ) -> dict[str, xr.Dataset]:
     """The prior's groups and those of new inputs, where they were asked for."""
-    model = _prepared(found, rng_key)
+    given_model, model = model, prepared(model, found.params, rng_key)
     out = {}
     if num_prior_samples:
         key = jax.random.fold_in(rng_key, 2)
@@ -107,16 +110,18 @@ def on_request(
             with_lp=False,
         )
         out["predictions"] = dataset("predictions", result["predictive"], sites)
-        constants = constant_data(found.model, new_args, new_kwargs, sites.observed)
+        constants = constant_data(given_model, new_args, new_kwargs, sites.observed)
         if constants:
             name = "predictions_constant_data"
             out[name] = dataset(name, constants, sites)
     return out
 
 
-def _prepared(found: Source, rng_key: PRNGKeyArray) -> Callable:
+def prepared(
+    model: Callable, params: dict[str, Any], rng_key: PRNGKeyArray
+) -> Callable:
     """The model on all of its data, with trained parameters and a seed."""
-    whole = handlers.substitute(full_data(found.model), data=found.params)
+    whole = handlers.substitute(full_data(model), data=params)
     return handlers.seed(whole, jax.random.fold_in(rng_key, 1))
 
 

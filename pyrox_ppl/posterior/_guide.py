@@ -79,11 +79,12 @@ def log_weights(
     params: dict[str, Any],
     args: tuple,
     kwargs: dict[str, Any],
-) -> np.ndarray:
+) -> np.ndarray | None:
     r"""Log importance weights :math:`\log p(y, \theta) - \log q(\theta)` in float64.
 
     In float32 the sums over data and parameters are off by more than the differences
-    between draws that the Pareto fit is about.
+    between draws that the Pareto fit is about. None if the guide is a flow that has no
+    inverse (``AutoBNAFNormal``): the density of its draws cannot be had again.
 
     **Shapes**: ``(draw,)``.
 
@@ -113,10 +114,13 @@ def log_weights(
             of_model, _ = log_density(
                 handlers.seed(model, 0), args, kwargs, {**params, **values}
             )
-            return of_model - of_guide
+            return jnp.asarray(of_model - of_guide)
 
         random = _doubled(drawn.random)
-        return np.asarray(jax.jit(lambda r: jax.lax.map(one, r))(random))
+        try:
+            return np.asarray(jax.jit(lambda r: jax.lax.map(one, r))(random))
+        except NotImplementedError:
+            return None
 
 
 def _is_delta(fn: Any) -> bool:

@@ -91,7 +91,7 @@ class ModelSites:
             raise ValueError(
                 f"the model with these arguments samples {missing}, which were not "
                 f"drawn, and lacks {unknown}, which were: give to_datatree the "
-                "arguments that mcmc.run (or svi.run) was given, observations included."
+                "arguments that mcmc.run was given (or svi.run), observations included."
             )
         return cls(
             latent=tuple(name for name in latent if name in draws),

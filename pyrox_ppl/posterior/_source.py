@@ -154,7 +154,7 @@ def of_draws(
 def provenance(source: Source, rng_key: PRNGKeyArray) -> dict[str, Any]:
     """What the root of the tree says: how it was made, by what, with which key."""
     key = rng_key
-    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     return {
         **source.attrs,

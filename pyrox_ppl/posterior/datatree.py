@@ -59,7 +59,8 @@ def to_datatree(
       space, :math:`\log p(y, \theta(u)) + \log |\partial\theta / \partial u|` in nats
       (minus NumPyro's potential energy); ``diverging``, and what else was collected by
       ``mcmc.run(..., extra_fields=...)``, under ArviZ's names; for a guide
-      ``log_weight``, :math:`\log p(y, \theta) - \log q(\theta)` in float64;
+      ``log_weight``, :math:`\log p(y, \theta) - \log q(\theta)` in float64 (not for a
+      flow without an inverse, such as ``AutoBNAFNormal``);
     - ``posterior_predictive``: a new draw of every observed site;
     - ``log_likelihood``: the log density of every observation, ``factor`` left out;
       not there where a discrete latent was summed out, of which there is no draw;
@@ -159,11 +160,13 @@ def to_datatree(
         groups, sites = {"posterior": found.draws}, no_sites()
     else:
         groups, sites = of_posterior(
-            found, args, kwargs, rng_key, predictive_key, log_likelihood
+            found, found.model, args, kwargs, rng_key, predictive_key, log_likelihood
         )
     datasets = {name: dataset(name, v, sites) for name, v in groups.items() if v}
     if found.model is not None and not found.is_warmup:
-        more = on_request(found, args, kwargs, rng_key, num_prior_samples, predictions)
+        more = on_request(
+            found, found.model, args, kwargs, rng_key, num_prior_samples, predictions
+        )
         datasets |= more
     datasets = {name: datasets[name] for name in _ORDER if name in datasets}
     datasets |= of_warmup(warmup, sites)

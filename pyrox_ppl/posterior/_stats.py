@@ -1,0 +1,63 @@
+"""ArviZ's statistics of arrays whose first two axes are chain and draw."""
+
+from typing import Any
+
+import arviz_stats
+import numpy as np
+import xarray as xr
+from arviz_stats.base.array import array_stats
+
+_STATS: Any = array_stats
+_AXES: dict[str, int] = {"chain_axis": 0, "draw_axis": 1}
+
+
+def rhat(values: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat."""
+    return np.atleast_1d(_STATS.rhat(values, **_AXES))
+
+
+def ess_bulk(values: np.ndarray) -> np.ndarray:
+    """Effective sample size of the bulk."""
+    return np.atleast_1d(_STATS.ess(values, method="bulk", **_AXES))
+
+
+def ess_tail(values: np.ndarray) -> np.ndarray:
+    """Effective sample size of the 5 % and 95 % quantiles, the smaller one."""
+    return np.atleast_1d(_STATS.ess(values, method="tail", prob=(0.05, 0.95), **_AXES))
+
+
+def mcse(values: np.ndarray) -> np.ndarray:
+    """Monte Carlo standard error of the mean."""
+    return np.atleast_1d(_STATS.mcse(values, method="mean", **_AXES))
+
+
+def bfmi(energy: np.ndarray) -> np.ndarray:
+    """Bayesian fraction of missing information, of each chain."""
+    return np.atleast_1d(_STATS.bfmi(energy, **_AXES))
+
+
+def pareto_k(log_weights: np.ndarray) -> float:
+    """The shape of a generalised Pareto distribution of the largest weights."""
+    return float(np.asarray(_STATS.psislw(log_weights)[1]))
+
+
+def loo(tree: xr.DataTree, site: str) -> Any:
+    """ArviZ's PSIS-LOO of one site, pointwise."""
+    return arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
+
+
+def group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """A group of a tree as a dataset; an empty one where it is absent."""
+    if name not in tree.children:
+        return xr.Dataset()
+    return tree.children[name].to_dataset()
+
+
+def names(dataset: xr.Dataset) -> list[str]:
+    """The names of a dataset's variables."""
+    return [str(name) for name in dataset.data_vars]
+
+
+def by_draw(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """A variable with chain and draw as its first axes."""
+    return np.asarray(dataset[name].transpose("chain", "draw", ...).values)

@@ -1,0 +1,155 @@
+"""calibration: whether predictions are as sure as they should be."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from scipy.special import logsumexp
+
+from pyrox_ppl.posterior import _stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How predictions and observations of a site agree.
+
+    Attributes:
+        site: The observed site.
+        levels: Probabilities of the central predictive intervals.
+        coverage: The share of observations inside each of them.
+        pit: Probability integral transforms, uniform on [0, 1] if the predictions are
+            calibrated; of the observations' shape.
+        crps: Continuous ranked probability score of every observation, in units of the
+            observation; smaller is better.
+        elpd: Expected log predictive density, summed over the observations, in nats;
+            None where the tree has no ``log_likelihood``.
+        elpd_se: Its standard error.
+    """
+
+    site: str
+    levels: tuple[float, ...]
+    coverage: tuple[float, ...]
+    pit: np.ndarray
+    crps: np.ndarray
+    elpd: float | None
+    elpd_se: float | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.site}: {self.pit.size} observations"]
+        lines += [
+            f"  {100 * level:g} % interval covers {100 * covered:.1f} %"
+            for level, covered in zip(self.levels, self.coverage, strict=True)
+        ]
+        lines.append(f"  mean CRPS {self.crps.mean():.4g}")
+        if self.elpd is not None:
+            lines.append(f"  ELPD {self.elpd:.1f} ± {self.elpd_se:.1f} nats")
+        return "\n".join(lines)
+
+
+def calibration(
+    tree: xr.DataTree,
+    site: str | None = None,
+    *,
+    levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+    seed: int = 0,
+) -> Calibration:
+    r"""Compare predictive draws with what was observed.
+
+    Held-out data say most. A tree of them is made from the draws of another:
+    ``px.to_datatree(tree, x_test, y=y_test, model=model)``. With :math:`\tilde y_s` the
+    S predictive draws of an observation y:
+
+    - the PIT is :math:`(\#\{\tilde y_s < y\} + u (\#\{\tilde y_s = y\} + 1)) / (S +
+      1)`, u uniform, which is exactly uniform for discrete data, too;
+    - the CRPS is :math:`\frac1S \sum_s |\tilde y_s - y| - \frac1{2 S^2} \sum_{s,t}
+      |\tilde y_s - \tilde y_t|`;
+    - the ELPD is :math:`\sum_i \log \frac1S \sum_s p(y_i \mid \theta_s)`.
+
+    Args:
+        tree: A DataTree with ``posterior_predictive`` and ``observed_data``.
+        site: The observed site; may be left out if there is one.
+        levels: Probabilities of the central intervals.
+        seed: Of the uniform numbers that break ties in the PIT.
+
+    Returns:
+        A `Calibration`; ``print`` it for a summary.
+
+    Raises:
+        ValueError: If the tree lacks the groups or the site.
+
+    References:
+        Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and
+        Estimation", JASA 2007, equation 21. Dawid, "Statistical Theory: The Prequential
+        Approach", JRSS A 1984 (PIT).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import pyrox_ppl as px
+        >>> def model(y=None):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", 200):
+        ...         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = jax.random.normal(jax.random.key(1), (200,))
+        >>> tree = px.to_datatree({"mean": jnp.zeros(400)}, y=y, model=model)
+        >>> scores = px.calibration(tree, levels=(0.9,))
+        >>> 0.85 < scores.coverage[0] < 0.95
+        True
+    """
+    for group in ("posterior_predictive", "observed_data"):
+        if group not in tree.children:
+            raise ValueError(
+                f"calibration needs the group {group!r}, and this tree has "
+                f"{sorted(tree.children)}: make it with the observations as arguments, "
+                "px.to_datatree(draws, x, y=y, model=model)."
+            )
+    sites = _stats.names(_stats.group(tree, "observed_data"))
+    if site is None:
+        if len(sites) != 1:
+            raise ValueError(f"there are several observed sites, choose one: {sites}.")
+        site = sites[0]
+    if site not in sites:
+        raise ValueError(f"{site!r} is no observed site; these are: {sites}.")
+    observed = _stats.group(tree, "observed_data")[site]
+    predicted = _stats.group(tree, "posterior_predictive")[site]
+    y = observed.values
+    draws = predicted.transpose("chain", "draw", *observed.dims).values
+    draws = draws.reshape(-1, *y.shape)
+    number = len(draws)
+    tails = [q for level in levels for q in (0.5 - level / 2, 0.5 + level / 2)]
+    edges = np.quantile(draws, tails, axis=0)
+    covered = [
+        float(np.mean((edges[2 * i] <= y) & (y <= edges[2 * i + 1])))
+        for i in range(len(levels))
+    ]
+    uniform = np.random.default_rng(seed).uniform(size=y.shape)
+    below, equal = (draws < y).sum(0), (draws == y).sum(0)
+    pit = (below + uniform * (equal + 1)) / (number + 1)
+    elpd, elpd_se = None, None
+    likelihoods = _stats.group(tree, "log_likelihood")
+    if site in likelihoods:
+        densities = _stats.by_draw(likelihoods, site)
+        densities = densities.reshape(number, -1).astype(np.float64)
+        pointwise = logsumexp(densities, axis=0) - np.log(number)
+        elpd = float(pointwise.sum())
+        elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
+    return Calibration(
+        site,
+        tuple(levels),
+        tuple(covered),
+        pit,
+        _crps(draws, y),
+        elpd,
+        elpd_se,
+    )
+
+
+def _crps(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of every observation; the mean distance of two draws from their order."""
+    number = len(draws)
+    error = np.zeros(y.shape)
+    for draw in draws:
+        error += np.abs(draw.astype(np.float64) - y)
+    weights = (2 * np.arange(1, number + 1) - number - 1) / number**2
+    spread = np.tensordot(weights, np.sort(draws, axis=0).astype(np.float64), axes=1)
+    return error / number - spread
