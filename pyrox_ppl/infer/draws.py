@@ -17,11 +17,14 @@ class Draws:
         values: Site name -> an array of shape ``(number, *site)``.
         shape: The sample axes as they were given: ``(draw,)`` or ``(chain, draw)``.
         params: The trained values of ``param`` sites, without an axis of draws.
+        nested: ``param`` sites of a DataTree that are trees of arrays, and are not in
+            `params`.
     """
 
     values: dict[str, Any]
     shape: tuple[int, ...]
     params: dict[str, Any]
+    nested: tuple[str, ...] = ()
 
     @property
     def number(self) -> int:
@@ -43,6 +46,7 @@ class Draws:
             ValueError: If there are none, or if sites differ in their sample axes.
         """
         params: dict[str, Any] = {}
+        nested: tuple[str, ...] = ()
         if hasattr(draws, "children"):
             if "posterior" not in draws.children:
                 raise ValueError(
@@ -52,7 +56,7 @@ class Draws:
             batch_ndims = 2
             values = variables(draws["posterior"], "chain", "draw")
             if "params" in draws.children:
-                params = variables(draws["params"])
+                params, nested = _params(draws["params"])
         elif isinstance(draws, Mapping):
             batch_ndims = 1 if batch_ndims is None else batch_ndims
             values = dict(draws)
@@ -75,7 +79,7 @@ class Draws:
             name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
             for name, value in values.items()
         }
-        return cls(flat, shape, params)
+        return cls(flat, shape, params, nested)
 
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
@@ -90,3 +94,10 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
         ).values
         for name, variable in group.data_vars.items()
     }
+
+
+def _params(group: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays among ``param`` sites, and the names of what is in parts."""
+    parts = tuple(n for n, v in group.data_vars.items() if v.attrs.get("nested"))
+    whole = {n: v for n, v in variables(group).items() if n not in parts}
+    return whole, parts

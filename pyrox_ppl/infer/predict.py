@@ -96,6 +96,11 @@ def predict(
         return predict_function(model, given, args, kwargs, name=name, **common)
     if name is not None:
         raise ValueError("name is the root of a module's names, and this is a model.")
+    if given.nested and params is None:
+        raise ValueError(
+            f"the tree holds the parts {list(given.nested)} of param sites that are no "
+            "arrays, and does not know how they go together: give params=fit.params."
+        )
     return predict_sites(
         model,
         given,

@@ -3,4 +3,6 @@
 from pyrox_ppl.posterior.calibration import calibration as calibration
 from pyrox_ppl.posterior.datatree import to_datatree as to_datatree
 from pyrox_ppl.posterior.diagnose import diagnose as diagnose
+from pyrox_ppl.posterior.saving import load as load
+from pyrox_ppl.posterior.saving import save as save
 from pyrox_ppl.posterior.summary import summary as summary

@@ -12,7 +12,13 @@ from pyrox_ppl.posterior._mask import keep_observed
 from pyrox_ppl.posterior._model import ModelSites, safe
 
 # Groups that have no chain and draw; groups whose axes are no site's.
-STATIC = ("observed_data", "constant_data", "predictions_constant_data", "params")
+STATIC = (
+    "observed_data",
+    "constant_data",
+    "predictions_constant_data",
+    "params",
+    "guide_params",
+)
 PLAIN = ("constant_data", "predictions_constant_data")
 
 
@@ -22,7 +28,7 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
     leading = 2 if drawn else 0
     arrays, dims, originals = {}, {}, {}
     coords: dict[str, tuple[str, np.ndarray]] = {}
-    for name, value in values.items():
+    for name, value in _flat(values).items():
         key = safe(name)
         if key in arrays:
             raise ValueError(
@@ -52,7 +58,19 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
     for key, name in originals.items():
         if group not in PLAIN:
             out[key].attrs.update(sites.attrs(name))
+        if name not in values:
+            out[key].attrs["nested"] = 1
     return out.assign_coords(coords)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Arrays by name; those of a pytree (a ``param`` of a network) by their paths."""
+    flat = {}
+    for name, value in values.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            steps = jax.tree_util.keystr(path, simple=True, separator=".")
+            flat[f"{name}.{steps}" if steps else name] = leaf
+    return flat
 
 
 def _observed(

@@ -67,6 +67,7 @@ def of_posterior(
         "observed_data": sites.observed,
         "constant_data": constant_data(given_model, args, kwargs, sites.observed),
         "params": own,
+        "guide_params": {n: v for n, v in found.params.items() if n not in own},
     }, sites
 
 

@@ -26,6 +26,7 @@ _ORDER = (
     "constant_data",
     "predictions_constant_data",
     "params",
+    "guide_params",
 )
 
 
@@ -71,7 +72,8 @@ def to_datatree(
     - ``observed_data``: the observations;
     - ``constant_data``: the other arrays among the arguments, under the names of the
       model's parameters;
-    - ``params``: the trained values of the model's ``param`` sites;
+    - ``params``, ``guide_params``: the trained values of the ``param`` sites of the
+      model, and of its guide;
     - ``optimization``: for SVI the ``loss`` of every ``step``;
     - ``warmup_posterior``, ``warmup_sample_stats``: what ``mcmc.warmup(...,
       collect_warmup=True)`` collected; straight after it, these alone.
