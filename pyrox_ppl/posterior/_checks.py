@@ -120,6 +120,7 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                 "the estimate rests on few draws where an observation weighs much: a "
                 "likelihood with heavier tails (StudentT), more draws, or K-fold "
                 "cross-validation. It says nothing against the draws themselves.",
+                of_draws=False,
             )
         )
     return checks, results

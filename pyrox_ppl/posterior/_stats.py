@@ -1,5 +1,6 @@
 """ArviZ's statistics of arrays whose first two axes are chain and draw."""
 
+import warnings
 from typing import Any
 
 import arviz_stats
@@ -42,8 +43,13 @@ def pareto_k(log_weights: np.ndarray) -> float:
 
 
 def loo(tree: xr.DataTree, site: str) -> Any:
-    """ArviZ's PSIS-LOO of one site, pointwise."""
-    return arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
+    """ArviZ's PSIS-LOO of one site, pointwise.
+
+    ArviZ warns where a Pareto k is high; whoever asks here looks at every k.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
+        return arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
 
 
 def group(tree: xr.DataTree, name: str) -> xr.Dataset:

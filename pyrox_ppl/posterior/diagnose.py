@@ -122,6 +122,7 @@ def diagnose(
     plural = "chain" if chains == 1 else "chains"
     return Diagnosis(
         title=f"{kind}: {chains} {plural} of {draws} draws",
+        chains=chains,
         checks=tuple(checks),
         functions=functions,
         table=summary(tree),

@@ -19,12 +19,15 @@ class Check:
         passed: Whether it is fine; None where it could not be looked at.
         finding: What was found, with the figure.
         advice: What to try.
+        of_draws: Whether it is about the draws, and not only about an estimate that is
+            made from them.
     """
 
     name: str
     passed: bool | None
     finding: str
     advice: str = ""
+    of_draws: bool = True
 
     def __str__(self) -> str:
         mark = {True: "fine", False: "NOT FINE", None: "not known"}[self.passed]
@@ -45,6 +48,7 @@ class Diagnosis:
 
     Attributes:
         title: What was looked at.
+        chains: The number of chains.
         checks: The single checks.
         functions: Statistics of the functions at the probes, if there were any.
         table: A row per group of parameters, as :func:`~pyrox_ppl.summary` has it.
@@ -55,6 +59,7 @@ class Diagnosis:
     """
 
     title: str
+    chains: int
     checks: tuple[Check, ...]
     functions: Functions | None
     table: pd.DataFrame
@@ -65,25 +70,28 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether no check failed; what could not be looked at does not count."""
+        """Whether no check of the draws failed; what is not known does not count."""
         return not self.failed
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The names of the checks that failed."""
-        return tuple(c.name for c in self.checks if c.passed is False)
+        """The names of the checks of the draws that failed."""
+        return tuple(c.name for c in self.checks if c.passed is False and c.of_draws)
 
     def __str__(self) -> str:
-        known = sum(check.passed is not None for check in self.checks)
+        known = sum(c.passed is not None for c in self.checks if c.of_draws)
+        weak = [c.name for c in self.checks if c.passed is False and not c.of_draws]
         if not known:
             verdict = "nothing could be checked"
         elif self.ok:
-            verdict = f"all {known} checks that could be made are fine"
+            verdict = f"all {known} checks of the draws that could be made are fine"
         else:
             verdict = (
                 f"not to be trusted as it stands; {len(self.failed)} of {known} checks "
-                f"failed ({', '.join(self.failed)})"
+                f"of the draws failed ({', '.join(self.failed)})"
             )
+        if weak:
+            verdict += f"; do not rely on {', '.join(weak)}"
         return "\n".join(
             [
                 self.title,
