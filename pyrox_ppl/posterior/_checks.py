@@ -106,7 +106,19 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
     """PSIS-LOO of each observed site, with its Pareto k."""
     checks, results = [], {}
     for name in _stats.names(_stats.group(tree, "log_likelihood")):
-        result = _stats.loo(tree, name)
+        try:
+            result = _stats.loo(tree, name)
+        except ValueError as error:  # draws that do not move have no tail to fit
+            checks.append(
+                Check(
+                    f"LOO of {name}",
+                    False,
+                    f"ArviZ cannot compute it: {error}",
+                    "draws that move.",
+                    of_draws=False,
+                )
+            )
+            continue
         results[name] = result
         k = np.asarray(result.pareto_k).ravel()
         high = int((k > result.good_k).sum())

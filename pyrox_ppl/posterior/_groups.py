@@ -28,8 +28,9 @@ def of_posterior(
     """The groups that stand on the draws and the data."""
     given_model, model = model, prepared(model, found.params, rng_key)
     sites = ModelSites.of(model, found.draws, args, kwargs)
-    latent = {name: found.draws[name] for name in sites.latent}
-    given = {name: v for name, v in found.draws.items() if name in sites.observed}
+    drawn_sites = {n: v for n, v in found.draws.items() if n not in sites.factors}
+    latent = {name: drawn_sites[name] for name in sites.latent}
+    given = {name: v for name, v in drawn_sites.items() if name in sites.observed}
     densities = _chosen(log_likelihood, sites)
     computed = [name for name in sites.deterministic if name not in found.draws]
     with_lp = "lp" not in found.stats and not sites.has_discrete_latent and bool(latent)
@@ -57,7 +58,7 @@ def of_posterior(
             stats["log_weight"] = weights[None]
     own = sites.params if found.params else {}
     return {
-        "posterior": {n: v for n, v in found.draws.items() if n not in given}
+        "posterior": {n: v for n, v in drawn_sites.items() if n not in given}
         | {name: predictive[name] for name in computed},
         "sample_stats": stats,
         "posterior_predictive": given
@@ -157,4 +158,4 @@ def of_warmup(warmup: Any, sites: ModelSites) -> dict[str, xr.Dataset]:
 
 def no_sites() -> ModelSites:
     """What is known of a model that is not there."""
-    return ModelSites((), {}, {}, (), {}, False, False, {}, {}, {})
+    return ModelSites((), {}, (), {}, (), {}, False, False, {}, {}, {})

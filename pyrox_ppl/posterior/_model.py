@@ -22,6 +22,7 @@ class ModelSites:
     Attributes:
         latent: Names of the sample sites that were drawn.
         observed: The observations by site, ``factor`` left out.
+        factors: Names of the ``factor`` sites.
         masks: For the observed sites of which not everything is observed, which
             entries are.
         deterministic: Names of the deterministic sites.
@@ -36,6 +37,7 @@ class ModelSites:
 
     latent: tuple[str, ...]
     observed: dict[str, Any]
+    factors: tuple[str, ...]
     masks: dict[str, np.ndarray]
     deterministic: tuple[str, ...]
     params: dict[str, Any]
@@ -96,6 +98,7 @@ class ModelSites:
         return cls(
             latent=tuple(name for name in latent if name in draws),
             observed=observed,
+            factors=tuple(n for n, s in sample.items() if is_factor(s)),
             masks={n: m for n, m in masks.items() if m is not None and not m.all()},
             deterministic=_of_type(trace, "deterministic"),
             params={n: trace[n]["value"] for n in _of_type(trace, "param")},

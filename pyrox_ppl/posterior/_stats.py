@@ -13,7 +13,10 @@ _AXES: dict[str, int] = {"chain_axis": 0, "draw_axis": 1}
 
 
 def rhat(values: np.ndarray) -> np.ndarray:
-    """Rank-normalised split R-hat."""
+    """Rank-normalised split R-hat; of a single chain, that of its halves."""
+    if len(values) == 1:
+        half = values.shape[1] // 2
+        values = np.stack([values[0, :half], values[0, -half:]])
     return np.atleast_1d(_STATS.rhat(values, **_AXES))
 
 

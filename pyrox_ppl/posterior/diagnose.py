@@ -102,7 +102,7 @@ def diagnose(
                     "diagnose(tree, module, *probe_inputs).",
                 )
             )
-        elif draws < 4:
+        elif draws < 8:
             checks.append(Check("R-hat", None, f"{draws} draws are too few", "more."))
         else:
             checks += _checks.of_functions(functions, chains)

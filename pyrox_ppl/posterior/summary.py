@@ -77,7 +77,7 @@ def _row(values: np.ndarray) -> dict[str, Any]:
         "ess_tail": np.nan,
         "r_hat": np.nan,
     }
-    if sizes.shape[1] >= 4:  # ArviZ asks for as many, to split a chain
+    if sizes.shape[1] >= 8:  # ArviZ asks for as many, to split a chain twice
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))
