@@ -19,15 +19,13 @@ import numpyro
 CHAINS = 2
 numpyro.set_host_device_count(CHAINS)  # a device per chain; before JAX starts
 
-import arviz_stats as azs  # noqa: E402 - JAX reads the device count when it is imported
-import jax  # noqa: E402
+import jax  # noqa: E402 - JAX reads the device count when it is imported
 import jax.numpy as jnp  # noqa: E402
 import matplotlib as mpl  # noqa: E402
 import numpy as np  # noqa: E402
 import numpyro.distributions as dist  # noqa: E402
 import optax  # noqa: E402
-from arviz_base import dict_to_dataset  # noqa: E402
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO  # noqa: E402
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO  # noqa: E402
 from numpyro.infer.autoguide import AutoNormal  # noqa: E402
 
 import pyrox_ppl as px  # noqa: E402
@@ -104,36 +102,28 @@ guide = AutoNormal(model, init_scale=0.01)
 schedule = optax.cosine_decay_schedule(0.01, SVI_STEPS)
 svi = SVI(model, guide, optax.adam(schedule), Trace_ELBO())
 fit = svi.run(svi_key, SVI_STEPS, x_all, z_train, y=y_train)
+by_guide = px.to_datatree(
+    fit, x_all, z_train, y=y_train, guide=guide, num_samples=2000, rng_key=predict_key
+)
 
 # %% [markdown]
 # ## Predictions for the test years
 #
-# Every draw of the weights is a field; with the noise it is a prediction. R-hat and the
-# effective sample size are those of the field's values: the weights of a network have
-# symmetries, its values do not.
+# Every draw of the weights is a field; with the noise it is a prediction, of which
+# `predict` keeps the mean and the quantiles. R-hat and the effective sample size are
+# those of the field's values: the weights of a network have symmetries, its values do
+# not.
 
 # %%
-draws = {
-    name: values
-    for name, values in mcmc.get_samples(group_by_chain=True).items()
-    if name != "f"
+predictions = {
+    name: px.predict(
+        model, tree, x_all, z_test, rng_key=predict_key, quantiles=(0.05, 0.95)
+    )["y"]
+    for name, tree in {"NUTS": posterior, "SVI": by_guide}.items()
 }
-by_nuts = Predictive(model, draws, batch_ndims=2)(predict_key, x_all, z_test)
-by_svi = Predictive(model, guide=guide, params=fit.params, num_samples=2000)(
-    predict_key, x_all, z_test
-)
-f = dict_to_dataset({"f": np.asarray(by_nuts["f"])})
-rhat = float(azs.rhat(f)["f"].max())
-ess = float(azs.ess(f)["f"].min())
+diagnosis = px.diagnose(posterior, model, x_all, z_test, loo=False)
+rhat, ess = diagnosis.functions.rhat.max(), diagnosis.functions.ess_bulk.min()
 divergences = int(posterior.sample_stats["diverging"].sum())
-
-
-def in_celsius(values):
-    """A draw per row, months in °C."""
-    return np.asarray(values).reshape(-1, test.sum(), 9) * unit + mean[3:]
-
-
-nuts, svi_draws = in_celsius(by_nuts["y"]), in_celsius(by_svi["y"])
 
 # %% [markdown]
 # ## What it is held against
@@ -180,13 +170,16 @@ def gaussian(center, errors):
     return score(center, center - half, center + half)
 
 
-def sampled(predictions):
-    return score(predictions.mean(0), *np.quantile(predictions, [0.05, 0.95], axis=0))
+def sampled(prediction):
+    """Mean and 90 % interval of every test year and month, in °C."""
+    edges = [prediction.quantiles[q] for q in (0.05, 0.95)]
+    return [values * unit + mean[3:] for values in (prediction.mean, *edges)]
 
 
+curves = {name: sampled(prediction) for name, prediction in predictions.items()}
 scores = {
-    "NUTS": sampled(nuts),
-    "SVI": sampled(svi_draws),
+    "NUTS": score(*curves["NUTS"]),
+    "SVI": score(*curves["SVI"]),
     "ridge": gaussian(mean[3:] + by_ridge, left_out(penalty)),
     "climatology": gaussian(np.broadcast_to(mean[3:], observed.shape), anomaly[train]),
 }
@@ -211,12 +204,11 @@ for axis, (shown, title) in zip(
     axes, {2003: "2003, a calm year", 1997: "1997, El Niño"}.items(), strict=True
 ):
     i = list(year[test]).index(shown)
-    low, high = np.quantile(nuts[:, i], [0.05, 0.95], axis=0)
+    center, low, high = (values[i] for values in curves["NUTS"])
     axis.fill_between(months, low, high, alpha=0.2, label="NUTS, 90 % interval")
-    axis.plot(months, nuts[:, i].mean(0), color="C0", label="NUTS, mean")
-    for edge in np.quantile(svi_draws[:, i], [0.05, 0.95], axis=0):
-        axis.plot(months, edge, ":", color="C1")
-    axis.plot(months, svi_draws[:, i].mean(0), ":", color="C1", label="SVI, the same")
+    axis.plot(months, center, color="C0", label="NUTS, mean")
+    for values, label in zip(curves["SVI"], ("SVI, the same", None, None), strict=True):
+        axis.plot(months, values[i], ":", color="C1", label=label)
     axis.plot(months, mean[3:], "--", color="0.5", label="mean of 1950-1994")
     axis.plot(months, observed[i], "o", color="k", label="observed")
     axis.set(title=title, xlabel="month")

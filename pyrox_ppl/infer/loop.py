@@ -38,7 +38,7 @@ def map_draws(
     draws: Any,
     number: int,
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     description: str = "",
     progress_bar: bool = False,
 ) -> Any:
@@ -51,7 +51,8 @@ def map_draws(
         one: ``one(draw)`` -> a pytree of arrays.
         draws: A pytree of arrays with a leading axis of draws.
         number: The length of that axis.
-        chunk_bytes: What the results of one chunk take on the device at most.
+        chunk_bytes: What the results of one chunk take on the device at most; 64 MiB if
+            not given.
         description: What the progress bar says.
         progress_bar: Whether to show one, if it takes more than a moment.
 
@@ -62,7 +63,7 @@ def map_draws(
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     first = jax.tree.unflatten(treedef, [leaf[0] for leaf in leaves])
     result = jax.eval_shape(one, first)
-    size = even_size(number, chunk_bytes // max(1, bytes_of(result)))
+    size = even_size(number, (chunk_bytes or CHUNK_BYTES) // max(1, bytes_of(result)))
     loop = jax.jit(lambda chunk: jax.lax.map(one, jax.tree.unflatten(treedef, chunk)))
     out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), result)
     starts = tqdm(

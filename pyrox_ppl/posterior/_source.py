@@ -90,7 +90,7 @@ def _is_warmup(mcmc: MCMC) -> bool:
     state: Any = mcmc.last_state
     state = getattr(state, "hmc_state", state)
     steps = np.max(getattr(state, "i", mcmc.num_warmup + 1))
-    return mcmc.post_warmup_state is mcmc.last_state and steps <= mcmc.num_warmup
+    return mcmc.post_warmup_state is mcmc.last_state and bool(steps <= mcmc.num_warmup)
 
 
 def of_guide(
