@@ -23,8 +23,7 @@ def draws_of(module, name, shape, spread=0.1):
     rng = np.random.default_rng(0)
     return {
         read.parameter.name: np.float32(
-            np.asarray(read.stored)
-            + spread * rng.normal(size=shape + read.stored.shape)
+            read.stored + spread * rng.normal(size=shape + read.stored.shape)
         )
         for read in parameters_of(module, name)
     }

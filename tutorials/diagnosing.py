@@ -52,7 +52,7 @@ network = eqx.nn.MLP(1, 1, 3, 1, activation=jnp.tanh, key=net_key)
 
 
 def model(x, y=None):
-    with px.bayesianize(prior_std=1.5):
+    with px.bayesianize(prior_std=1.0):
         net = px.bind(network, "net")
     noise = numpyro.sample("noise", dist.HalfNormal(1.0))
     with numpyro.plate("month", x.shape[0]):
@@ -61,7 +61,7 @@ def model(x, y=None):
 
 def run(num_warmup, num_samples):
     mcmc = MCMC(
-        NUTS(model, target_accept_prob=0.9),
+        NUTS(model, target_accept_prob=0.97),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=4,
@@ -90,11 +90,11 @@ px.plot_diagnostics(diagnosis).savefig(OUTPUT / "diagnosing_good.png", dpi=150)
 # %% [markdown]
 # ## Really broken
 #
-# The same model, stopped after ten steps of warmup: the chains are still on their way,
-# and they do not agree on the function.
+# The same model, stopped after three steps of warmup: the chains are still on their
+# way, and they do not agree on the function.
 
 # %%
-broken = run(10, 100)
+broken = run(3, 50)
 bad = px.diagnose(broken, network, probes, name="net")
 print(f"\n{bad}")
 px.plot_diagnostics(bad).savefig(OUTPUT / "diagnosing_broken.png", dpi=150)

@@ -22,6 +22,7 @@ def sites_at(
     args: tuple,
     kwargs: dict[str, Any],
     sites: Sequence[str] | None = None,
+    kinds: Sequence[str] = ("sample", "deterministic"),
 ) -> Callable[[tuple[dict[str, Any], jax.Array]], dict[str, jax.Array]]:
     """The function ``(draw, key) -> values`` of a model's sites that are not drawn.
 
@@ -42,8 +43,11 @@ def sites_at(
         found = {
             name: jnp.asarray(site["value"])
             for name, site in trace.items()
-            if site["type"] == "deterministic"
-            or (site["type"] == "sample" and name not in values and not is_factor(site))
+            if site["type"] in kinds
+            and (
+                site["type"] == "deterministic"
+                or (name not in values and not is_factor(site))
+            )
         }
         if sites is None:
             return found

@@ -16,6 +16,14 @@ from pyrox_ppl.infer.module_prediction import Function
 from pyrox_ppl.posterior import _stats
 from pyrox_ppl.posterior._model import safe
 
+_OF_EACH = (
+    _stats.rhat,
+    _stats.ess_bulk,
+    _stats.ess_tail,
+    _stats.mcse,
+    lambda values: values.std((0, 1)),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
@@ -65,22 +73,21 @@ def of_model(
     """The deterministic sites of a model at probe inputs."""
     draws = Draws.of(tree)
     at = (draws.on_device(), keys_of_draws(jax.random.key(0), draws.number))
-    if sites is None:
-        sites = _deterministic(tree)
-        if not sites:
-            raise ValueError(
-                "the model has no deterministic site to look at, and its samples are "
-                "blurred by noise: write `numpyro.deterministic('f', f)` in it, give "
-                "`sites`, or diagnose with the module itself."
-            )
-    one = sites_at(model, draws.params, inputs, kwargs, sites)
+    kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
+    one = sites_at(model, draws.params, inputs, kwargs, sites, kinds)
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], at))
+    if not shapes:
+        raise ValueError(
+            "the model has no deterministic site to look at, and its samples are "
+            "blurred by noise: write `numpyro.deterministic('f', f)` in it, give "
+            "`sites`, or diagnose with the module itself."
+        )
     blocks = (
         values
         for name, shape in shapes.items()
         for _, values in _once(site_blocks(one, name, shape.size, at, batch_size))
     )
-    return _statistics(f"the sites {list(sites)}", blocks, draws.shape)
+    return _statistics(f"the sites {list(shapes)}", blocks, draws.shape)
 
 
 def of_tree(tree: xr.DataTree) -> Functions | None:
@@ -124,16 +131,13 @@ def _statistics(
     columns: list[list[np.ndarray]] = [[], [], [], [], []]
     for values in blocks:
         by_chain = values.astype(np.float64).reshape(*shape, -1)
-        for column, of in zip(
-            columns,
-            (
-                _stats.rhat(by_chain),
-                _stats.ess_bulk(by_chain),
-                _stats.ess_tail(by_chain),
-                _stats.mcse(by_chain),
-                by_chain.std((0, 1)),
-            ),
-            strict=True,
-        ):
-            column.append(of)
+        # Of what does not move there are no statistics, and ArviZ divides by zero.
+        moving = np.ptp(by_chain, axis=(0, 1)) > 0
+        of_moving = by_chain[..., moving]
+        for column, statistic in zip(columns, _OF_EACH, strict=True):
+            found = np.full(moving.size, np.nan)
+            if moving.any():
+                found[moving] = statistic(of_moving)
+            column.append(found)
+        columns[-1][-1][~moving] = 0.0
     return Functions(what, *(np.concatenate(column) for column in columns))

@@ -41,8 +41,11 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """The shape of a generalised Pareto distribution of the largest weights."""
-    return float(np.asarray(_STATS.psislw(log_weights)[1]))
+    """The shape of a generalised Pareto distribution of the largest weights.
+
+    ArviZ's function takes a log likelihood, whose weights are its inverse.
+    """
+    return float(np.asarray(_STATS.psislw(-log_weights)[1]))
 
 
 def loo(tree: xr.DataTree, site: str) -> Any:

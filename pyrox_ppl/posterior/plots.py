@@ -115,8 +115,8 @@ def plot_calibration(
 
     ArviZ's ``plot_ppc_pit``: the difference between the distribution of the probability
     integral transforms and the uniform one; with `coverage` the same for central
-    intervals, where a line above zero means that they cover too much. A line inside the
-    envelope is what calibrated predictions look like.
+    intervals, where a line above zero means that they cover too much. A small p value
+    says that the predictions are not calibrated.
 
     Args:
         tree: A DataTree with ``posterior_predictive`` and ``observed_data``, of

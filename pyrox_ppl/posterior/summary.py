@@ -77,7 +77,8 @@ def _row(values: np.ndarray) -> dict[str, Any]:
         "ess_tail": np.nan,
         "r_hat": np.nan,
     }
-    if sizes.shape[1] >= 8:  # ArviZ asks for as many, to split a chain twice
+    # ArviZ asks for so many draws, to split a chain twice, and that they move.
+    if sizes.shape[1] >= 8 and np.ptp(sizes) > 0:
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))

@@ -176,11 +176,10 @@ def test_a_point_estimate_has_no_spread_to_diagnose():
 
 
 def test_draws_that_do_not_move_are_not_fine():
-    stuck = {
-        n: jnp.broadcast_to(v, (2, 50, *v.shape))
-        for n, v in {"mlp.layers.0.weight": MLP.layers[0].weight}.items()
-    }
-    diagnosis = px.diagnose(px.to_datatree(stuck, batch_ndims=2), MLP, PROBES)
+    weight = MLP.layers[0].weight
+    stuck = {"mlp.layers.0.weight": jnp.broadcast_to(weight, (2, 50, *weight.shape))}
+    tree = px.to_datatree(stuck, batch_ndims=2)
+    diagnosis = px.diagnose(tree, MLP, PROBES)
     assert diagnosis.failed == ("functions",)
 
 

@@ -84,7 +84,7 @@ def make_zoo(activation):
         half,
         np.arange(4),
         jnp.array([True, False]),
-        {"net": make_mlp(), 2: None},
+        {"net": make_mlp(), "none": None},
         (1, 2.5, "three", np.dtype("f4"), float("inf")),
         activation,
         [np.float32(0.1), 1 + 0],
