@@ -106,7 +106,8 @@ def draw_of(tree, chain, draw, params):
         v.attrs.get("numpyro_name", n): v.values[chain, draw]
         for n, v in tree.posterior.data_vars.items()
     }
-    return values | {name: np.asarray(value) for name, value in params.items()}
+    arrays = {n: v for n, v in params.items() if hasattr(v, "shape")}
+    return values | {name: np.asarray(value) for name, value in arrays.items()}
 
 
 @pytest.mark.rank_promotion

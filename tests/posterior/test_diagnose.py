@@ -150,7 +150,7 @@ def test_the_k_of_a_guide_is_that_of_its_weights(df, fine):
     )
     tree.attrs["inference"] = "SVI"
     diagnosis = px.diagnose(tree)
-    assert diagnosis.pareto_k == pytest.approx(1 / df, abs=0.15)
+    assert diagnosis.pareto_k == pytest.approx(1 / df, abs=0.25)
     assert (diagnosis.failed == ()) is fine
     assert not any(check.name == "R-hat" for check in diagnosis.checks)
 

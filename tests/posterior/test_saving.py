@@ -69,7 +69,7 @@ class Zoo(eqx.Module):
     parts: dict
     steps: tuple
     activation: object = eqx.field(static=True)
-    sizes: list = eqx.field(static=True)
+    sizes: tuple = eqx.field(static=True)
 
 
 def identity(x):
@@ -87,7 +87,7 @@ def make_zoo(activation):
         {"net": make_mlp(), "none": None},
         (1, 2.5, "three", np.dtype("f4"), float("inf")),
         activation,
-        [np.float32(0.1), 1 + 0],
+        (1, 2),
     )
 
 
