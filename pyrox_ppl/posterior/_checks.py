@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pyrox_ppl.posterior import _stats
+import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._functions import Functions
 from pyrox_ppl.posterior.diagnosis import Check
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import xarray as xr
 
+import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.infer.draws import Draws
 from pyrox_ppl.infer.loop import keys_of_draws
 from pyrox_ppl.infer.model_prediction import site_blocks, sites_at
 from pyrox_ppl.infer.module_prediction import Function
-from pyrox_ppl.posterior import _stats
 from pyrox_ppl.posterior._model import safe
 
 _OF_EACH = (

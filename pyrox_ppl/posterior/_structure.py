@@ -28,12 +28,13 @@ def describe(module: Any) -> tuple[str, list[np.ndarray]]:
     def node(value: Any, path: str) -> Any:
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        if eqx.is_array(value) or isinstance(value, np.ndarray):
+        if isinstance(value, jax.Array | np.ndarray):
+            is_jax = isinstance(value, jax.Array)
             for index, array in enumerate(arrays):
                 if array is value:
-                    return {"array": index, "jax": eqx.is_array(value)}
+                    return {"array": index, "jax": is_jax}
             arrays.append(value)
-            return {"array": len(arrays) - 1, "jax": eqx.is_array(value)}
+            return {"array": len(arrays) - 1, "jax": is_jax}
         if isinstance(value, eqx.Module):
             cls = _name_of(type(value), path)
             defaults = _defaults(type(value))

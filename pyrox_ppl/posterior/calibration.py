@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
-from pyrox_ppl.posterior import _stats
+import pyrox_ppl.posterior._stats as _stats
 
 
 @dataclasses.dataclass(frozen=True)

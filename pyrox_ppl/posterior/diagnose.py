@@ -6,7 +6,8 @@ from typing import Any
 import equinox as eqx
 import xarray as xr
 
-from pyrox_ppl.posterior import _checks, _stats
+import pyrox_ppl.posterior._checks as _checks
+import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._functions import Functions, of_model, of_module, of_tree
 from pyrox_ppl.posterior.diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior.summary import summary

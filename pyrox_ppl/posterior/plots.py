@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+import pyrox_ppl.posterior._checks as _checks
+import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.infer.prediction import Prediction
-from pyrox_ppl.posterior import _checks, _stats
 from pyrox_ppl.posterior.diagnosis import Diagnosis
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyrox_ppl.posterior import _stats
+import pyrox_ppl.posterior._stats as _stats
 
 
 def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -36,8 +36,9 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
         >>> rng = np.random.default_rng(0)
         >>> draws = {"net.weight": rng.normal(size=(4, 100, 30, 20))}
         >>> table = px.summary(px.to_datatree(draws, batch_ndims=2))
-        >>> table.loc["net.weight", ["size", "of", "mean"]].tolist()
-        [600, 'rms', 1.0]
+        >>> row = table.loc["net.weight"]
+        >>> int(row["size"]), row["of"], round(float(row["mean"]), 2)
+        (600, 'rms', 1.0)
     """
     posterior = _stats.group(tree, "posterior")
     names = [
