@@ -14,8 +14,8 @@ from pyrox_ppl.infer.loop import CHUNK_BYTES, bytes_of, even_size
 from pyrox_ppl.infer.modules import parameter_draws
 from pyrox_ppl.infer.prediction import Prediction
 
-# More points at a time than this push a draw's activations out of the cache.
-MOST_POINTS = 4096
+# With more points at a time a draw's activations no longer stay in the cache.
+MOST_POINTS = 256
 
 
 class Function:
