@@ -90,6 +90,13 @@ def canonical(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
+def digest_rows(array: Any) -> str:
+    """The hash of an array's contents, read in blocks of rows: it may be on disk."""
+    sha = hashlib.sha256()
+    _update_in_blocks(sha, array)
+    return sha.hexdigest()[:16]
+
+
 def _printed(leaf: Any) -> str:
     if isinstance(leaf, bool | int | float | complex | str | bytes):
         return f"{type(leaf).__name__} {leaf!r}"
@@ -97,12 +104,12 @@ def _printed(leaf: Any) -> str:
     return f"{type(leaf).__module__}.{type(leaf).__qualname__} {name}"
 
 
-def _update_in_blocks(sha: Any, array: np.ndarray, rows: int = 1 << 16) -> None:
+def _update_in_blocks(sha: Any, array: Any, rows: int = 1 << 16) -> None:
     """Hash an array, one on disk too, without holding a copy of it."""
     sha.update(f"{array.dtype}{array.shape}".encode())
     if array.ndim == 0 or array.dtype.hasobject:
-        sha.update(repr(array.tolist()).encode())
+        sha.update(repr(np.asarray(array).tolist()).encode())
         return
-    for start in range(0, len(array), rows):
+    for start in range(0, array.shape[0], rows):
         block = np.ascontiguousarray(array[start : start + rows])
         sha.update(block.reshape(-1).view(np.uint8).data)

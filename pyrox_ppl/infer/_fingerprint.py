@@ -20,14 +20,14 @@ from pyrox_ppl.infer._arrays import digest, flat
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # In the order in which a difference is told: the first explains those after it.
 _MEANING = {
-    "kind": "the kind of run",
+    "kind": "the kinds of run",
     "settings": "the settings",
-    "key": "the key",
+    "key": "the keys",
     "arguments": "the arguments of the model",
-    "sites": "the model",
-    "environment": "the environment",
-    "start": "the initial state (the kernel's settings or the initial parameters)",
-    "program": "the computation of the model or of the kernel",
+    "sites": "the sites of the model",
+    "environment": "the environments",
+    "program": "the computations of the model, or of the kernel or optimiser,",
+    "start": "the initial states (by settings of the kernel, or initial parameters)",
 }
 
 
@@ -37,6 +37,7 @@ def environment() -> dict[str, str]:
     return {
         "jax": jax.__version__,
         "jaxlib": jaxlib.version.__version__,
+        "numpy": np.__version__,
         "numpyro": numpyro.__version__,
         "pyrox_ppl": __version__,
         "device": f"{device.platform} {device.device_kind}",
@@ -104,7 +105,7 @@ def check(
             else "Start again with what the run was begun with, or give a new path"
         )
         raise ValueError(
-            f"{path} holds a run with something else: {meaning} differ"
+            f"{path} holds another run: {meaning} differ"
             f"{_differences(before, now)}. {advice}. Nothing on disk was changed."
         )
 

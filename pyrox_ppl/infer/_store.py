@@ -13,13 +13,9 @@ is unpickled.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
-import json
 import os
-import shutil
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,15 +23,26 @@ from typing import Any, Self
 
 import numpy as np
 
-from pyrox_ppl.infer._arrays import canonical, digest
-
-_FORMAT = 1
-_MANIFEST, _PREVIOUS, _DRAWS, _LOCK = (
-    "manifest.json",
-    "manifest.previous.json",
-    "draws.zarr",
-    "lock",
+from pyrox_ppl.infer._arrays import digest
+from pyrox_ppl.infer._disk import (
+    LOCK,
+    flush,
+    flush_tree,
+    full_disk,
+    locked,
+    remove,
+    write,
 )
+from pyrox_ppl.infer._manifest import (
+    FORMAT,
+    MANIFEST,
+    PREVIOUS,
+    read_manifest,
+    sealed,
+    spare,
+)
+
+_DRAWS = "draws.zarr"
 
 
 def reached(point: str) -> None:
@@ -90,7 +97,7 @@ class RunStore:
         making = path.with_name(f"{path.name}.creating")
         making.mkdir(parents=True, exist_ok=True)
         manifest = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "fingerprint": fingerprint,
             "fields": {n: [list(s), d] for n, (s, d) in fields.items()},
             "axis": axis,
@@ -98,11 +105,11 @@ class RunStore:
             "blocks": [],
             "commit": -1,
         }
-        with _locked(making):
-            with _full_disk(path, {}):
+        with locked(making):
+            with full_disk(path, {}):
                 for leftover in making.iterdir():
-                    if leftover.name != _LOCK:
-                        _remove(leftover)
+                    if leftover.name != LOCK:
+                        remove(leftover)
                 group = _zarr().open_group(making / _DRAWS, mode="w")
                 for name, (shape, dtype) in fields.items():
                     chunks = [max(size, 1) for size in shape]
@@ -114,12 +121,12 @@ class RunStore:
                         chunks=tuple(chunks),
                         chunk_key_encoding={"name": "default", "separator": "."},
                     )
-                _flush_tree(making / _DRAWS)
+                flush_tree(making / _DRAWS)
                 store = cls(making, manifest)
                 store._write_manifest(progress, state, [])
                 reached("created")
                 os.replace(making, path)
-                _flush(path.parent)
+                flush(path.parent)
             store.path = path
             yield store
 
@@ -131,14 +138,14 @@ class RunStore:
         Raises:
             ValueError: If the directory is not a run, or its manifest is damaged.
         """
-        if not (path / _MANIFEST).is_file():
+        if not (path / MANIFEST).is_file():
             raise ValueError(
-                f"{path} has no {_MANIFEST}: it is not a run that was begun here, or "
+                f"{path} has no {MANIFEST}: it is not a run that was begun here, or "
                 "its manifest was removed. Nothing in it was changed. Give a new path"
-                f"{_spare(path)}."
+                f"{spare(path)}."
             )
-        with _locked(path):
-            yield cls(path, _read_manifest(path))
+        with locked(path):
+            yield cls(path, read_manifest(path))
 
     def state(self) -> list[np.ndarray]:
         """The committed state.
@@ -175,7 +182,7 @@ class RunStore:
         Raises:
             OSError: If the disk is full; what was committed before stands.
         """
-        with _full_disk(self.path, self.progress):
+        with full_disk(self.path, self.progress):
             blocks = list(self._manifest["blocks"])
             if rows is not None:
                 self._write_block(len(blocks), rows)
@@ -220,8 +227,8 @@ class RunStore:
             chunk = self.path / _DRAWS / name
             chunk = chunk / array.metadata.encode_chunk_key(tuple(place))
             if chunk.exists():  # zarr writes no chunk that holds only zeros
-                _flush(chunk)
-                _flush(chunk.parent)
+                flush(chunk)
+                flush(chunk.parent)
         reached("draws flushed")
 
     def _write_manifest(
@@ -233,7 +240,7 @@ class RunStore:
         np.savez(buffer, **arrays)
         content = buffer.getvalue()
         name = f"state-{number}.npz"
-        _write(self.path / name, content)
+        write(self.path / name, content)
         reached("state")
         new = {
             **self._manifest,
@@ -242,19 +249,18 @@ class RunStore:
             "commit": number,
             "state": {"file": name, "sha256": hashlib.sha256(content).hexdigest()},
         }
-        text = canonical(new)
-        seal = hashlib.sha256(text.encode()).hexdigest()
-        whole = json.dumps({"sha256": seal, "manifest": new}, indent=1).encode()
-        manifest, previous = self.path / _MANIFEST, self.path / _PREVIOUS
+        whole = sealed(new)
+        manifest, previous = self.path / MANIFEST, self.path / PREVIOUS
         if manifest.exists():
-            _write(previous.with_suffix(".tmp"), manifest.read_bytes())
+            # A spare: nothing depends on it, so it need not be on the disk by now.
+            previous.with_suffix(".tmp").write_bytes(manifest.read_bytes())
             os.replace(previous.with_suffix(".tmp"), previous)
         reached("previous")
-        _write(manifest.with_suffix(".tmp"), whole)
+        write(manifest.with_suffix(".tmp"), whole)
         reached("manifest")
         os.replace(manifest.with_suffix(".tmp"), manifest)
         reached("renamed")
-        _flush(self.path)
+        flush(self.path)
         self._manifest = new
         # Of the states only those stay that this manifest and the previous one name.
         for file in self.path.glob("state-*.npz"):
@@ -280,7 +286,7 @@ class RunStore:
     def _damage(self, what: str, how: str) -> str:
         return (
             f"{self.path}: {what} {how}. Nothing was changed. Restore it from a copy, "
-            f"or start again under a new path{_spare(self.path)}."
+            f"or start again under a new path{spare(self.path)}."
         )
 
 
@@ -300,110 +306,5 @@ def _zarr() -> Any:
     return zarr
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / _MANIFEST
-    try:
-        whole = json.loads(file.read_bytes())
-        manifest = whole["manifest"]
-        seal = hashlib.sha256(canonical(manifest).encode()).hexdigest()
-        intact = seal == whole["sha256"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(_damaged_manifest(path, error)) from error
-    if not intact:
-        raise ValueError(_damaged_manifest(path, "its checksum does not fit"))
-    if manifest["format"] != _FORMAT:
-        raise ValueError(
-            f"{file} has format {manifest['format']}, and this version of pyrox_ppl "
-            f"reads {_FORMAT}: finish the run with the version that began it."
-        )
-    return manifest
-
-
-def _damaged_manifest(path: Path, why: Any) -> str:
-    return (
-        f"{path / _MANIFEST} is damaged ({why}). Nothing was changed, and the "
-        f"committed blocks are still there{_spare(path)}."
-    )
-
-
-def _spare(path: Path) -> str:
-    """How to go back to the commit before, if it is there."""
-    if not (path / _PREVIOUS).is_file():
-        return ""
-    return (
-        f"; or copy {_PREVIOUS} over {_MANIFEST}, which goes back by one commit and "
-        "makes the same draws again"
-    )
-
-
 def _slice(axis: int, start: int, stop: int) -> tuple[slice, ...]:
     return (*[slice(None)] * axis, slice(start, stop))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    """See that a file, or the entries of a directory, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no such call for directories
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _flush_tree(root: Path) -> None:
-    for path in [root, *root.rglob("*")]:
-        _flush(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out; the lock falls with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (path / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"another process is working on {path}: wait for it, or give this run "
-                "a path of its own."
-            ) from error
-        except OSError as error:
-            warnings.warn(
-                f"{path} cannot be locked ({error}): see to it that no other process "
-                "works on it.",
-                stacklevel=4,
-            )
-        yield
-
-
-@contextlib.contextmanager
-def _full_disk(path: Path, progress: dict[str, Any]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno,
-            f"no space for the next commit to {path}. What was committed stands "
-            f"({progress}): free some space and start again with the same arguments",
-        ) from error
