@@ -1,4 +1,4 @@
-"""Files that are on the disk when a function returns, a lock, and a full disk's error."""
+"""Files that are on the disk when a call returns, a lock, a full disk, zarr."""
 
 import contextlib
 import errno
@@ -79,3 +79,19 @@ def full_disk(path: Path, progress: dict[str, Any]) -> Iterator[None]:
             f"no space for the next commit to {path}. What was committed stands "
             f"({progress}): free some space and start again with the same arguments",
         ) from error
+
+
+def import_zarr() -> Any:
+    """Zarr, which is an optional extra.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            "a run on disk needs zarr, which is not installed: "
+            'pip install "pyrox-ppl[io]".'
+        ) from error
+    return zarr

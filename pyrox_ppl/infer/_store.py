@@ -29,6 +29,7 @@ from pyrox_ppl.infer._disk import (
     flush,
     flush_tree,
     full_disk,
+    import_zarr,
     locked,
     remove,
     write,
@@ -110,7 +111,7 @@ class RunStore:
                 for leftover in making.iterdir():
                     if leftover.name != LOCK:
                         remove(leftover)
-                group = _zarr().open_group(making / _DRAWS, mode="w")
+                group = import_zarr().open_group(making / _DRAWS, mode="w")
                 for name, (shape, dtype) in fields.items():
                     chunks = [max(size, 1) for size in shape]
                     chunks[axis] = block
@@ -270,7 +271,7 @@ class RunStore:
 
     def _group(self, mode: Any) -> Any:
         try:
-            return _zarr().open_group(self.path / _DRAWS, mode=mode)
+            return import_zarr().open_group(self.path / _DRAWS, mode=mode)
         except (FileNotFoundError, ValueError, KeyError) as error:
             raise ValueError(
                 self._damage(_DRAWS, f"cannot be opened: {error}")
@@ -288,22 +289,6 @@ class RunStore:
             f"{self.path}: {what} {how}. Nothing was changed. Restore it from a copy, "
             f"or start again under a new path{spare(self.path)}."
         )
-
-
-def _zarr() -> Any:
-    """Zarr, which is an optional extra.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            "a run on disk needs zarr, which is not installed: "
-            'pip install "pyrox-ppl[io]".'
-        ) from error
-    return zarr
 
 
 def _slice(axis: int, start: int, stop: int) -> tuple[slice, ...]:

@@ -1,0 +1,83 @@
+"""run_svi_resumable: NumPyro's losses and parameters, whatever fails on the way."""
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+
+from pyrox_ppl.infer import _store, run_svi_resumable
+
+KEY = jax.random.key(5)
+Y = np.array([0.3, 0.9, 1.4], np.float32)
+
+
+class Died(BaseException):
+    """What stands for the end of a process."""
+
+
+def model(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", len(y)):
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def make(rate=0.1):
+    schedule = optax.cosine_decay_schedule(rate, 30)
+    return SVI(model, AutoNormal(model), optax.adam(schedule), Trace_ELBO())
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """NumPyro's own run."""
+    return make().run(KEY, 30, Y, progress_bar=False)
+
+
+def assert_same(result, expected):
+    assert type(result) is type(expected)
+    for one, other in (
+        (result.params, expected.params),
+        (result.losses, expected.losses),
+        (result.state.optim_state, expected.state.optim_state),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert (result.state.rng_key == expected.state.rng_key).all()
+
+
+def test_it_is_numpyros_run_bit_for_bit_whatever_fails(tmp_path, monkeypatch, expected):
+    path = tmp_path / "run"
+    for place in ("draws", "manifest", "renamed"):
+        passed = []
+
+        def reached(point, place=place, passed=passed):
+            passed.append(point)
+            if point == place and passed.count(place) == 3:
+                raise Died
+
+        monkeypatch.setattr(_store, "reached", reached)
+        with pytest.raises(Died):
+            run_svi_resumable(make(), path, KEY, 30, Y, segment=4, progress_bar=False)
+    monkeypatch.undo()
+    result = run_svi_resumable(make(), path, KEY, 30, Y, segment=4, progress_bar=False)
+    assert_same(result, expected)
+
+
+def test_another_run_is_refused(tmp_path):
+    path = tmp_path / "run"
+    options = {"segment": 2, "progress_bar": False}
+    run_svi_resumable(make(), path, KEY, 4, Y, **options)
+    with pytest.raises(ValueError, match=r"num_steps was 4 and is 6"):
+        run_svi_resumable(make(), path, KEY, 6, Y, **options)
+    with pytest.raises(ValueError, match="computations of the model, or of the"):
+        run_svi_resumable(make(rate=0.2), path, KEY, 4, Y, **options)
+    with pytest.raises(ValueError, match="argument 0 was"):
+        run_svi_resumable(make(), path, KEY, 4, 2 * Y, **options)
+    for name, call in (
+        ("num_steps", lambda: run_svi_resumable(make(), path, KEY, 0, Y)),
+        ("segment", lambda: run_svi_resumable(make(), path, KEY, 4, Y, segment=0)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a positive"):
+            call()
