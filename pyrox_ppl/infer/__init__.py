@@ -10,3 +10,4 @@ from pyrox_ppl.infer.modules import posterior_modules as posterior_modules
 from pyrox_ppl.infer.predict import predict as predict
 from pyrox_ppl.infer.resumable import run_resumable as run_resumable
 from pyrox_ppl.infer.resumable_svi import run_svi_resumable as run_svi_resumable
+from pyrox_ppl.infer.sharding import shard_data as shard_data

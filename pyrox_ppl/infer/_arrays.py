@@ -22,6 +22,11 @@ def is_key(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def is_sharded(leaf: Any) -> bool:
+    """Whether an array lies on several devices."""
+    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+
+
 def to_numpy(leaf: Any) -> np.ndarray:
     """A leaf in a dtype that any file format knows: keys and bfloat16 as bits."""
     if is_key(leaf):

@@ -7,9 +7,9 @@ and warm-up run the same machine code as everything else, and come to the same b
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from jax import lax
 from numpyro.infer import MCMC
 from numpyro.util import is_prng_key, nested_attrgetter
 
-from pyrox_ppl.infer._arrays import strong
+from pyrox_ppl.infer._arrays import is_sharded, strong
 
 
 class Segments:
@@ -48,6 +48,10 @@ class Segments:
         self._mcmc = mcmc
         self._kernel = copy.copy(mcmc.sampler)  # comes without what it remembers
         self._args, self._kwargs = args, kwargs
+        # NumPyro makes the data constants of the program, unless it is told otherwise;
+        # a constant is not sharded, so arrays on several devices are never made one.
+        is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
+        self._data, self._constant = eqx.partition((args, kwargs), is_data)
         self.size = size
         self._together = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
         fields = (
@@ -159,7 +163,8 @@ class Segments:
         """
         if self._compiled is None:
             self._compiled = self._compile()
-        state, kept = self._compiled(state, np.int32(draws), np.int32(steps))
+        counts = (np.int32(draws), np.int32(steps))
+        state, kept = self._compiled(state, *counts, self._data)
         if self._mcmc.num_chains == 1:
             kept = jax.tree.map(lambda leaf: leaf[None], kept)
         elif self._together:
@@ -167,30 +172,28 @@ class Segments:
         return state, dict(zip(self._fields, kept, strict=True))
 
     def _compile(self) -> Callable:
-        mcmc, segment = self._mcmc, self.segment
-        if mcmc._jit_model_args:
-            data = (self._args, self._kwargs)
-            segment = partial(jax.jit(self._segment), data=data)
+        mcmc, constant = self._mcmc, self._constant
+
+        def segment(state: Any, draws: Any, steps: Any, data: Any) -> Any:
+            return self._segment(state, draws, steps, eqx.combine(data, constant))
+
         if mcmc.num_chains == 1 or self._together:
             return jax.jit(segment)
         if mcmc.chain_method == "parallel":
-            return jax.pmap(segment, in_axes=(0, None, None))
+            return jax.pmap(segment, in_axes=(0, None, None, None))
         if mcmc.chain_method == "sequential":
             one = jax.jit(segment)
 
-            def each(state: Any, draws: Any, steps: Any) -> Any:
-                results = [
-                    one(
-                        jax.tree.map(lambda leaf, c=chain: leaf[c], state), draws, steps
-                    )
+            def each(state: Any, *rest: Any) -> Any:
+                chains = [
+                    jax.tree.map(lambda leaf, c=chain: leaf[c], state)
                     for chain in range(mcmc.num_chains)
                 ]
+                results = [one(chain, *rest) for chain in chains]
                 return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
             return each
         over_chains: Any = mcmc.chain_method
         return jax.jit(
-            lambda state, draws, steps: over_chains(
-                lambda one: segment(one, draws, steps)
-            )(state)
+            lambda state, *rest: over_chains(lambda one: segment(one, *rest))(state)
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,14 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import digest, from_numpy, stored_as, strong, to_numpy
+from pyrox_ppl.infer._arrays import (
+    digest,
+    from_numpy,
+    is_sharded,
+    stored_as,
+    strong,
+    to_numpy,
+)
 from pyrox_ppl.infer._fingerprint import arguments, environment, program, sites_of
 from pyrox_ppl.infer._resume import load_state, open_or_begin, save_state
 
@@ -88,7 +96,12 @@ def run_svi_resumable(
     start = strong(svi.init(key, *args, init_params=init_params, **kwargs))
     update = svi.stable_update if stable_update else svi.update
 
-    def advance(state: Any, steps: Any) -> Any:
+    # A constant of a program is not sharded: arrays on several devices are arguments.
+    data, constant = eqx.partition((args, kwargs), is_sharded)
+
+    def advance(state: Any, steps: Any, data: Any) -> Any:
+        args, kwargs = eqx.combine(data, constant)
+
         def body(i: Any, carry: Any) -> Any:
             state, losses = carry
             state, loss = update(state, *args, **kwargs)
@@ -97,7 +110,7 @@ def run_svi_resumable(
         loss = jax.eval_shape(lambda s: update(s, *args, **kwargs)[1], state)
         return lax.fori_loop(0, steps, body, (state, jnp.zeros(size, loss.dtype)))
 
-    example = (start, np.int32(1))
+    example = (start, np.int32(1), data)
     _, like = jax.eval_shape(advance, *example)
     compiled = jax.jit(advance)
     with open_or_begin(
@@ -128,7 +141,7 @@ def run_svi_resumable(
         ) as bar:
             while done < num_steps:
                 steps = min(size, num_steps - done)
-                state, losses = compiled(state, np.int32(steps))
+                state, losses = compiled(state, np.int32(steps), data)
                 losses = to_numpy(losses)[:steps]
                 done += steps
                 save_state(store, {"steps": done}, state, {"loss": losses})

@@ -1,0 +1,107 @@
+"""Inference with data on several devices, in a process that has them.
+
+``python sharded_job.py DEVICES``: prints JSON that test_sharding.py looks at.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+
+import pyrox_ppl as px
+from pyrox_ppl.infer import run_resumable, run_svi_resumable, shard_data
+
+DEVICES = int(sys.argv[1])
+ROWS = 48 * DEVICES
+NET = eqx.nn.MLP(2, 1, 5, 1, activation=jnp.tanh, key=jax.random.key(0))
+KEY = jax.random.key(1)
+
+
+def model(x, y):
+    with px.bayesianize():
+        mean = jax.vmap(px.bind(NET, "net"))(x)
+    with numpyro.plate("row", len(x)):
+        numpyro.sample("y", dist.Normal(mean, 0.3).to_event(1), obs=y)
+
+
+def sizes(text):
+    """How many arrays of the rows of all data, or of a shard, a program makes."""
+    shapes = re.findall(r"= \(?f32\[([\d,]*)\]", text)
+    dims = [shape.split(",") for shape in shapes]
+    return {
+        "whole": sum(str(ROWS) in d for d in dims),
+        "shard": sum(str(ROWS // DEVICES) in d for d in dims),
+        "dot_shard": len(re.findall(rf"= f32\[{ROWS // DEVICES},5\]\S* dot\(", text)),
+        "all_reduce": len(re.findall(r" all-reduce(?:-start)?\(", text)),
+    }
+
+
+def difference(one, other):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in leaves)
+
+
+def main():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 2)).astype(np.float32)
+    y = np.sin(x[:, :1])
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=auto)
+    sharded = shard_data(mesh, x, y)
+    found = {"devices": len(sharded[0].sharding.device_set)}
+
+    svi = SVI(model, AutoNormal(model), optax.adam(1e-2), Trace_ELBO())
+    update = jax.jit(svi.update)
+    states = [svi.init(KEY, x, y)] * 2
+    found["svi"] = sizes(update.lower(states[0], *sharded).compile().as_text())
+    for _ in range(5):
+        pairs = [update(s, *d) for s, d in zip(states, ((x, y), sharded), strict=True)]
+        states = [state for state, _ in pairs]
+    found["svi_difference"] = difference(*(svi.get_params(s) for s in states))
+    found["loss_difference"] = abs(1 - float(pairs[0][1]) / float(pairs[1][1]))
+
+    kernel = NUTS(model)
+    kernel.init(KEY, 1, None, (x, y), {})
+
+    @jax.jit
+    def gradient(z, x, y):
+        return jax.value_and_grad(kernel.get_potential_fn((x, y), {}))(z)
+
+    z = svi.guide.sample_posterior(KEY, svi.get_params(states[0]))
+    found["potential"] = sizes(gradient.lower(z, *sharded).compile().as_text())
+    whole, parts = gradient(z, x, y), gradient(z, *sharded)
+    scale = float(whole[0])
+    found["potential_difference"] = difference(whole, parts) / scale
+
+    def resume(data):
+        mcmc = MCMC(kernel, num_warmup=3, num_samples=2, progress_bar=False)
+        with tempfile.TemporaryDirectory() as folder:
+            run_resumable(mcmc, f"{folder}/run", KEY, *data)
+            losses = run_svi_resumable(
+                svi, f"{folder}/svi", KEY, 4, *data, progress_bar=False
+            ).losses
+        return mcmc.get_samples(), losses
+
+    (one, one_losses), (other, other_losses) = resume((x, y)), resume(sharded)
+    found["nuts_difference"] = difference(one, other)
+    found["svi_losses_difference"] = difference(
+        one_losses / scale, other_losses / scale
+    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
