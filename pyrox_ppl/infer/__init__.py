@@ -1,8 +1,10 @@
 """What NumPyro's inference lacks: it stays NumPyro's, with layers around it."""
 
 from pyrox_ppl.infer.amortized_guide import AmortizedGuide as AmortizedGuide
+from pyrox_ppl.infer.compiled_mcmc import CompiledMCMC as CompiledMCMC
 from pyrox_ppl.infer.fit import MinibatchResult as MinibatchResult
 from pyrox_ppl.infer.fit import fit_minibatches as fit_minibatches
+from pyrox_ppl.infer.flat_nuts import FlatNUTS as FlatNUTS
 from pyrox_ppl.infer.minibatch import MinibatchLoader as MinibatchLoader
 from pyrox_ppl.infer.modules import draw_module as draw_module
 from pyrox_ppl.infer.modules import mean_module as mean_module

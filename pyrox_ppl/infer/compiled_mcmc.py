@@ -1,0 +1,337 @@
+"""CompiledMCMC: NumPyro's MCMC as one compiled program that is remembered."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from numpyro.infer import HMC, MCMC
+from numpyro.infer.util import initialize_model
+from numpyro.primitives import _PYRO_STACK
+from numpyro.util import is_prng_key
+
+from pyrox_ppl.infer._arguments import Static, explain_tracing, join, split
+from pyrox_ppl.infer._chains import choose, replicate
+from pyrox_ppl.infer._nuts_program import (
+    Chains,
+    NUTSProgram,
+    Plan,
+    as_index,
+    chain_axis_first,
+)
+
+
+class CompiledMCMC(MCMC):
+    r"""NumPyro's ``MCMC``, initial values, warm-up and sampling in one program.
+
+    NumPyro finds initial values operation by operation (hundreds of compilations), and
+    compiles again for each ``run``. This class compiles one program, with the arguments
+    of the model as its inputs, and keeps it: a later ``run`` with arguments of the same
+    shapes and types compiles nothing. Draws are those of NumPyro's ``MCMC`` with the
+    same key and chain method, up to rounding. Every method and attribute is NumPyro's
+    (``get_samples``, ``print_summary``, ``warmup``, ``post_warmup_state``, ...).
+
+    What counts as the same: arrays by shape and dtype; numbers, strings and flags by
+    type and value (a new value is compiled anew); functions by identity. Arrays that
+    the model finds outside its arguments are part of the program: to change them, pass
+    them as arguments or make a new object.
+
+    With a progress bar there are two programs, one for the initial values and one for a
+    twentieth of the iterations.
+
+    **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
+
+    **Sites**: as the model has them.
+
+    Args:
+        sampler: A NumPyro ``NUTS`` or ``HMC``, or a :class:`FlatNUTS`, made from a
+            model.
+        num_warmup: Warm-up steps.
+        num_samples: Draws per chain, before thinning.
+        num_chains: Chains.
+        thinning: Iterations per draw that is kept.
+        postprocess_fn: As NumPyro has it.
+        chain_method: NumPyro's ``"parallel"`` (any number of chains that can be spread
+            evenly over devices), ``"sequential"``, ``"vectorized"``, a callable; or
+            ``"auto"``: parallel where there are several devices for it, else
+            vectorised on an accelerator and sequential on a CPU. Which it is stands in
+            the attribute ``chain_method`` and at the progress bar.
+        progress_bar: Whether to show one.
+        progress_rate: Iterations per update of it; a twentieth by default.
+
+    Raises:
+        TypeError: If the kernel is none of these. On ``run``: JAX's own error if the
+            model's Python code needs the values of its array arguments.
+        RuntimeError: On ``run``, if no initial values of finite density are found.
+        ValueError: If an argument is out of its range, or an array is laid out over
+            several devices and the chains are to be, too.
+
+    References:
+        Phan, D., Pradhan, N. and Jankowiak, M. (2019). Composable Effects for Flexible
+        and Accelerated Probabilistic Programming in NumPyro. arXiv:1912.11554.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from pyrox_ppl.infer import CompiledMCMC, FlatNUTS
+        >>> def model(x, y=None):
+        ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", x.shape[0]):
+        ...         numpyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+        >>> x = jnp.linspace(0.0, 1.0, 8)
+        >>> mcmc = CompiledMCMC(FlatNUTS(model), num_warmup=20, num_samples=10,
+        ...                     num_chains=2, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), x, y=2.0 * x)
+        >>> mcmc.run(jax.random.key(1), x, y=3.0 * x)  # compiles nothing
+        >>> mcmc.get_samples(group_by_chain=True)["slope"].shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        sampler: HMC,
+        *,
+        num_warmup: int,
+        num_samples: int,
+        num_chains: int = 1,
+        thinning: int = 1,
+        postprocess_fn: Callable | None = None,
+        chain_method: str | Callable = "auto",
+        progress_bar: bool = True,
+        progress_rate: int | None = None,
+    ) -> None:
+        if not isinstance(sampler, HMC) or sampler.model is None:
+            raise TypeError(
+                "CompiledMCMC takes a NUTS, HMC or FlatNUTS kernel made from a model, "
+                f"got {sampler!r}: run other kernels by numpyro.infer.MCMC."
+            )
+        if not isinstance(num_chains, int) or num_chains < 1:
+            raise ValueError(
+                f"num_chains must be a positive integer, got {num_chains}."
+            )
+        if progress_rate is not None and progress_rate < 1:
+            raise ValueError(f"progress_rate must be positive, got {progress_rate}.")
+        super().__init__(
+            sampler,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            thinning=thinning,
+            postprocess_fn=postprocess_fn,
+            chain_method="sequential",
+            progress_bar=progress_bar,
+            progress_rate=progress_rate,
+            jit_model_args=True,
+        )
+        self.chain_method = choose(chain_method, num_chains)
+        self._compiled = self._make_compiled()
+
+    def run(
+        self,
+        rng_key: Any,
+        *args: Any,
+        extra_fields: tuple[str, ...] | list[str] = (),
+        init_params: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Run the chains and keep their draws; as NumPyro's ``MCMC.run``.
+
+        Args:
+            rng_key: A PRNG key, or one per chain.
+            *args: The arguments of the model.
+            extra_fields: Fields of the kernel's state to collect besides the draws.
+            init_params: Unconstrained initial values by site, with a leading axis of
+                chains if there are several.
+            **kwargs: The keyword arguments of the model.
+        """
+        self._args, self._kwargs = args, kwargs
+        if self.num_chains > 1 and is_prng_key(rng_key):
+            rng_key = jax.random.split(rng_key, self.num_chains)
+        self._check_init_params(init_params)
+        start = self._warmup_state
+        if start is not None:
+            self._set_collection_params(0, self.num_samples, self.num_samples, "sample")
+            start = start._replace(rng_key=rng_key)
+        plan = self._plan(tuple(extra_fields))
+        arrays, static = split((args, kwargs))
+        key = (plan, static, None if not _PYRO_STACK else object())
+        chains = Chains(rng_key, start, init_params)
+        if self.chain_method == "parallel" and self.num_chains > 1:
+            arrays = self._spread(arrays)
+        run = self._run_with_bar if self.progress_bar else self._run_at_once
+        try:
+            draws, last_state = run(key, chains, arrays)
+        except (TypeError, IndexError) as error:
+            if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
+                explain_tracing(error, "CompiledMCMC")
+            raise
+        finally:
+            self._set_collection_params()
+        self._last_state = last_state
+        self._states = dict(zip(plan.fields, draws, strict=True))
+        self._states_flat = None
+
+    def _run_at_once(self, key: tuple, chains: Chains, arrays: list) -> tuple:
+        draws, state, valid = self._compiled["run"](key, chains, arrays)
+        self._check_valid(valid, chains)
+        return draws, state
+
+    def _run_with_bar(self, key: tuple, chains: Chains, arrays: list) -> tuple:
+        plan: Plan = key[0]
+        carry, valid = self._compiled["begin"](key, chains, arrays)
+        self._check_valid(valid, chains)
+        step = self.progress_rate or max(plan.upper // 20, 1)
+        how = f", {plan.num_chains} chains {plan.chain_method}"
+        phase = self._collection_params["phase"]
+        with tqdm.tqdm(total=plan.upper) as bar:
+            for first in range(0, plan.upper, step):
+                stop = min(first + step, plan.upper)
+                carry = self._compiled["advance"](
+                    key, carry, chains, as_index(first), as_index(stop), arrays
+                )
+                name = phase or ("warmup" if stop <= plan.lower else "sample")
+                bar.set_description(
+                    name + (how if plan.num_chains > 1 else ""), refresh=False
+                )
+                bar.set_postfix_str(_diagnostics(carry.state), refresh=False)
+                bar.update(stop - first)
+        return self._compiled["order"](key, carry.draws), carry.state
+
+    def _make_compiled(self) -> dict[str, Callable]:
+        """The jitted functions: JAX keeps their programs as long as this object lives.
+
+        They hold no reference to this object, which would never be freed.
+        """
+        jit = partial(jax.jit, static_argnums=0)
+        make = partial(_functions, self.sampler, self.postprocess_fn)
+        run, begin, advance, order = make()
+        return {
+            "run": jit(run),
+            "begin": jit(begin),
+            "advance": jit(advance, donate_argnums=1),
+            "order": jit(order),
+            "flat": jax.jit(_flatten),
+        }
+
+    def _plan(self, extra_fields: tuple[str, ...]) -> Plan:
+        """What the program depends on."""
+        drop = f"~{self._sample_field}."
+        asked = (self._sample_field, *self._default_fields, *extra_fields)
+        removed = [
+            field.removeprefix(drop) for field in asked if field.startswith(drop)
+        ]
+        fields = [field for field in asked if not field.startswith(drop)]
+        lower, upper, size, _ = (
+            self._collection_params[name]
+            for name in ("lower", "upper", "collection_size", "phase")
+        )
+        thinning = self.thinning
+        return Plan(
+            num_warmup=self.num_warmup,
+            lower=lower,
+            upper=upper,
+            size=(upper - lower if size is None else size) // thinning,
+            thinning=thinning,
+            num_chains=self.num_chains,
+            chain_method=self.chain_method,
+            fields=tuple(dict.fromkeys(fields)),
+            removed=tuple(dict.fromkeys(removed)),
+        )
+
+    def _check_init_params(self, init_params: Any) -> None:
+        if init_params is None or self.num_chains == 1:
+            return
+        for leaf in jax.tree.leaves(init_params):
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != self.num_chains:
+                raise ValueError(
+                    "init_params must have a leading axis of the "
+                    f"{self.num_chains} chains, got the shape {jnp.shape(leaf)}."
+                )
+
+    def _spread(self, arrays: list) -> list:
+        if any(isinstance(a, jax.Array) and len(a.devices()) > 1 for a in arrays):
+            raise ValueError(
+                "an argument is laid out over several devices, and so would the chains "
+                "be: give CompiledMCMC chain_method='sequential' or 'vectorized'."
+            )
+        return replicate(arrays, self.num_chains)
+
+    def _check_valid(self, valid: Any, chains: Chains) -> None:
+        """Raise NumPyro's own error, with its warnings by site, where it finds one."""
+        if isinstance(valid, jax.core.Tracer) or np.all(valid):
+            return
+        if chains.init_params is None:
+            keys = chains.rng_key
+            bad = int(np.argmin(np.ravel(valid)))
+            initialize_model(
+                jax.random.split(keys if is_prng_key(keys) else keys[bad])[1],
+                self.sampler.model,
+                init_strategy=self.sampler._init_strategy,
+                model_args=self._args,
+                model_kwargs=self._kwargs,
+            )
+        raise RuntimeError(
+            "Cannot find valid initial parameters: the log density or its gradient is "
+            f"not finite at the start of chains {np.flatnonzero(~np.ravel(valid))}. "
+            "Check the model, or give other init_params or another init_strategy."
+        )
+
+    def _get_states_flat(self) -> Any:
+        if self._states_flat is None:
+            self._states_flat = self._compiled["flat"](self._states)
+        return self._states_flat
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["_compiled"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._compiled = self._make_compiled()
+
+
+def _functions(sampler: HMC, postprocess_fn: Callable | None) -> tuple:
+    """What is compiled: its first argument is the key, its last the arrays."""
+
+    def program(key: tuple) -> NUTSProgram:
+        return NUTSProgram(sampler, key[0], postprocess_fn)
+
+    def data(key: tuple, arrays: list) -> Any:
+        static: Static = key[1]
+        return join(arrays, static)
+
+    def run(key: tuple, chains: Chains, arrays: list) -> tuple:
+        carry, valid = program(key).run(chains, data(key, arrays))
+        return chain_axis_first(carry.draws, key[0]), carry.state, valid
+
+    def begin(key: tuple, chains: Chains, arrays: list) -> tuple:
+        return program(key).begin(chains, data(key, arrays))
+
+    def advance(
+        key: tuple, carry: Any, chains: Chains, first: Any, stop: Any, arrays: list
+    ) -> Any:
+        return program(key).advance(carry, chains, first, stop, data(key, arrays))
+
+    def order(key: tuple, draws: Any) -> Any:
+        return chain_axis_first(draws, key[0])
+
+    return run, begin, advance, order
+
+
+def _flatten(states: Any) -> Any:
+    """Join the axes of chains and draws."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+
+
+def _diagnostics(state: Any) -> str:
+    """What NumPyro's bar says, the mean over chains."""
+    steps, size, accepted = jax.device_get(
+        (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
+    )
+    return (
+        f"{np.mean(steps):.0f} steps of size {np.mean(size):.2e}. "
+        f"acc. prob={np.mean(accepted):.2f}"
+    )

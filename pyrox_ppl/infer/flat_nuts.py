@@ -1,0 +1,239 @@
+"""FlatNUTS: NumPyro's NUTS with all sites in one vector."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from numpyro.infer import NUTS
+from numpyro.infer.hmc import hmc
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import ParamInfo, initialize_model
+from numpyro.util import is_prng_key
+
+
+class FlatNUTS(NUTS):
+    r"""NumPyro's NUTS, its state one vector instead of an array per site.
+
+    The unconstrained values of all latent sites, in the order of their names, are the
+    vector :math:`u \in \mathbb{R}^D`, and the leapfrog steps of
+
+    .. math:: U(u) = -\log p(y, \theta(u)) - \log |\partial\theta / \partial u|
+
+    work on it: one addition where NUTS has one per site, so a model of many sites
+    compiles faster. It is the same sampler otherwise, for NumPyro's ``MCMC`` and for
+    :class:`~pyrox_ppl.infer.CompiledMCMC`.
+
+    **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
+
+    **Sites**: as the model has them: draws are constrained, under their names, and
+    deterministic sites among them.
+
+    Args:
+        model: The NumPyro model.
+        dense_mass: Whether the mass matrix is full; blocks of sites need NUTS.
+        inverse_mass_matrix: An array of shape ``(D,)`` or ``(D, D)``, in the order of
+            the sorted names.
+        init_strategy: As NUTS has it.
+        **kwargs: The other arguments of ``numpyro.infer.NUTS``.
+
+    Raises:
+        TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, or if a
+            potential function is given.
+        ValueError: If ``init_params`` lacks a site or has one too many.
+
+    References:
+        Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC
+        >>> from pyrox_ppl.infer import FlatNUTS
+        >>> def model():
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        ...     numpyro.sample("x", dist.Normal(0.0, scale).expand([3]).to_event(1))
+        >>> mcmc = MCMC(FlatNUTS(model), num_warmup=20, num_samples=10,
+        ...             progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> {name: draws.shape for name, draws in mcmc.get_samples().items()}
+        {'scale': (10,), 'x': (10, 3)}
+        >>> mcmc.last_state.z.shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        dense_mass: bool = False,
+        inverse_mass_matrix: Any = None,
+        init_strategy: Callable = init_to_uniform,
+        **kwargs: Any,
+    ) -> None:
+        if not callable(model) or "potential_fn" in kwargs:
+            raise TypeError(
+                "FlatNUTS takes a model; with a potential function use "
+                "numpyro.infer.NUTS, whose state has the shape that you give it."
+            )
+        if not isinstance(dense_mass, bool) or isinstance(inverse_mass_matrix, dict):
+            raise TypeError(
+                "FlatNUTS keeps all sites in one vector, so dense_mass is a bool "
+                f"and inverse_mass_matrix an array, got {dense_mass!r} and "
+                f"{type(inverse_mass_matrix).__name__}. For blocks of sites use "
+                "numpyro.infer.NUTS."
+            )
+        super().__init__(
+            model,
+            dense_mass=dense_mass,
+            inverse_mass_matrix=inverse_mass_matrix,
+            init_strategy=init_strategy,
+            **kwargs,
+        )
+        # NumPyro's HMC looks sites up in `z` where it holds a model.
+        self._sites_model, self._model = model, None
+
+    @property
+    def model(self) -> Callable:
+        """The NumPyro model."""
+        return self._sites_model
+
+    def _init_state(
+        self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
+    ) -> Any:
+        radius = _uniform_radius(self._init_strategy)
+        searches = radius is not None and isinstance(rng_key, jax.core.Tracer)
+        # Where all is compiled, NumPyro's own search (a program per site) is not used,
+        # and XLA drops it. Outside, it raises NumPyro's errors.
+        info = initialize_model(
+            rng_key,
+            self._sites_model,
+            dynamic_args=True,
+            init_strategy=self._init_strategy,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            forward_mode_differentiation=self._forward_mode_differentiation,
+            validate_grad=not searches,
+        )
+        found = info.param_info
+        batched = not is_prng_key(rng_key)
+        ravel = jax.vmap(_ravel) if batched else _ravel
+        one = jax.tree.map(lambda v: v[0], found.z) if batched else found.z
+        unravel = _Unravel(one, fused=self._forward_mode_differentiation)
+
+        self._potential_fn_gen = _on_vector(info.potential_fn, unravel)
+        self._postprocess_fn = _on_vector(info.postprocess_fn, unravel)
+        self._init_fn, self._sample_fn = hmc(
+            potential_fn_gen=self._potential_fn_gen,
+            kinetic_fn=self._kinetic_fn,
+            algo=self._algo,
+        )
+        if init_params is not None:
+            if not isinstance(init_params, dict) or init_params.keys() != one.keys():
+                raise ValueError(
+                    "init_params must be a dict of unconstrained values for the sites "
+                    f"{sorted(one)}, got {init_params!r}."
+                )
+            return ravel(init_params)
+        if radius is None or not searches:
+            return found._replace(z=ravel(found.z), z_grad=ravel(found.z_grad))
+        start = jax.eval_shape(_ravel, one)
+        potential = self._potential_fn_gen(*model_args, **model_kwargs)
+
+        def search(rng_key: Any) -> ParamInfo:
+            return _search(
+                rng_key, potential, start, radius, self._forward_mode_differentiation
+            )
+
+        return lax.map(search, rng_key) if batched else search(rng_key)
+
+    def get_constrain_fn(
+        self,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+        *,
+        return_deterministic: bool = False,
+    ) -> Callable:
+        """The map from the vector to constrained values by site."""
+        if self._postprocess_fn is None:
+            raise RuntimeError("get_constrain_fn needs an initialised kernel.")
+        return self._postprocess_fn(*model_args, **(model_kwargs or {}))
+
+    def wrap_model(self, wrapper: Callable) -> "FlatNUTS":
+        """A copy of this kernel for ``wrapper(self.model)``."""
+        self._model = self._sites_model
+        try:
+            kernel = super().wrap_model(wrapper)
+        finally:
+            self._model = None
+        kernel._sites_model, kernel._model = kernel._model, None
+        return kernel
+
+
+class _Unravel:
+    """The vector as values by site.
+
+    Without the barrier XLA fuses the pieces of the vector into the model, and the
+    joining of their gradients into its gradient, which takes it long to compile.
+    """
+
+    def __init__(self, sites: dict[str, jax.Array], *, fused: bool) -> None:
+        self._unravel, self._fused = ravel_pytree(sites)[1], fused
+
+    def __call__(self, vector: jax.Array) -> dict[str, jax.Array]:
+        sites = self._unravel(vector)
+        return sites if self._fused else lax.optimization_barrier(sites)
+
+
+def _on_vector(make: Callable, unravel: Callable) -> Callable:
+    """A function of model arguments that makes functions of the vector."""
+
+    def make_on_vector(*args: Any, **kwargs: Any) -> Callable:
+        of_sites = make(*args, **kwargs)
+        return lambda vector: of_sites(unravel(vector))
+
+    return make_on_vector
+
+
+def _ravel(sites: dict[str, jax.Array]) -> jax.Array:
+    return jnp.asarray(ravel_pytree(sites)[0])
+
+
+def _uniform_radius(strategy: Any) -> float | None:
+    """The radius of ``init_to_uniform``; None for another strategy."""
+    made = strategy if isinstance(strategy, partial) else strategy()
+    return made.keywords["radius"] if made.func is init_to_uniform else None
+
+
+def _search(
+    rng_key: Any, potential: Callable, like: Any, radius: float, forward: bool
+) -> ParamInfo:
+    """The first of 100 uniform draws whose energy and gradient are finite, or the last.
+
+    As NumPyro's ``find_valid_initial_params``, with one draw for all sites.
+    """
+
+    def attempt(state: tuple) -> tuple:
+        i, key, _, _ = state
+        key, subkey = jax.random.split(key)
+        z = jax.random.uniform(subkey, like.shape, like.dtype, -radius, radius)
+        energy, grad = _value_and_grad(potential, z, forward)
+        valid = jnp.isfinite(energy) & jnp.all(jnp.isfinite(grad))
+        return i + 1, key, ParamInfo(z, energy, grad), valid
+
+    def unfinished(state: tuple) -> jax.Array:
+        return (state[0] < 100) & ~state[3]
+
+    nothing = jnp.zeros(like.shape, like.dtype)
+    energy = jax.eval_shape(potential, nothing)
+    none_yet = ParamInfo(nothing, jnp.zeros(energy.shape, energy.dtype), nothing)
+    start = (jnp.asarray(0), rng_key, none_yet, jnp.asarray(False))
+    return lax.while_loop(unfinished, attempt, start)[2]
+
+
+def _value_and_grad(potential: Callable, z: jax.Array, forward: bool) -> tuple:
+    if forward:
+        return potential(z), jax.jacfwd(potential)(z)
+    return jax.value_and_grad(potential)(z)
