@@ -89,4 +89,6 @@ def over_chains(
             out_specs=chain,
             check_vma=False,
         )
+    if isinstance(method, str):
+        raise ValueError(f"unknown chain_method {method!r}.")
     return lambda chains, shared: method(lambda one: fn(one, shared))(chains)

@@ -2,15 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from numpyro.infer.hmc import HMC
 from numpyro.util import nested_attrgetter
 
+from pyrox_ppl.infer._arguments import Static, join
 from pyrox_ppl.infer._chains import over_chains
 
 
@@ -54,7 +55,7 @@ class Chains(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """A chain between iterations: the kernel's state and the draws so far."""
+    """A chain between iterations: the kernel's state, the draws so far (or None)."""
 
     state: Any
     draws: Any
@@ -68,33 +69,14 @@ class NUTSProgram:
     ) -> None:
         self._kernel, self._plan, self._postprocess = kernel, plan, postprocess_fn
 
-    def run(self, chains: Chains, data: tuple) -> tuple[Carry, jax.Array]:
-        """All iterations, and which chains began at a finite point."""
-
-        def one(chain: Chains, data: tuple) -> tuple[Carry, jax.Array]:
-            kernel, carry, valid = self._begin(chain, data)
-            return self._advance(kernel, carry, 0, self._plan.upper, data), valid
-
-        return self._over_chains(one)(chains, data)
-
     def begin(self, chains: Chains, data: tuple) -> tuple[Carry, jax.Array]:
-        """No iteration yet."""
-        return self._over_chains(lambda c, d: self._begin(c, d)[1:])(chains, data)
+        """No iteration yet, and which chains begin at a point of finite density."""
+        return self._over_chains(self._begin)(chains, data)
 
-    def advance(
-        self, carry: Carry, chains: Chains, first: Any, stop: Any, data: tuple
-    ) -> Carry:
+    def advance(self, carry: Carry, first: Any, stop: Any, data: tuple) -> Carry:
         """Iterations from `first` to before `stop`."""
-
-        def one(both: tuple[Carry, Chains], shared: tuple) -> Carry:
-            first, stop, data = shared
-            carry, chain = both
-            # The kernel's functions close over what `init` finds; XLA drops the rest.
-            kernel = self._fresh_kernel()
-            self._init(kernel, chain, data)
-            return self._advance(kernel, carry, first, stop, data)
-
-        return self._over_chains(one)((carry, chains), (first, stop, data))
+        shared = (first, stop, data)
+        return self._over_chains(self._advance)(carry, shared)
 
     def _over_chains(self, one: Callable) -> Callable:
         return over_chains(one, self._plan.chain_method, self._plan.num_chains)
@@ -107,36 +89,36 @@ class NUTSProgram:
             kernel._inverse_mass_matrix = dict(kernel._inverse_mass_matrix)
         return kernel
 
-    def _init(self, kernel: HMC, chain: Chains, data: tuple) -> Any:
-        args, kwargs = data
-        return kernel.init(
-            chain.rng_key, self._plan.num_warmup, chain.init_params, args, kwargs
-        )
+    def _init(self, kernel: HMC, rng_key: Any, init_params: Any, data: tuple) -> Any:
+        return kernel.init(rng_key, self._plan.num_warmup, init_params, *data)
 
-    def _begin(self, chain: Chains, data: tuple) -> tuple[HMC, Carry, jax.Array]:
+    def _begin(self, chain: Chains, data: tuple) -> tuple[Carry, jax.Array]:
         kernel = self._fresh_kernel()
-        state = self._init(kernel, chain, data)
+        state = self._init(kernel, chain.rng_key, chain.init_params, data)
         if chain.start is not None:
             state = chain.start
             valid = jnp.ones(jnp.shape(state.potential_energy), bool)
         else:
             valid = _finite(state, self._plan.vectorized)
+        return Carry(state, self._no_draws(kernel, state, data)), valid
+
+    def _no_draws(self, kernel: HMC, state: Any, data: tuple) -> Any:
         shapes = jax.eval_shape(lambda s: self._collect(kernel, s, data), state)
-        draws = jax.tree.map(
+        return jax.tree.map(
             lambda leaf: jnp.zeros((self._plan.size, *leaf.shape), leaf.dtype), shapes
         )
-        return kernel, Carry(state, draws), valid
 
-    def _advance(
-        self, kernel: HMC, carry: Carry, first: Any, stop: Any, data: tuple
-    ) -> Carry:
+    def _advance(self, carry: Carry, shared: tuple) -> Carry:
         plan = self._plan
-        args, kwargs = data
+        first, stop, data = shared
+        kernel = self._fresh_kernel()
+        # The kernel's functions close over what `init` finds. XLA drops the rest.
+        self._init(kernel, carry.state.rng_key, carry.state.z, data)
         start = plan.lower + (plan.upper - plan.lower) % plan.thinning
         collects = plan.upper > plan.lower
 
         def body(i: jax.Array, carry: Carry) -> Carry:
-            state = kernel.sample(carry.state, args, kwargs)
+            state = kernel.sample(carry.state, *data)
             if not collects:
                 return Carry(state, carry.draws)
             # What is written before the first draw is written over by it.
@@ -150,6 +132,9 @@ class NUTSProgram:
             )
             return Carry(state, draws)
 
+        if carry.draws is None:
+            empty = self._no_draws(kernel, carry.state, data)
+            carry = carry._replace(draws=empty)
         first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
         return lax.fori_loop(first, stop, body, carry)
 
@@ -185,6 +170,51 @@ def chain_axis_first(draws: Any, plan: Plan) -> Any:
     return draws
 
 
-def as_index(i: int) -> np.int32:
-    """A loop bound that is a traced input, so that one program serves all bounds."""
-    return np.int32(i)
+def compile_programs(
+    sampler: HMC, postprocess_fn: Callable | None
+) -> dict[str, Callable]:
+    """The jitted functions; JAX keeps their programs as long as they are held.
+
+    Their first argument is the key, their last the arrays among the model's arguments.
+    """
+
+    def program(key: tuple) -> NUTSProgram:
+        return NUTSProgram(sampler, key[0], postprocess_fn)
+
+    def data(key: tuple, arrays: list) -> Any:
+        static: Static = key[1]
+        return join(arrays, static)
+
+    def begin(key: tuple, chains: Chains, arrays: list) -> tuple:
+        return program(key).begin(chains, data(key, arrays))
+
+    def some(
+        key: tuple, draws: Any, state: Any, first: Any, stop: Any, arrays: list
+    ) -> Carry:
+        carry = Carry(state, draws)
+        return program(key).advance(carry, first, stop, data(key, arrays))
+
+    def all_(key: tuple, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
+        carry = Carry(state, None)
+        return order(key, program(key).advance(carry, first, stop, data(key, arrays)))
+
+    def order(key: tuple, carry: Carry) -> tuple:
+        return chain_axis_first(carry.draws, key[0]), carry.state
+
+    jit = partial(jax.jit, static_argnums=0)
+    # What runs once is not worth optimising (the option is XLA's for the CPU).
+    quick = {"xla_backend_optimization_level": 0}
+    on_cpu = jax.default_backend() == "cpu"
+    return {
+        "begin": jit(begin, compiler_options=quick if on_cpu else None),
+        "all": jit(all_),
+        # Of the draws there is one copy. The state may be one that the user holds.
+        "some": jit(some, donate_argnums=1),
+        "order": jit(order),
+        "flat": jax.jit(_flatten),
+    }
+
+
+def _flatten(states: Any) -> Any:
+    """Join the axes of chains and draws."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)

@@ -1,36 +1,36 @@
-"""CompiledMCMC: NumPyro's MCMC as one compiled program that is remembered."""
+"""CompiledMCMC: NumPyro's MCMC as compiled programs that are remembered."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.core import Tracer
 from numpyro.infer import HMC, MCMC
 from numpyro.infer.util import initialize_model
 from numpyro.primitives import _PYRO_STACK
 from numpyro.util import is_prng_key
 
-from pyrox_ppl.infer._arguments import Static, explain_tracing, join, split
+from pyrox_ppl.infer._arguments import explain_tracing, split
 from pyrox_ppl.infer._chains import choose, replicate
 from pyrox_ppl.infer._nuts_program import (
+    Carry,
     Chains,
-    NUTSProgram,
     Plan,
-    as_index,
-    chain_axis_first,
+    compile_programs,
 )
 
 
 class CompiledMCMC(MCMC):
-    r"""NumPyro's ``MCMC``, initial values, warm-up and sampling in one program.
+    r"""NumPyro's ``MCMC`` as two programs, compiled once.
 
     NumPyro finds initial values operation by operation (hundreds of compilations), and
-    compiles again for each ``run``. This class compiles one program, with the arguments
-    of the model as its inputs, and keeps it: a later ``run`` with arguments of the same
-    shapes and types compiles nothing. Draws are those of NumPyro's ``MCMC`` with the
+    compiles again for each ``run``. This class compiles a program that finds initial
+    values and one that warms up and samples, with the arguments of the model as their
+    inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
+    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the
     same key and chain method, up to rounding. Every method and attribute is NumPyro's
     (``get_samples``, ``print_summary``, ``warmup``, ``post_warmup_state``, ...).
 
@@ -39,8 +39,7 @@ class CompiledMCMC(MCMC):
     the model finds outside its arguments are part of the program: to change them, pass
     them as arguments or make a new object.
 
-    With a progress bar there are two programs, one for the initial values and one for a
-    twentieth of the iterations.
+    A progress bar costs one small program more.
 
     **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
 
@@ -126,7 +125,7 @@ class CompiledMCMC(MCMC):
             jit_model_args=True,
         )
         self.chain_method = choose(chain_method, num_chains)
-        self._compiled = self._make_compiled()
+        self._compiled = compile_programs(self.sampler, self.postprocess_fn)
 
     def run(
         self,
@@ -160,9 +159,11 @@ class CompiledMCMC(MCMC):
         chains = Chains(rng_key, start, init_params)
         if self.chain_method == "parallel" and self.num_chains > 1:
             arrays = self._spread(arrays)
-        run = self._run_with_bar if self.progress_bar else self._run_at_once
         try:
-            draws, last_state = run(key, chains, arrays)
+            carry, valid = self._compiled["begin"](key, chains, arrays)
+            self._check_valid(valid, chains)
+            iterate = self._iterate_with_bar if self.progress_bar else self._iterate
+            draws, last_state = iterate(key, carry, arrays)
         except (TypeError, IndexError) as error:
             if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
                 explain_tracing(error, "CompiledMCMC")
@@ -173,23 +174,22 @@ class CompiledMCMC(MCMC):
         self._states = dict(zip(plan.fields, draws, strict=True))
         self._states_flat = None
 
-    def _run_at_once(self, key: tuple, chains: Chains, arrays: list) -> tuple:
-        draws, state, valid = self._compiled["run"](key, chains, arrays)
-        self._check_valid(valid, chains)
-        return draws, state
+    def _iterate(self, key: tuple, carry: Carry, arrays: list) -> tuple:
+        bounds = np.int32(0), np.int32(key[0].upper)
+        return self._compiled["all"](key, carry.state, *bounds, arrays)
 
-    def _run_with_bar(self, key: tuple, chains: Chains, arrays: list) -> tuple:
+    def _iterate_with_bar(self, key: tuple, carry: Carry, arrays: list) -> tuple:
         plan: Plan = key[0]
-        carry, valid = self._compiled["begin"](key, chains, arrays)
-        self._check_valid(valid, chains)
         step = self.progress_rate or max(plan.upper // 20, 1)
         how = f", {plan.num_chains} chains {plan.chain_method}"
         phase = self._collection_params["phase"]
         with tqdm.tqdm(total=plan.upper) as bar:
             for first in range(0, plan.upper, step):
                 stop = min(first + step, plan.upper)
-                carry = self._compiled["advance"](
-                    key, carry, chains, as_index(first), as_index(stop), arrays
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(first), np.int32(stop)
+                carry = self._compiled["some"](
+                    key, carry.draws, carry.state, *bounds, arrays
                 )
                 name = phase or ("warmup" if stop <= plan.lower else "sample")
                 bar.set_description(
@@ -197,23 +197,7 @@ class CompiledMCMC(MCMC):
                 )
                 bar.set_postfix_str(_diagnostics(carry.state), refresh=False)
                 bar.update(stop - first)
-        return self._compiled["order"](key, carry.draws), carry.state
-
-    def _make_compiled(self) -> dict[str, Callable]:
-        """The jitted functions: JAX keeps their programs as long as this object lives.
-
-        They hold no reference to this object, which would never be freed.
-        """
-        jit = partial(jax.jit, static_argnums=0)
-        make = partial(_functions, self.sampler, self.postprocess_fn)
-        run, begin, advance, order = make()
-        return {
-            "run": jit(run),
-            "begin": jit(begin),
-            "advance": jit(advance, donate_argnums=1),
-            "order": jit(order),
-            "flat": jax.jit(_flatten),
-        }
+        return self._compiled["order"](key, carry)
 
     def _plan(self, extra_fields: tuple[str, ...]) -> Plan:
         """What the program depends on."""
@@ -260,7 +244,10 @@ class CompiledMCMC(MCMC):
 
     def _check_valid(self, valid: Any, chains: Chains) -> None:
         """Raise NumPyro's own error, with its warnings by site, where it finds one."""
-        if isinstance(valid, jax.core.Tracer) or np.all(valid):
+        if isinstance(valid, Tracer):
+            return
+        valid = np.asarray(valid)
+        if valid.all():
             return
         if chains.init_params is None:
             keys = chains.rng_key
@@ -290,40 +277,7 @@ class CompiledMCMC(MCMC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._compiled = self._make_compiled()
-
-
-def _functions(sampler: HMC, postprocess_fn: Callable | None) -> tuple:
-    """What is compiled: its first argument is the key, its last the arrays."""
-
-    def program(key: tuple) -> NUTSProgram:
-        return NUTSProgram(sampler, key[0], postprocess_fn)
-
-    def data(key: tuple, arrays: list) -> Any:
-        static: Static = key[1]
-        return join(arrays, static)
-
-    def run(key: tuple, chains: Chains, arrays: list) -> tuple:
-        carry, valid = program(key).run(chains, data(key, arrays))
-        return chain_axis_first(carry.draws, key[0]), carry.state, valid
-
-    def begin(key: tuple, chains: Chains, arrays: list) -> tuple:
-        return program(key).begin(chains, data(key, arrays))
-
-    def advance(
-        key: tuple, carry: Any, chains: Chains, first: Any, stop: Any, arrays: list
-    ) -> Any:
-        return program(key).advance(carry, chains, first, stop, data(key, arrays))
-
-    def order(key: tuple, draws: Any) -> Any:
-        return chain_axis_first(draws, key[0])
-
-    return run, begin, advance, order
-
-
-def _flatten(states: Any) -> Any:
-    """Join the axes of chains and draws."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+        self._compiled = compile_programs(self.sampler, self.postprocess_fn)
 
 
 def _diagnostics(state: Any) -> str:

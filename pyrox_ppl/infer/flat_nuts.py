@@ -1,5 +1,6 @@
 """FlatNUTS: NumPyro's NUTS with all sites in one vector."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import NUTS
 from numpyro.infer.hmc import hmc
@@ -43,7 +45,8 @@ class FlatNUTS(NUTS):
     Raises:
         TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, or if a
             potential function is given.
-        ValueError: If ``init_params`` lacks a site or has one too many.
+        ValueError: If ``init_params``, a dict of unconstrained values by site (or the
+            vector itself), lacks a site or has one too many.
 
     References:
         Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15.
@@ -104,7 +107,8 @@ class FlatNUTS(NUTS):
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
     ) -> Any:
         radius = _uniform_radius(self._init_strategy)
-        searches = radius is not None and isinstance(rng_key, jax.core.Tracer)
+        compiled = isinstance(rng_key, Tracer)
+        searches = compiled and init_params is None and radius is not None
         # Where all is compiled, NumPyro's own search (a program per site) is not used,
         # and XLA drops it. Outside, it raises NumPyro's errors.
         info = initialize_model(
@@ -115,7 +119,7 @@ class FlatNUTS(NUTS):
             model_args=model_args,
             model_kwargs=model_kwargs,
             forward_mode_differentiation=self._forward_mode_differentiation,
-            validate_grad=not searches,
+            validate_grad=not (searches or (compiled and init_params is not None)),
         )
         found = info.param_info
         batched = not is_prng_key(rng_key)
@@ -131,10 +135,12 @@ class FlatNUTS(NUTS):
             algo=self._algo,
         )
         if init_params is not None:
-            if not isinstance(init_params, dict) or init_params.keys() != one.keys():
+            if not isinstance(init_params, dict):
+                return init_params
+            if init_params.keys() != one.keys():
                 raise ValueError(
-                    "init_params must be a dict of unconstrained values for the sites "
-                    f"{sorted(one)}, got {init_params!r}."
+                    "init_params must have an unconstrained value for each of the "
+                    f"sites {sorted(one)}, got {sorted(init_params)}."
                 )
             return ravel(init_params)
         if radius is None or not searches:
@@ -163,12 +169,9 @@ class FlatNUTS(NUTS):
 
     def wrap_model(self, wrapper: Callable) -> "FlatNUTS":
         """A copy of this kernel for ``wrapper(self.model)``."""
-        self._model = self._sites_model
-        try:
-            kernel = super().wrap_model(wrapper)
-        finally:
-            self._model = None
-        kernel._sites_model, kernel._model = kernel._model, None
+        kernel = copy.copy(self)
+        kernel._sites_model = wrapper(self._sites_model)
+        kernel._potential_fn_gen = kernel._postprocess_fn = None
         return kernel
 
 
