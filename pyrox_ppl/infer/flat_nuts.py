@@ -207,7 +207,7 @@ def _ravel(sites: dict[str, jax.Array]) -> jax.Array:
 def _uniform_radius(strategy: Any) -> float | None:
     """The radius of ``init_to_uniform``; None for another strategy."""
     made = strategy if isinstance(strategy, partial) else strategy()
-    return made.keywords["radius"] if made.func is init_to_uniform else None
+    return float(made.keywords["radius"]) if made.func is init_to_uniform else None
 
 
 def _search(

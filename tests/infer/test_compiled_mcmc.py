@@ -19,7 +19,7 @@ from pyrox_ppl.infer import CompiledMCMC, FlatNUTS
 pytestmark = pytest.mark.rank_promotion
 
 X = jnp.linspace(-1.0, 1.0, 10)
-Y, Y2 = 2.0 * X, -X + 0.5
+Y, Y2 = 2.0 * X + 0.5 * jnp.sin(9.0 * X), 0.5 - X**2
 KEY = jax.random.key(1)
 
 
@@ -32,7 +32,7 @@ def model(x, y=None, power=1):
 
 
 def make(kernel=None, cls=CompiledMCMC, **kwargs):
-    kwargs = {"num_warmup": 20, "num_samples": 6, "progress_bar": False} | kwargs
+    kwargs = {"num_warmup": 10, "num_samples": 6, "progress_bar": False} | kwargs
     return cls(NUTS(model) if kernel is None else kernel, **kwargs)
 
 
@@ -66,10 +66,11 @@ def run_twice():
     return mcmc, results
 
 
-def assert_same(draws, expected, atol=1e-4):
+def assert_same(draws, expected, atol=5e-3):
+    """Equal up to rounding, which the dynamics enlarge; other draws differ by 0.1."""
     assert draws.keys() == expected.keys()
     for name in expected:
-        np.testing.assert_allclose(draws[name], expected[name], rtol=1e-3, atol=atol)
+        np.testing.assert_allclose(draws[name], expected[name], rtol=5e-3, atol=atol)
 
 
 def test_three_compilations_and_none_for_the_second_run(run_twice):
@@ -83,7 +84,7 @@ def test_both_runs_have_the_draws_of_numpyro(run_twice):
         numpyros = make(cls=MCMC)
         numpyros.run(KEY, X, y, extra_fields=("potential_energy",))
         assert_same(draws, numpyros.get_samples())
-        assert_same(extra, numpyros.get_extra_fields(), atol=1e-3)
+        assert_same(extra, numpyros.get_extra_fields(), atol=2e-2)
 
 
 def test_a_plain_argument_is_part_of_the_key_by_type_and_value(run_twice):
@@ -155,7 +156,7 @@ def test_warm_up_apart_from_sampling_is_numpyros():
     ours, numpyros = make(), make(cls=MCMC)
     for mcmc in (ours, numpyros):
         mcmc.warmup(KEY, X, Y, collect_warmup=True)
-        assert mcmc.get_samples()["weight"].shape == (20, 2)
+        assert mcmc.get_samples()["weight"].shape == (10, 2)
         assert mcmc.post_warmup_state is mcmc.last_state
         mcmc.run(jax.random.key(2), X, Y)
     assert_same(ours.get_samples(), numpyros.get_samples())
@@ -245,7 +246,7 @@ assert one.chain_method == two.chain_method == "parallel"
 assert len(one.last_state.potential_energy.devices()) == 2
 for name, draws in old.get_samples(group_by_chain=True).items():
     ours = one.get_samples(group_by_chain=True)[name]
-    np.testing.assert_allclose(ours, draws, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours, draws, rtol=5e-3, atol=5e-3)
 print(two.get_samples(group_by_chain=True)["weight"].shape)
 """
     out = subprocess.run(
