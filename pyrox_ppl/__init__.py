@@ -50,22 +50,37 @@ _LAZY = {
 }
 
 __all__ = [
+    "AmortizedGuide",
     "Parameter",
     "amortize",
     "backbone",
     "bayesianize",
     "bind",
+    "calibration",
+    "diagnose",
+    "draw_module",
     "explain",
     "learn",
+    "load",
+    "mean_module",
     "nn",
+    "plot_calibration",
+    "plot_diagnostics",
+    "plot_fit",
+    "posterior_modules",
+    "predict",
     "priors",
+    "save",
     "scope",
-    *_LAZY,
+    "summary",
+    "to_datatree",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the part that has the name."""
+    """Import the part that has the name, or that is named."""
+    if name in _LAZY.values():
+        return importlib.import_module(f"pyrox_ppl.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(f"pyrox_ppl.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
