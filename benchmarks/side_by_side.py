@@ -6,15 +6,19 @@ that of two runs next to each other. Medians, with quartiles.
 
 import dataclasses
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox
 import jax
 import numpy as np
+import numpyro
 
+# What is worth keeping is copied to benchmarks/results, which is in the repository.
 OUTPUT = Path(__file__).parent / "output"
 
 
@@ -81,14 +85,25 @@ def report(name: str, rows: list[dict[str, Any]]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "device": str(jax.devices()[0]),
-        "machine": platform.machine(),
+        "numpyro": numpyro.__version__,
+        "equinox": equinox.__version__,
+        "device": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
     }
     path = OUTPUT / f"{name}.json"
     path.write_text(
         json.dumps({"measured": where, "rows": rows}, default=_as_json, indent=1)
     )
     print(f"written: {path}")
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.machine()
 
 
 def _as_json(value: Any) -> Any:

@@ -40,9 +40,10 @@ def run_resumable(
     on where it stood. **The result is bit for bit that of a run never interrupted.**
     Warm-up is committed in the same way, every ``segment * thinning`` steps.
 
-    The draws are also those of ``mcmc.run(key, *args, ...)`` in distribution, and in
-    every case that was tried bit for bit; but XLA may compile NumPyro's own loop
-    to other instructions, so only equality in distribution is promised.
+    The draws are also those of ``mcmc.run(key, *args, ...)`` in distribution. On a CPU
+    they have been the same bit for bit with each of NumPyro's three chain methods, but
+    not with a callable ``chain_method``, inside which NumPyro finds initial values; and
+    XLA may compile NumPyro's own loop to other instructions.
 
     **On disk**: `path` is a directory. ``draws.zarr`` in it has an array
     ``(chain, draw, ...)`` for each site and field, and may be read at any time; what is
