@@ -175,7 +175,7 @@ def fit_minibatches(
                     Path(path),
                     fingerprint=describe(),
                     any_environment=any_environment,
-                    progress=dict(_BEGINNING),
+                    progress=_beginning(),
                     state=(start, start),
                     fields={"loss": ((total,), "float32")},
                     block=size,
@@ -192,7 +192,9 @@ def fit_minibatches(
     )
 
 
-_BEGINNING = {"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False}
+def _beginning() -> dict[str, Any]:
+    """The progress of a run that has not begun."""
+    return {"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +210,7 @@ class _Run:
     evaluate: Any
 
     def __call__(self, start: Any, store: RunStore | None, show: bool) -> Any:
-        progress = {**_BEGINNING, "held_out": []} if store is None else store.progress
+        progress = _beginning() if store is None else store.progress
         state, best = (
             (start, start) if store is None else load_state(store, (start,) * 2)
         )

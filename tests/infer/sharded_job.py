@@ -1,15 +1,11 @@
 """Inference with data on several devices, in a process that has them.
 
-``python sharded_job.py DEVICES``: prints JSON that test_sharding.py looks at.
+Run by test_sharding.py, which says in XLA_FLAGS how many; prints JSON.
 """
 
 import json
-import os
 import re
-import sys
 import tempfile
-
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
 
 import equinox as eqx
 import jax
@@ -25,7 +21,7 @@ import pyrox_ppl as px
 from pyrox_ppl.infer import run_resumable, run_svi_resumable, shard_data
 from pyrox_ppl.infer._segments import Segments
 
-DEVICES = int(sys.argv[1])
+DEVICES = jax.device_count()
 ROWS = 48 * DEVICES
 NET = eqx.nn.MLP(2, 1, 5, 1, activation=jnp.tanh, key=jax.random.key(0))
 KEY = jax.random.key(1)

@@ -19,6 +19,7 @@ KEY = jax.random.key(0)
 NET = eqx.nn.MLP(1, 1, 4, 1, activation=jnp.tanh, key=KEY)
 X = jnp.linspace(-1.0, 1.0, 6)[:, None]
 Y = X[:, 0] ** 2
+PARAMETERS = ("weight", "bias")
 
 
 def observe(net, x, y):
@@ -35,13 +36,15 @@ def ours(x, y=None):
 
 def by_hand(x, y=None):
     leaves, treedef = jax.tree.flatten(NET)
+    # The names decide the order in which JAX flattens a dictionary of sites.
+    names = iter([f"net.layers.{i}.{name}" for i in (0, 1) for name in PARAMETERS])
     drawn = [
         numpyro.sample(
-            f"w{i}", dist.Normal(0.0, 0.5).expand(leaf.shape).to_event(leaf.ndim)
+            next(names), dist.Normal(0.0, 0.5).expand(leaf.shape).to_event(leaf.ndim)
         )
         if eqx.is_inexact_array(leaf)
         else leaf
-        for i, leaf in enumerate(leaves)
+        for leaf in leaves
     ]
     observe(jax.tree.unflatten(treedef, drawn), x, y)
 

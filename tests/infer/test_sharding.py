@@ -21,11 +21,15 @@ def test_sharded_inference_is_the_same_and_is_sharded(devices):
         [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     out = subprocess.run(
-        [sys.executable, str(HERE / "sharded_job.py"), str(devices)],
+        [sys.executable, str(HERE / "sharded_job.py")],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": place},
+        env={
+            **os.environ,
+            "PYTHONPATH": place,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        },
     )
     assert out.returncode == 0, out.stderr
     found = json.loads(out.stdout)
