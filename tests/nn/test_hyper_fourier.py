@@ -37,7 +37,8 @@ def by_hand(x, z):
 def test_the_features_are_their_formula(contexts):
     z = {"single": Z[0, 0], "group": Z[:, :1], "row": Z}[contexts]
     rows = np.broadcast_to(z, (4, 6, K))
-    expected = [[by_hand(*p) for p in zip(*g, strict=True)] for g in zip(X, rows)]  # noqa: B905
+    groups = zip(X, rows, strict=True)
+    expected = [[by_hand(*p) for p in zip(*group, strict=True)] for group in groups]
     np.testing.assert_allclose(make()(X, z), expected, rtol=1e-4, atol=1e-5)
 
 

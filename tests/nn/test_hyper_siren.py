@@ -90,7 +90,8 @@ def test_its_pre_activations_are_those_of_independent_sirens():
         siren = SIREN.init(**WIDE, depth=3, key=other)
         layers = [(np.asarray(s.weight), np.asarray(s.bias)) for s in siren.layers]
         theirs.append(pre_activations(layers, x, 30.0, 30.0))
-    for one, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True)):  # noqa: B905
+    of_layers = (zip(*members, strict=True) for members in (ours, theirs))
+    for one, other in zip(*of_layers, strict=True):
         assert np.std(one) == pytest.approx(np.std(other), rel=0.1)
 
 
