@@ -36,7 +36,9 @@ class amortize(AbstractParameterHandler):
 
     **Shapes**: as the generator has it; a :class:`~pyrox_ppl.nn.HyperNetwork` takes one
     context ``(K,)``. For a context per row, `vmap` around the block: with ``g`` bound
-    before it, that is one forward pass each. Inside ``bind(..., plate=name)`` an array
+    before it, that is one forward pass each. That is for arrays: a distribution
+    inside a `vmap` would be one site, whose value leaks; give each row a plate's
+    member instead. Inside ``bind(..., plate=name)`` an array
     may have the plate's members in front.
 
     **Sites**: none for a generated array; one for a generated distribution, under the
