@@ -49,12 +49,11 @@ def generated_linear(
     """
     width = x.shape[-1]
     split = weight.shape[0] // (width + 1) * width
+    ndim = max(x.ndim, z.ndim)
     if z.size == z.shape[-1]:
         generated = linear(weight, bias, z.reshape(-1))
         matrix = rearrange(generated[:split], "(c i) -> c i", i=width)
-        ndim = max(x.ndim, z.ndim)
         return align(linear(matrix, generated[split:], x), ndim)
-    ndim = max(x.ndim, z.ndim)
     x, z = align(x, ndim), align(z, ndim)
     tensor = rearrange(weight[:split], "(c i) k -> c i k", i=width)
     shift = linear(weight[split:], None if bias is None else bias[split:], z)
@@ -78,20 +77,23 @@ class _Layout(NamedTuple):
         shape = tuple(b if a == 1 else a for a, b in pairs)
         return cls((tuple(both), tuple(of_z), tuple(of_x)), shape)
 
+    @property
+    def order(self) -> list[int]:
+        """The batch axes, kind by kind."""
+        return [axis for axes in self.axes for axis in axes]
+
     def size(self, kind: int) -> int:
         return math.prod(self.shape[axis] for axis in self.axes[kind])
 
     def gather(self, array: jax.Array, kind: int) -> jax.Array:
         """Make the array's batch axes two: those met by both, and its own."""
-        order = [axis for axes in self.axes for axis in axes]
-        moved = array.transpose(*order, array.ndim - 1)
+        moved = array.transpose(*self.order, array.ndim - 1)
         return moved.reshape(self.size(0), self.size(kind), array.shape[-1])
 
     def scatter(self, y: jax.Array) -> jax.Array:
         """Bring the axes of a result of shape (both, of_z, of_x, C) back in order."""
-        order = [axis for axes in self.axes for axis in axes]
-        y = y.reshape(*(self.shape[axis] for axis in order), y.shape[-1])
-        back = [order.index(axis) for axis in range(len(order))]
+        y = y.reshape(*(self.shape[axis] for axis in self.order), y.shape[-1])
+        back = [self.order.index(axis) for axis in range(len(self.order))]
         return y.transpose(*back, y.ndim - 1)
 
 
