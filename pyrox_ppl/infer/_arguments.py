@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
@@ -68,6 +69,11 @@ def join(arrays: list, static: Static) -> Any:
     values = iter(arrays)
     leaves = [next(values) if leaf is _Traced else leaf for leaf in static.leaves]
     return jax.tree.unflatten(static.treedef, leaves)
+
+
+def is_staged() -> bool:
+    """Whether a ``jit`` or the like is being traced around the caller."""
+    return isinstance(jax.device_put(np.zeros(())), Tracer)
 
 
 def explain_tracing(error: Exception, where: str) -> None:

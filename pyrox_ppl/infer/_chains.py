@@ -60,6 +60,14 @@ def replicate(tree: Any, num_chains: int) -> Any:
     return jax.device_put(tree, NamedSharding(mesh(num_chains), PartitionSpec()))
 
 
+def laid_out(shapes: Any, method: str | Callable, num_chains: int) -> Any:
+    """The shapes of all chains' results, with the devices where they will be."""
+    if method != "parallel" or num_chains == 1:
+        return shapes
+    sharding = NamedSharding(mesh(num_chains), PartitionSpec("chain"))
+    return jax.tree.map(lambda shape: shape.update(sharding=sharding), shapes)
+
+
 def over_chains(
     fn: Callable, method: str | Callable, num_chains: int
 ) -> Callable[[Any, Any], Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from numpyro.infer.hmc import HMC
 from numpyro.util import nested_attrgetter
@@ -207,6 +208,8 @@ def compile_programs(
     on_cpu = jax.default_backend() == "cpu"
     return {
         "begin": jit(begin, compiler_options=quick if on_cpu else None),
+        # Options are for what is not inside another program.
+        "begin staged": jit(begin),
         "all": jit(all_),
         # Of the draws there is one copy. The state may be one that the user holds.
         "some": jit(some, donate_argnums=1),
@@ -218,3 +221,14 @@ def compile_programs(
 def _flatten(states: Any) -> Any:
     """Join the axes of chains and draws."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+
+
+def diagnostics(state: Any) -> str:
+    """What NumPyro's bar says, the mean over chains."""
+    steps, size, accepted = jax.device_get(
+        (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
+    )
+    return (
+        f"{np.mean(steps):.0f} steps of size {np.mean(size):.2e}. "
+        f"acc. prob={np.mean(accepted):.2f}"
+    )

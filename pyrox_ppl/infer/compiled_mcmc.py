@@ -13,13 +13,15 @@ from numpyro.infer.util import initialize_model
 from numpyro.primitives import _PYRO_STACK
 from numpyro.util import is_prng_key
 
-from pyrox_ppl.infer._arguments import explain_tracing, split
-from pyrox_ppl.infer._chains import choose, replicate
+from pyrox_ppl.infer._ahead import compile_both
+from pyrox_ppl.infer._arguments import explain_tracing, is_staged, split
+from pyrox_ppl.infer._chains import choose, laid_out, replicate
 from pyrox_ppl.infer._nuts_program import (
     Carry,
     Chains,
     Plan,
     compile_programs,
+    diagnostics,
 )
 
 
@@ -160,7 +162,7 @@ class CompiledMCMC(MCMC):
         if self.chain_method == "parallel" and self.num_chains > 1:
             arrays = self._spread(arrays)
         try:
-            carry, valid = self._compiled["begin"](key, chains, arrays)
+            carry, valid = self._begin(key, chains, arrays)
             self._check_valid(valid, chains)
             iterate = self._iterate_with_bar if self.progress_bar else self._iterate
             draws, last_state = iterate(key, carry, arrays)
@@ -173,6 +175,21 @@ class CompiledMCMC(MCMC):
         self._last_state = last_state
         self._states = dict(zip(plan.fields, draws, strict=True))
         self._states_flat = None
+
+    def _begin(self, key: tuple, chains: Chains, arrays: list) -> tuple:
+        if is_staged():
+            return self._compiled["begin staged"](key, chains, arrays)
+
+        def then(begun: Any) -> tuple:
+            carry = laid_out(begun[0], key[0].chain_method, self.num_chains)
+            draws = (carry.draws,) if self.progress_bar else ()
+            return key, *draws, carry.state, np.int32(0), np.int32(0), arrays
+
+        begin = self._compiled["begin"]
+        second = self._compiled["some" if self.progress_bar else "all"]
+        inputs = key, chains, arrays
+        compile_both(begin, inputs, second, then)
+        return begin(*inputs)
 
     def _iterate(self, key: tuple, carry: Carry, arrays: list) -> tuple:
         bounds = np.int32(0), np.int32(key[0].upper)
@@ -195,7 +212,7 @@ class CompiledMCMC(MCMC):
                 bar.set_description(
                     name + (how if plan.num_chains > 1 else ""), refresh=False
                 )
-                bar.set_postfix_str(_diagnostics(carry.state), refresh=False)
+                bar.set_postfix_str(diagnostics(carry.state), refresh=False)
                 bar.update(stop - first)
         return self._compiled["order"](key, carry)
 
@@ -278,14 +295,3 @@ class CompiledMCMC(MCMC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._compiled = compile_programs(self.sampler, self.postprocess_fn)
-
-
-def _diagnostics(state: Any) -> str:
-    """What NumPyro's bar says, the mean over chains."""
-    steps, size, accepted = jax.device_get(
-        (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
-    )
-    return (
-        f"{np.mean(steps):.0f} steps of size {np.mean(size):.2e}. "
-        f"acc. prob={np.mean(accepted):.2f}"
-    )

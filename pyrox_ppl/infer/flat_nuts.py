@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +14,8 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import ParamInfo, initialize_model
 from numpyro.util import is_prng_key
+
+from pyrox_ppl.infer._uniform_search import search, uniform_radius
 
 
 class FlatNUTS(NUTS):
@@ -106,7 +107,7 @@ class FlatNUTS(NUTS):
     def _init_state(
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
     ) -> Any:
-        radius = _uniform_radius(self._init_strategy)
+        radius = uniform_radius(self._init_strategy)
         compiled = isinstance(rng_key, Tracer)
         searches = compiled and init_params is None and radius is not None
         # Where all is compiled, NumPyro's own search (a program per site) is not used,
@@ -148,12 +149,12 @@ class FlatNUTS(NUTS):
         start = jax.eval_shape(_ravel, one)
         potential = self._potential_fn_gen(*model_args, **model_kwargs)
 
-        def search(rng_key: Any) -> ParamInfo:
-            return _search(
+        def find(rng_key: Any) -> ParamInfo:
+            return search(
                 rng_key, potential, start, radius, self._forward_mode_differentiation
             )
 
-        return lax.map(search, rng_key) if batched else search(rng_key)
+        return lax.map(find, rng_key) if batched else find(rng_key)
 
     def get_constrain_fn(
         self,
@@ -202,41 +203,3 @@ def _on_vector(make: Callable, unravel: Callable) -> Callable:
 
 def _ravel(sites: dict[str, jax.Array]) -> jax.Array:
     return jnp.asarray(ravel_pytree(sites)[0])
-
-
-def _uniform_radius(strategy: Any) -> float | None:
-    """The radius of ``init_to_uniform``; None for another strategy."""
-    made = strategy if isinstance(strategy, partial) else strategy()
-    return float(made.keywords["radius"]) if made.func is init_to_uniform else None
-
-
-def _search(
-    rng_key: Any, potential: Callable, like: Any, radius: float, forward: bool
-) -> ParamInfo:
-    """The first of 100 uniform draws whose energy and gradient are finite, or the last.
-
-    As NumPyro's ``find_valid_initial_params``, with one draw for all sites.
-    """
-
-    def attempt(state: tuple) -> tuple:
-        i, key, _, _ = state
-        key, subkey = jax.random.split(key)
-        z = jax.random.uniform(subkey, like.shape, like.dtype, -radius, radius)
-        energy, grad = _value_and_grad(potential, z, forward)
-        valid = jnp.isfinite(energy) & jnp.all(jnp.isfinite(grad))
-        return i + 1, key, ParamInfo(z, energy, grad), valid
-
-    def unfinished(state: tuple) -> jax.Array:
-        return (state[0] < 100) & ~state[3]
-
-    nothing = jnp.zeros(like.shape, like.dtype)
-    energy = jax.eval_shape(potential, nothing)
-    none_yet = ParamInfo(nothing, jnp.zeros(energy.shape, energy.dtype), nothing)
-    start = (jnp.asarray(0), rng_key, none_yet, jnp.asarray(False))
-    return lax.while_loop(unfinished, attempt, start)[2]
-
-
-def _value_and_grad(potential: Callable, z: jax.Array, forward: bool) -> tuple:
-    if forward:
-        return potential(z), jax.jacfwd(potential)(z)
-    return jax.value_and_grad(potential)(z)

@@ -1,6 +1,5 @@
 """CompiledMCMC: NumPyro's draws, few compilations, and nothing stale."""
 
-import contextlib
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from compilations import compilations
 from numpyro import handlers
 from numpyro.infer import HMC, MCMC, NUTS, SA, init_to_median, init_to_value
 
@@ -34,22 +34,6 @@ def model(x, y=None, power=1):
 def make(kernel=None, cls=CompiledMCMC, **kwargs):
     kwargs = {"num_warmup": 10, "num_samples": 6, "progress_bar": False} | kwargs
     return cls(NUTS(model) if kernel is None else kernel, **kwargs)
-
-
-@contextlib.contextmanager
-def compilations():
-    """The names of what is compiled within, as a list that grows."""
-    names = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +166,15 @@ def test_other_kernels_and_strategies(kernel):
     assert_same(ours.get_samples(), numpyros.get_samples())
 
 
+def test_it_runs_inside_a_jit(run_twice):
+    def draw(key):
+        mcmc = make()
+        mcmc.run(key, X, Y)
+        return mcmc.get_samples()
+
+    assert_same(jax.jit(draw)(KEY), run_twice[1][0][0])
+
+
 def test_initial_values_that_cannot_be_are_an_error_and_no_nan():
     def impossible(x):
         numpyro.sample("a", dist.Normal(0.0, 1.0))
@@ -235,12 +228,16 @@ def test_bad_settings_say_what_was_expected():
 
 def test_chains_are_spread_over_devices():
     code = """
-import jax, numpy as np, numpyro
+import sys, jax, numpy as np, numpyro
 numpyro.set_host_device_count(2)
-from test_compiled_mcmc import KEY, MCMC, X, Y, make
+sys.path.append("..")
+from test_compiled_mcmc import KEY, MCMC, X, Y, compilations, make
 one, two = make(num_chains=2), make(num_chains=4)
 old = make(cls=MCMC, num_chains=2)
-for mcmc in (one, two, old):
+with compilations() as names:
+    one.run(jax.block_until_ready(jax.random.split(KEY)), X, Y)
+assert len(names) <= 4, names
+for mcmc in (two, old):
     mcmc.run(KEY, X, Y)
 assert one.chain_method == two.chain_method == "parallel"
 assert len(one.last_state.potential_energy.devices()) == 2
