@@ -229,6 +229,7 @@ def test_bad_settings_say_what_was_expected():
 def test_chains_are_spread_over_devices():
     code = """
 import sys, jax, numpy as np, numpyro
+jax.config.update("jax_enable_x64", True)
 numpyro.set_host_device_count(2)
 sys.path.append("..")
 from test_compiled_mcmc import KEY, MCMC, X, Y, compilations, make
@@ -243,7 +244,8 @@ assert one.chain_method == two.chain_method == "parallel"
 assert len(one.last_state.potential_energy.devices()) == 2
 for name, draws in old.get_samples(group_by_chain=True).items():
     ours = one.get_samples(group_by_chain=True)[name]
-    np.testing.assert_allclose(ours, draws, rtol=5e-3, atol=5e-3)
+    # In double precision rounding stays small, however the dynamics enlarge it.
+    np.testing.assert_allclose(ours, draws, rtol=1e-8, atol=1e-8)
 print(two.get_samples(group_by_chain=True)["weight"].shape)
 """
     out = subprocess.run(
