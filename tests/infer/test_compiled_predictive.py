@@ -119,7 +119,7 @@ def test_discrete_sites_are_inferred_as_numpyro_does():
             numpyro.sample("y", dist.Normal(mean + 2.0 * z, 0.5), obs=y)
 
     samples = {"mean": jnp.linspace(-0.5, 0.5, 3)}
-    both(mixture, samples, infer_discrete=True, inputs=(jnp.array([0.0, 2.0]),))
+    both(mixture, samples, infer_discrete=True, inputs=(jnp.ones(20),))
 
 
 @pytest.fixture(scope="module")
