@@ -3,6 +3,9 @@
 from pyrox_ppl.infer.amortized_guide import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.compilation_cache import keep_compiled as keep_compiled
 from pyrox_ppl.infer.compiled_mcmc import CompiledMCMC as CompiledMCMC
+from pyrox_ppl.infer.compiled_predictive import (
+    CompiledPredictive as CompiledPredictive,
+)
 from pyrox_ppl.infer.compiled_svi import CompiledSVI as CompiledSVI
 from pyrox_ppl.infer.fit import MinibatchResult as MinibatchResult
 from pyrox_ppl.infer.fit import fit_minibatches as fit_minibatches
