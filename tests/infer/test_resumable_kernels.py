@@ -183,14 +183,21 @@ numpyro.set_host_device_count(2)
 from pathlib import Path
 from numpyro.infer import MCMC, NUTS
 from pyrox_ppl.infer import CompiledMCMC, run_resumable, shard_data
+from pyrox_ppl.infer._segments import Segments
 from infer.test_resumable_kernels import (
     KEY, Y, assert_same, interrupted, make, model)
 kernel, folder = NUTS(model), Path({folder!r})
+devices, run = set(), Segments.run
+def recorded(*args):
+    state, kept = run(*args)
+    devices.add(len(state.potential_energy.devices()))
+    return state, kept
+Segments.run = recorded
 settings = dict(num_chains=4, chain_method="parallel")
 def chains():
     return make(kernel, CompiledMCMC, **settings)
 mcmc = interrupted(pytest.MonkeyPatch(), folder / "r", chains, Y)
-assert mcmc.chain_method == "parallel"
+assert devices == {{2}}
 assert_same(mcmc, run_resumable(chains(), folder / "whole", KEY, Y, segment=2))
 settings["num_chains"] = 2
 numpyros, ours = (make(kernel, **settings) for _ in range(2))
