@@ -51,8 +51,8 @@ class _Traced:
 def split(arguments: Any) -> tuple[list, Static]:
     """The arrays of any pytree, and the rest of it."""
     leaves, treedef = jax.tree.flatten(arguments)
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
-    rest = tuple(_Traced if _is_array(leaf) else leaf for leaf in leaves)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    rest = tuple(_Traced if is_array(leaf) else leaf for leaf in leaves)
     opaque = sorted({type(leaf).__name__ for leaf in rest if _is_opaque(leaf)})
     if opaque:
         warnings.warn(
@@ -85,7 +85,8 @@ def explain_tracing(error: Exception, where: str) -> None:
     )
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is a traced input of a compiled program."""
     if isinstance(leaf, np.ndarray):
         return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, np.number)
     return isinstance(leaf, jax.Array)

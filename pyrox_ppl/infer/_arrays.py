@@ -40,12 +40,12 @@ def to_numpy(leaf: Any) -> np.ndarray:
 def from_numpy(array: np.ndarray, like: Any) -> jax.Array:
     """The leaf that :func:`to_numpy` was given, which had the dtype of `like`."""
     if is_key(like):
-        impl = jax.random.key_impl(like)
+        impl = jax.random.key_impl(jnp.zeros((), like.dtype))
         return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
     return jnp.asarray(array.view(like.dtype))
 
 
-def stored_as(like: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], str]:
+def stored_as(like: Any) -> tuple[tuple[int, ...], str]:
     """The shape and dtype of what :func:`to_numpy` makes of an array."""
     if is_key(like):
         like = jax.eval_shape(jax.random.key_data, like)

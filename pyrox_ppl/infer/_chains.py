@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pyrox_ppl.infer._arrays import is_sharded
+
 METHODS = ("auto", "parallel", "sequential", "vectorized")
 
 
@@ -56,7 +58,16 @@ def mesh(num_chains: int) -> Mesh:
 
 
 def replicate(tree: Any, num_chains: int) -> Any:
-    """Put arrays on every device that chains are spread over."""
+    """Put the data that all chains share on every device that they are spread over.
+
+    Raises:
+        ValueError: If an array is laid out over several devices itself.
+    """
+    if any(is_sharded(leaf) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            "an argument is laid out over several devices, and so would the chains "
+            "be: give chain_method='sequential' or 'vectorized'."
+        )
     return jax.device_put(tree, NamedSharding(mesh(num_chains), PartitionSpec()))
 
 

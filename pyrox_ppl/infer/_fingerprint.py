@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _MEANING = {
     "program": "the computations of the model, or of the kernel or optimiser,",
     "start": "the initial states (by settings of the kernel, or initial parameters)",
 }
+
+_OF_ENVIRONMENT = ("environment", "program", "start")
 
 
 def environment() -> dict[str, str]:
@@ -89,14 +92,26 @@ def check(
 ) -> None:
     """Compare what a run was begun with to what it would be continued with.
 
+    In another environment the same model may print as another program, and its initial
+    state have other last bits. Where that is allowed they are not compared.
+
     Raises:
         ValueError: If they differ; it says in what.
     """
+    elsewhere = stored.get("environment") != current.get("environment")
     for part, meaning in _MEANING.items():
         before, now = stored.get(part), current.get(part)
         if before == now:
             continue
-        if any_environment and part in ("environment", "start", "program"):
+        if any_environment and elsewhere and part in _OF_ENVIRONMENT:
+            if part == "program":
+                warnings.warn(
+                    f"{path} was begun in another environment, where {meaning} were "
+                    "written otherwise, so that a change of them would not be seen: "
+                    "see to it that the model and its kernel or optimiser are the ones "
+                    "that the run was begun with.",
+                    stacklevel=5,
+                )
             continue
         advice = (
             "Continue it where it was begun, or pass any_environment=True: the draws "

@@ -8,9 +8,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from pyrox_ppl.infer._arrays import from_numpy, to_numpy
+from pyrox_ppl.infer._arrays import from_numpy, stored_as, to_numpy
 from pyrox_ppl.infer._fingerprint import check
 from pyrox_ppl.infer._store import RunStore
+
+
+def check_one_process(name: str) -> None:
+    """Refuse to commit what several processes compute together.
+
+    Raises:
+        ValueError: If JAX runs in several processes.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{name} works in one process, and jax.process_count() is "
+            f"{jax.process_count()}: processes that are killed at different moments "
+            "would go on from different commits. Start it without "
+            "jax.distributed.initialize, or use CompiledMCMC or jax.jit(svi.update), "
+            "which commit nothing."
+        )
 
 
 @contextlib.contextmanager
@@ -55,7 +71,7 @@ def load_state(store: RunStore, like: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(like)
     arrays = store.state()
-    if [a.shape for a in arrays] != [to_numpy(leaf).shape for leaf in leaves]:
+    if [(a.shape, a.dtype.name) for a in arrays] != [stored_as(x) for x in leaves]:
         raise ValueError(
             f"{store.path}: the state on disk has other arrays than the run would "
             "have now: start again under a new path. Nothing was changed."

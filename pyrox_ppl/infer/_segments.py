@@ -17,7 +17,10 @@ from jax import lax
 from numpyro.infer import MCMC
 from numpyro.util import is_prng_key, nested_attrgetter
 
+from pyrox_ppl.infer._arguments import is_array
 from pyrox_ppl.infer._arrays import is_sharded, strong
+from pyrox_ppl.infer._chains import over_chains, replicate
+from pyrox_ppl.infer.compiled_mcmc import CompiledMCMC
 
 
 class Segments:
@@ -50,8 +53,13 @@ class Segments:
         self._args, self._kwargs = args, kwargs
         # NumPyro makes the data constants of the program, unless it is told otherwise;
         # a constant is not sharded, so arrays on several devices are never made one.
-        is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
+        if isinstance(mcmc, CompiledMCMC):
+            is_data = is_array
+        else:
+            is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
         self._data, self._constant = eqx.partition((args, kwargs), is_data)
+        if mcmc.num_chains > 1 and mcmc.chain_method == "parallel":
+            self._data = replicate(self._data, mcmc.num_chains)
         self.size = size
         self._together = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
         fields = (
@@ -179,8 +187,6 @@ class Segments:
 
         if mcmc.num_chains == 1 or self._together:
             return jax.jit(segment)
-        if mcmc.chain_method == "parallel":
-            return jax.pmap(segment, in_axes=(0, None, None, None))
         if mcmc.chain_method == "sequential":
             one = jax.jit(segment)
 
@@ -193,7 +199,9 @@ class Segments:
                 return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
             return each
-        over_chains: Any = mcmc.chain_method
-        return jax.jit(
-            lambda state, *rest: over_chains(lambda one: segment(one, *rest))(state)
+        each_chain = over_chains(
+            lambda state, rest: segment(state, *rest),
+            mcmc.chain_method,
+            mcmc.num_chains,
         )
+        return jax.jit(lambda state, *rest: each_chain(state, rest))

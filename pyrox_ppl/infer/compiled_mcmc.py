@@ -160,7 +160,7 @@ class CompiledMCMC(MCMC):
         key = (plan, static, None if not _PYRO_STACK else object())
         chains = Chains(rng_key, start, init_params)
         if self.chain_method == "parallel" and self.num_chains > 1:
-            arrays = self._spread(arrays)
+            arrays = replicate(arrays, self.num_chains)
         try:
             carry, valid = self._begin(key, chains, arrays)
             self._check_valid(valid, chains)
@@ -250,14 +250,6 @@ class CompiledMCMC(MCMC):
                     "init_params must have a leading axis of the "
                     f"{self.num_chains} chains, got the shape {jnp.shape(leaf)}."
                 )
-
-    def _spread(self, arrays: list) -> list:
-        if any(isinstance(a, jax.Array) and len(a.devices()) > 1 for a in arrays):
-            raise ValueError(
-                "an argument is laid out over several devices, and so would the chains "
-                "be: give CompiledMCMC chain_method='sequential' or 'vectorized'."
-            )
-        return replicate(arrays, self.num_chains)
 
     def _check_valid(self, valid: Any, chains: Chains) -> None:
         """Raise NumPyro's own error, with its warnings by site, where it finds one."""

@@ -15,7 +15,13 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._arrays import digest, strong
 from pyrox_ppl.infer._fingerprint import environment, program, sites_of
-from pyrox_ppl.infer._resume import load_state, open_or_begin, save_state
+from pyrox_ppl.infer._resume import (
+    check_one_process,
+    load_state,
+    open_or_begin,
+    save_state,
+)
+from pyrox_ppl.infer._site_order import in_order
 from pyrox_ppl.infer._store import RunStore
 from pyrox_ppl.infer.minibatch import MinibatchLoader
 
@@ -94,7 +100,8 @@ def fit_minibatches(
 
     Raises:
         ValueError: If `patience` is given without `held_out`, or if the run at `path`
-            was begun with something else or is damaged.
+            was begun with something else or is damaged, or if it is given where JAX
+            runs in several processes.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C., Paisley, J. (2013). Stochastic
@@ -127,10 +134,13 @@ def fit_minibatches(
     for name, value in (("epochs", epochs), ("segment", segment)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be positive, not {value}.")
+    if path is not None:
+        check_one_process("fit_minibatches with a path")
     update_key, evaluate_key = jax.random.split(key)
     first = next(loader.epoch(0))
     start = strong(svi.init(update_key, *first, init_params=init_params, **kwargs))
-    update = svi.stable_update if stable_update else svi.update
+    ordered = in_order(svi)
+    update = ordered.stable_update if stable_update else ordered.update
     total = epochs * loader.steps_per_epoch
     size = min(segment or loader.steps_per_epoch, total)
 
@@ -138,7 +148,7 @@ def fit_minibatches(
         return update(state, *batch, **kwargs)
 
     def evaluate(state: Any, batch: Any) -> Any:
-        return svi.evaluate(state._replace(rng_key=evaluate_key), *batch, **kwargs)
+        return ordered.evaluate(state._replace(rng_key=evaluate_key), *batch, **kwargs)
 
     run = _Run(
         loader=loader,

@@ -16,7 +16,12 @@ from pyrox_ppl.infer._arrays import (
     to_numpy,
 )
 from pyrox_ppl.infer._fingerprint import arguments, environment, program, sites_of
-from pyrox_ppl.infer._resume import load_state, open_or_begin, save_state
+from pyrox_ppl.infer._resume import (
+    check_one_process,
+    load_state,
+    open_or_begin,
+    save_state,
+)
 from pyrox_ppl.infer._segments import Segments
 from pyrox_ppl.infer._store import RunStore
 
@@ -41,18 +46,21 @@ def run_resumable(
     Warm-up is committed in the same way, every ``segment * thinning`` steps.
 
     The draws are also those of ``mcmc.run(key, *args, ...)`` in distribution. On a CPU
-    they have been the same bit for bit with each of NumPyro's three chain methods, but
-    not with a callable ``chain_method``, inside which NumPyro finds initial values; and
-    XLA may compile NumPyro's own loop to other instructions.
+    they have been the same bit for bit with one chain of NumPyro's ``MCMC``, and with
+    ``sequential`` and ``vectorized`` ones; not where initial values are found inside
+    a compiled program (``parallel`` chains, a callable ``chain_method``,
+    :class:`CompiledMCMC`), and XLA may compile NumPyro's own loop to other
+    instructions.
 
     **On disk**: `path` is a directory. ``draws.zarr`` in it has an array
     ``(chain, draw, ...)`` for each site and field, and may be read at any time; what is
     not sampled yet is zero. The directory of a finished run answers at once.
 
     Args:
-        mcmc: NumPyro's MCMC object, not run yet: its kernel, numbers of warm-up steps,
-            samples and chains, thinning, chain method and progress bar count. If it has
-            a ``post_warmup_state``, that is where it starts, without warm-up.
+        mcmc: NumPyro's MCMC object or a :class:`CompiledMCMC`, not run yet: its kernel,
+            numbers of warm-up steps, samples and chains, thinning, chain method and
+            progress bar count. If it has a ``post_warmup_state``, that is where it
+            starts, without warm-up.
         path: The directory; made if it does not exist.
         key: The key of the run.
         *args: Arguments of the model.
@@ -61,7 +69,8 @@ def run_resumable(
         extra_fields: As in ``mcmc.run``.
         init_params: As in ``mcmc.run``.
         any_environment: Go on also if JAX, NumPyro, the processor or a setting that
-            decides the last bits of a number is another one.
+            decides the last bits of a number is another one. There the sites of the
+            model are compared, but not what else it computes.
         **kwargs: Keyword arguments of the model.
 
     Returns:
@@ -70,8 +79,8 @@ def run_resumable(
 
     Raises:
         ValueError: If the run at `path` was begun with other arguments, another model,
-            kernel, key, number of chains or environment, or if a file of it is damaged.
-            The directory is left as it is.
+            kernel, key, number of chains or environment, if a file of it is damaged,
+            or if JAX runs in several processes. The directory is left as it is.
         RuntimeError: If another process is working on `path`.
         OSError: If the disk is full; what was committed stands.
         ImportError: If zarr is not installed.
@@ -92,11 +101,7 @@ def run_resumable(
     """
     path = Path(path)
     size = _segment_size(mcmc, segment)
-    if jax.process_count() > 1:
-        raise ValueError(
-            "run_resumable works in one process, and jax.process_count() is "
-            f"{jax.process_count()}: give each process a run of its own."
-        )
+    check_one_process("run_resumable")
     segments = Segments(
         mcmc,
         key,
@@ -185,7 +190,9 @@ def _fingerprint(
     return {
         "kind": "MCMC",
         "settings": {
+            "class": type(mcmc).__qualname__,
             "kernel": type(mcmc.sampler).__qualname__,
+            "jit_model_args": mcmc._jit_model_args,
             "num_warmup": mcmc.num_warmup,
             "num_samples": mcmc.num_samples,
             "num_chains": mcmc.num_chains,

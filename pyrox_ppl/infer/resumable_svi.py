@@ -21,7 +21,13 @@ from pyrox_ppl.infer._arrays import (
     to_numpy,
 )
 from pyrox_ppl.infer._fingerprint import arguments, environment, program, sites_of
-from pyrox_ppl.infer._resume import load_state, open_or_begin, save_state
+from pyrox_ppl.infer._resume import (
+    check_one_process,
+    load_state,
+    open_or_begin,
+    save_state,
+)
+from pyrox_ppl.infer._site_order import in_order
 
 
 def run_svi_resumable(
@@ -65,7 +71,8 @@ def run_svi_resumable(
 
     Raises:
         ValueError: If the run at `path` was begun with something else, or if a file of
-            it is damaged. The directory is left as it is.
+            it is damaged, or if JAX runs in several processes. The directory is left
+            as it is.
         RuntimeError: If another process is working on `path`.
         OSError: If the disk is full; what was committed stands.
         ImportError: If zarr is not installed.
@@ -91,10 +98,12 @@ def run_svi_resumable(
         raise ValueError(f"num_steps must be a positive integer, not {num_steps}.")
     if segment is not None and segment < 1:
         raise ValueError(f"segment must be a positive number of steps, not {segment}.")
+    check_one_process("run_svi_resumable")
     path = Path(path)
     size = min(segment or max(num_steps // 20, 1), num_steps)
     start = strong(svi.init(key, *args, init_params=init_params, **kwargs))
-    update = svi.stable_update if stable_update else svi.update
+    ordered = in_order(svi)
+    update = ordered.stable_update if stable_update else ordered.update
 
     # A constant of a program is not sharded: arrays on several devices are arguments.
     data, constant = eqx.partition((args, kwargs), is_sharded)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -26,7 +27,14 @@ def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
         x, y = shard_data(mesh, x, y)
 
     With several processes (``jax.distributed.initialize``) each process gives the same,
-    whole arrays, and only its own shards are put on its devices.
+    whole arrays, and only its own shards are put on its devices. All of them then call
+    the same functions in the same order: ``jax.jit(svi.update)``, ``MCMC`` with
+    ``jit_model_args=True``, :class:`CompiledMCMC`. What has no axis of rows (losses,
+    parameters, weights) is whole in each process; of another site each may hold a part,
+    and ``jax.experimental.multihost_utils.process_allgather(draws, tiled=True)`` has
+    all of it. Start the processes with the same ``PYTHONHASHSEED``: ``Trace_ELBO`` adds
+    up sites in the order of a set of strings, which Python draws for each process, and
+    the processes must run one program.
 
     **Shapes**: ``(N, ...)`` with N a multiple of the size of the mesh's axis.
 
@@ -39,8 +47,9 @@ def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
         The sharded array, or a tuple of them if several were given.
 
     Raises:
-        ValueError: If there is no such axis, if it is not ``Auto``, or if its size does
-            not divide the number of rows.
+        ValueError: If there is no such axis, if it is not ``Auto``, if its size does
+            not divide the number of rows, or if the processes of the mesh were not
+            started with the same ``PYTHONHASHSEED``.
 
     Example:
         >>> import jax, numpy as np
@@ -62,9 +71,22 @@ def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
             "would have to name the sharding of every result: make the mesh with "
             "axis_types=(jax.sharding.AxisType.Auto,)."
         )
+    if mesh.is_multi_process:
+        _check_hash_seed()
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     placed = tuple(None if a is None else _place(a, sharding) for a in arrays)
     return placed[0] if len(placed) == 1 else placed
+
+
+def _check_hash_seed() -> None:
+    """Compare in what order the processes have sets of strings."""
+    mine = np.uint32(hash("sites") % 2**32)
+    if len(np.unique(multihost_utils.process_allgather(mine))) > 1:
+        raise ValueError(
+            "the processes order sets of strings differently, and with them the sites "
+            "in a program that all must share: set the environment variable "
+            "PYTHONHASHSEED to the same number, such as 0, where each is started."
+        )
 
 
 def _place(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -18,7 +18,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import run_resumable, run_svi_resumable, shard_data
+from pyrox_ppl.infer import CompiledMCMC, run_resumable, run_svi_resumable, shard_data
 from pyrox_ppl.infer._segments import Segments
 
 DEVICES = jax.device_count()
@@ -58,6 +58,22 @@ def segment_program(kernel, data):
     segments = Segments(mcmc, KEY, data, {}, **options)
     arguments = (*segments.example, segments._data)
     return segments._compile().lower(*arguments).compile().as_text()
+
+
+def compiled_nuts(kernel, data):
+    """The draws of CompiledMCMC, and the program that made them."""
+    mcmc = CompiledMCMC(kernel, num_warmup=3, num_samples=2, progress_bar=False)
+    jitted, texts = mcmc._compiled["all"], []
+
+    def sample(key, *arrays):
+        program = jitted.lower(key, *arrays).compile()
+        texts.append(program.as_text())
+        return program(*arrays)
+
+    mcmc._compiled["all"] = sample
+    mcmc.run(KEY, *data)
+    (text,) = texts
+    return mcmc.get_samples(), text
 
 
 def main():
@@ -108,6 +124,9 @@ def main():
     first, second = (jax.tree.map(lambda v, i=i: v[i], one) for i in (0, 1))
     found["nuts_moved"] = difference(first, second)
     found["nuts"] = sizes(segment_program(kernel, sharded))
+    draws, text = compiled_nuts(kernel, sharded)
+    found["compiled_nuts"] = sizes(text)
+    found["compiled_nuts_difference"] = difference(one, draws)
     print(json.dumps(found))
 
 

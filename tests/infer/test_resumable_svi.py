@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 from pyrox_ppl.infer import _store, run_svi_resumable
 
@@ -81,3 +81,30 @@ def test_another_run_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{name} must be a positive"):
             call()
+
+
+def named(prefix):
+    """A model whose sites have names that sort alike, and hash otherwise."""
+
+    def model(y):
+        names = [f"{prefix}{i}" for i in range(8)]
+        terms = [numpyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]
+        numpyro.sample("y", dist.Normal(sum(terms), 1.0).expand([3]).to_event(), obs=y)
+
+    return model
+
+
+def test_the_loss_has_one_order_of_sites_in_every_process(tmp_path):
+    """Sets of other names are in another order, as sets are in another process."""
+    programs, losses = set(), set()
+    for prefix in "abc":
+        svi = SVI(named(prefix), AutoDelta(named(prefix)), optax.sgd(0.1), Trace_ELBO())
+        path = tmp_path / prefix
+        result = run_svi_resumable(svi, path, KEY, 6, Y, progress_bar=False)
+        losses.add(tuple(result.losses.tolist()))
+        with _store.RunStore.open(path) as store:
+            programs.add(store.fingerprint["program"])
+    assert len(programs) == len(losses) == 1
+    reference = svi.run(KEY, 6, Y, progress_bar=False)
+    np.testing.assert_allclose(reference.losses, result.losses, rtol=1e-6)
+    assert result.params.keys() == reference.params.keys()

@@ -34,7 +34,7 @@ def test_sharded_inference_is_the_same_and_is_sharded(devices):
     assert out.returncode == 0, out.stderr
     found = json.loads(out.stdout)
     assert found["devices"] == devices
-    for program in ("svi", "potential", "nuts"):
+    for program in ("svi", "potential", "nuts", "compiled_nuts"):
         # No array has the rows of all data, the network's product those of a shard.
         assert found[program]["whole"] == 0
         assert found[program]["dot_shard"] >= 1
@@ -44,6 +44,7 @@ def test_sharded_inference_is_the_same_and_is_sharded(devices):
     assert found["potential_difference"] < 1e-5
     assert found["svi"]["dot_shard"] == found["potential"]["dot_shard"] == 1
     assert found["nuts_difference"] < 1e-4 < found["nuts_moved"]
+    assert found["compiled_nuts_difference"] < 1e-4
     assert found["svi_losses_difference"] < 1e-5
 
 
