@@ -187,17 +187,18 @@ from pyrox_ppl.infer._segments import Segments
 from infer.test_resumable_kernels import (
     KEY, Y, assert_same, interrupted, make, model)
 kernel, folder = NUTS(model), Path({folder!r})
-devices, run = set(), Segments.run
+placed, run = set(), Segments.run
 def recorded(*args):
     state, kept = run(*args)
-    devices.add(len(state.potential_energy.devices()))
+    shards = state.potential_energy.addressable_shards
+    placed.add(tuple(shard.data.shape for shard in shards))
     return state, kept
 Segments.run = recorded
 settings = dict(num_chains=4, chain_method="parallel")
 def chains():
     return make(kernel, CompiledMCMC, **settings)
 mcmc = interrupted(pytest.MonkeyPatch(), folder / "r", chains, Y)
-assert devices == {{2}}
+assert placed == {{((2,), (2,))}}
 assert_same(mcmc, run_resumable(chains(), folder / "whole", KEY, Y, segment=2))
 settings["num_chains"] = 2
 numpyros, ours = (make(kernel, **settings) for _ in range(2))
