@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpyro.infer.hmc import HMC
+from numpyro.infer.util import ParamInfo
 from numpyro.util import nested_attrgetter
 
 from pyrox_ppl.infer._arguments import Static, join
@@ -113,9 +114,12 @@ class NUTSProgram:
         plan = self._plan
         first, stop, data = shared
         kernel = self._fresh_kernel()
-        # The kernel's functions close over what `init` finds. XLA drops the rest.
-        self._init(kernel, carry.state.rng_key, carry.state.z, data)
-        start = plan.lower + (plan.upper - plan.lower) % plan.thinning
+        # The kernel's functions close over what `init` finds. XLA drops the rest, and
+        # where the gradient is known, it is not traced either.
+        state = carry.state
+        start = ParamInfo(state.z, state.potential_energy, state.z_grad)
+        self._init(kernel, state.rng_key, start, data)
+        lowest = plan.lower + (plan.upper - plan.lower) % plan.thinning
         collects = plan.upper > plan.lower
 
         def body(i: jax.Array, carry: Carry) -> Carry:
@@ -123,7 +127,7 @@ class NUTSProgram:
             if not collects:
                 return Carry(state, carry.draws)
             # What is written before the first draw is written over by it.
-            place = jnp.maximum((i - start) // plan.thinning, 0)
+            place = jnp.maximum((i - lowest) // plan.thinning, 0)
             draws = jax.tree.map(
                 lambda all_, one: lax.dynamic_update_index_in_dim(
                     all_, one.astype(all_.dtype), place, 0
