@@ -71,6 +71,12 @@ def replicate(tree: Any, num_chains: int) -> Any:
     return jax.device_put(tree, NamedSharding(mesh(num_chains), PartitionSpec()))
 
 
+def is_placed(tree: Any) -> bool:
+    """Whether arrays were put on devices on purpose, to which results then keep."""
+    leaves = jax.tree.leaves(tree)
+    return any(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
+
+
 def laid_out(shapes: Any, method: str | Callable, num_chains: int) -> Any:
     """The shapes of all chains' results, with the devices where they will be."""
     if method != "parallel" or num_chains == 1:

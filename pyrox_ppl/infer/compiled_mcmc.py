@@ -15,7 +15,7 @@ from numpyro.util import is_prng_key
 
 from pyrox_ppl.infer._ahead import compile_both
 from pyrox_ppl.infer._arguments import explain_tracing, is_staged, split
-from pyrox_ppl.infer._chains import choose, laid_out, replicate
+from pyrox_ppl.infer._chains import choose, is_placed, laid_out, replicate
 from pyrox_ppl.infer._nuts_program import (
     Carry,
     Chains,
@@ -186,9 +186,11 @@ class CompiledMCMC(MCMC):
             return key, *draws, carry.state, np.int32(0), np.int32(0), arrays
 
         begin = self._compiled["begin"]
-        second = self._compiled["some" if self.progress_bar else "all"]
         inputs = key, chains, arrays
-        compile_both(begin, inputs, second, then)
+        # Results of placed inputs are placed, too, which only chains' are foreseen.
+        if self.chain_method == "parallel" or not is_placed(inputs[1:]):
+            second = self._compiled["some" if self.progress_bar else "all"]
+            compile_both(begin, inputs, second, then)
         return begin(*inputs)
 
     def _iterate(self, key: tuple, carry: Carry, arrays: list) -> tuple:

@@ -63,6 +63,13 @@ def test_three_compilations_and_none_for_the_second_run(run_twice):
     assert second == 0
 
 
+def test_arguments_that_were_put_on_a_device_compile_no_more():
+    placed = jax.device_put((X, Y), jax.devices()[0])
+    with compilations() as names:
+        make().run(jax.block_until_ready(KEY), *placed)
+    assert len(names) <= 2
+
+
 def test_both_runs_have_the_draws_of_numpyro(run_twice):
     for y, (draws, extra, _) in zip((Y, Y2), run_twice[1], strict=True):
         numpyros = make(cls=MCMC)
