@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import NUTS, SVI, Trace_ELBO
+from numpyro.infer import NUTS, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledSVI
 
 pytestmark = pytest.mark.rank_promotion
 
@@ -65,7 +66,8 @@ def nuts_step(model):
 
 
 def svi_step(model):
-    svi = SVI(model, AutoNormal(model), numpyro.optim.Adam(1e-2), Trace_ELBO())
+    guide = AutoNormal(model)
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
     state = svi.init(KEY, X, y=Y)
     leaves = jax.tree.leaves(state.optim_state)
     return operations(lambda s: svi.update(s, X, y=Y), state), [
