@@ -281,6 +281,11 @@ class CompiledMCMC(MCMC):
             self._states_flat = self._compiled["flat"](self._states)
         return self._states_flat
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("sampler", "postprocess_fn") and "_compiled" in vars(self):
+            self._compiled = compile_programs(self.sampler, self.postprocess_fn)
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         del state["_compiled"]

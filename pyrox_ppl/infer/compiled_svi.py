@@ -20,6 +20,9 @@ from pyrox_ppl.infer._svi_program import (
     parts_of,
 )
 
+# What the programs are made of: with another one they are others.
+_PARTS = ("model", "guide", "optim", "loss", "static_kwargs")
+
 
 class CompiledSVI(SVI):
     r"""NumPyro's ``SVI``, its initialisation and its run compiled once.
@@ -210,6 +213,11 @@ class CompiledSVI(SVI):
         self.constrain_fn = begun.constrain.value()
         if not first and (begun.constrain.arrays or begun.supports.arrays):
             # Supports that depend on the arguments are constants of the programs.
+            self._compiled = compile_programs(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _PARTS and "_compiled" in vars(self):
             self._compiled = compile_programs(self)
 
     def __getstate__(self) -> dict[str, Any]:

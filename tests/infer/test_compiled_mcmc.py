@@ -182,6 +182,16 @@ def test_it_runs_inside_a_jit(run_twice):
     assert_same(jax.jit(draw)(KEY), run_twice[1][0][0])
 
 
+def test_another_sampler_has_other_programs():
+    mcmc = make(NUTS(model, step_size=0.1, adapt_step_size=False), num_samples=1)
+    steps = []
+    for size in (0.1, 0.2):
+        mcmc.sampler = NUTS(model, step_size=size, adapt_step_size=False)
+        mcmc.run(KEY, X, Y)
+        steps.append(float(mcmc.last_state.adapt_state.step_size))
+    np.testing.assert_allclose(steps, [0.1, 0.2], rtol=1e-6)
+
+
 def test_initial_values_that_cannot_be_are_an_error_and_no_nan():
     def impossible(x):
         numpyro.sample("a", dist.Normal(0.0, 1.0))

@@ -179,11 +179,14 @@ def test_no_initial_values_are_numpyros_error():
         run(make(), steps=0)
 
 
-def test_a_copy_has_programs_of_its_own(run_twice):
+def test_another_loss_has_other_programs_also_in_a_copy(run_twice):
     svi, [(fit, _), _] = run_twice
     other = copy.copy(svi)
     other.loss = Trace_ELBO(num_particles=3)
-    assert other.run(KEY, 1, X, Y, progress_bar=False).losses[0] != fit.losses[0]
+    assert other.run(KEY, 5, X, Y, progress_bar=False).losses[0] != fit.losses[0]
+    other.loss = svi.loss
+    np.testing.assert_array_equal(run(other).losses, fit.losses)
+    np.testing.assert_array_equal(run(svi).losses, fit.losses)
 
 
 def conjugate(y=None, rows=4):
