@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 from numpyro.primitives import _PYRO_STACK
@@ -114,7 +115,11 @@ class CompiledSVI(SVI):
         # What is not finite may mean that there are no initial values: NumPyro says so,
         # and at which site.
         if begun is None or not begun.finite:
-            return super().init(rng_key, *args, init_params=init_params, **kwargs)
+            before = self.constrain_fn
+            state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+            if before is not None and not _is_same(before, self.constrain_fn):
+                self._compiled = compile_programs(self)
+            return state
         self._note(begun)
         return begun.state
 
@@ -228,3 +233,13 @@ class CompiledSVI(SVI):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._compiled = compile_programs(self)
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether NumPyro's maps to supports have the same bounds, where those have any."""
+    bounds = [jax.tree.leaves(constrain.args) for constrain in (before, now)]
+    if any(isinstance(bound, Tracer) for bound in [*bounds[0], *bounds[1]]):
+        return False
+    return len(bounds[0]) == len(bounds[1]) and all(
+        np.array_equal(one, other) for one, other in zip(*bounds, strict=True)
+    )

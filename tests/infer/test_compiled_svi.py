@@ -167,6 +167,26 @@ def test_a_support_of_other_arguments_is_not_that_of_the_first(guide):
         np.testing.assert_allclose(svi.guide.median(fits[0].params)[name], value)
 
 
+def test_a_guide_that_is_an_object_has_the_support_of_its_arguments():
+    class Guide:
+        def __call__(self, x, y=None):
+            upper = dist.constraints.interval(0.0, jnp.max(x))
+            loc = numpyro.param("loc", 0.5 * jnp.max(x), constraint=upper)
+            numpyro.sample("a", dist.Normal(loc, 0.1))
+
+    def simple(x, y=None):
+        numpyro.sample("a", dist.Normal(100.0, 1.0))
+
+    svi = CompiledSVI(simple, Guide(), optax.adam(0.5), Trace_ELBO())
+    for upper in (1.0, 3.0, 2.0):
+        numpyros = SVI(simple, Guide(), optax.adam(0.5), Trace_ELBO())
+        assert_same(*(run_on(s, upper * jnp.ones(2)) for s in (svi, numpyros)))
+
+
+def run_on(svi, x):
+    return svi.run(KEY, 5, x, progress_bar=False)
+
+
 def test_no_initial_values_are_numpyros_error():
     def impossible(x):
         numpyro.sample("a", dist.Normal(0.0, 1.0))
