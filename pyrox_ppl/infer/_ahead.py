@@ -1,8 +1,21 @@
-"""Two programs compiled before they are called, the work of one beside the other's."""
+"""How programs are compiled at a start: with little effort, and beside one another."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import jax
+
+
+def jit_quickly(function: Callable) -> Any:
+    """A jitted function of a static key: what runs once is not worth optimising.
+
+    It cannot be called inside another program, for its compiler option (XLA's for the
+    CPU) is that of a whole one.
+    """
+    quick = {"xla_backend_optimization_level": 0}
+    options = quick if jax.default_backend() == "cpu" else None
+    return jax.jit(function, static_argnums=0, compiler_options=options)
 
 
 def compile_both(

@@ -1,13 +1,16 @@
 """What a model is called with, split into traced arrays and what is part of the key."""
 
+import contextlib
 import enum
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from numpyro.primitives import _PYRO_STACK
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
@@ -76,13 +79,25 @@ def is_staged() -> bool:
     return isinstance(jax.device_put(np.zeros(())), Tracer)
 
 
-def explain_tracing(error: Exception, where: str) -> None:
+def stack_mark() -> object:
+    """A part of a key that is new wherever NumPyro's handlers are around the caller."""
+    return object() if _PYRO_STACK else None
+
+
+@contextlib.contextmanager
+def explained_tracing(where: str) -> Iterator[None]:
     """Add what to do to JAX's error about a traced value in Python code."""
-    error.add_note(
-        f"{where} compiles the model with its array arguments as traced inputs, so the "
-        "model's Python code cannot read their values. Pass sizes and flags as Python "
-        "numbers, compute them from shapes, or use NumPyro's own class."
-    )
+    try:
+        yield
+    except (TypeError, IndexError) as error:
+        if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
+            error.add_note(
+                f"{where} compiles the model with its array arguments as traced "
+                "inputs, so the model's Python code cannot read their values. Pass "
+                "sizes and flags as Python numbers, compute them from shapes, or use "
+                "NumPyro's own class."
+            )
+        raise
 
 
 def is_array(leaf: Any) -> bool:

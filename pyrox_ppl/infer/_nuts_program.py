@@ -13,6 +13,7 @@ from numpyro.infer.hmc import HMC
 from numpyro.infer.util import ParamInfo
 from numpyro.util import nested_attrgetter
 
+from pyrox_ppl.infer._ahead import jit_quickly
 from pyrox_ppl.infer._arguments import Static, join
 from pyrox_ppl.infer._chains import over_chains
 
@@ -207,12 +208,8 @@ def compile_programs(
         return chain_axis_first(carry.draws, key[0]), carry.state
 
     jit = partial(jax.jit, static_argnums=0)
-    # What runs once is not worth optimising (the option is XLA's for the CPU).
-    quick = {"xla_backend_optimization_level": 0}
-    on_cpu = jax.default_backend() == "cpu"
     return {
-        "begin": jit(begin, compiler_options=quick if on_cpu else None),
-        # Options are for what is not inside another program.
+        "begin": jit_quickly(begin),
         "begin staged": jit(begin),
         "all": jit(all_),
         # Of the draws there is one copy. The state may be one that the user holds.

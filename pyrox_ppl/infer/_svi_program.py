@@ -20,6 +20,7 @@ from numpyro.infer.autoguide import (
     AutoNormal,
 )
 
+from pyrox_ppl.infer._ahead import jit_quickly
 from pyrox_ppl.infer._arguments import join
 from pyrox_ppl.infer._lift import Lifted
 from pyrox_ppl.infer.flat_normal import FlatNormal
@@ -51,7 +52,6 @@ class Begun(NamedTuple):
     state: Any
     finite: jax.Array
     constrain: Lifted
-    supports: Lifted
     guides: list[Lifted]
 
 
@@ -80,6 +80,17 @@ def parts_of(guide: Any) -> list[Any]:
     return [guide]
 
 
+def supports_of(guide: Any) -> list[Any]:
+    """The supports of the latent sites that a guide has seen."""
+    return [
+        site["fn"].support
+        for part in parts_of(guide)
+        if isinstance(part, AutoGuide) and part.prototype_trace is not None
+        for site in part.prototype_trace.values()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
+
+
 def compile_programs(svi: SVI) -> dict[str, Callable]:
     """The jitted functions; JAX keeps their programs as long as they are held.
 
@@ -97,8 +108,7 @@ def compile_programs(svi: SVI) -> dict[str, Callable]:
             finite = jnp.isfinite(fresh.evaluate(state, *args, **kwargs)).all()
         pairs = zip(parts_of(svi.guide), parts_of(guide), strict=True)
         noted = [Lifted(_news(old, new)) for old, new in pairs]
-        constrain = Lifted(fresh.constrain_fn)
-        return Begun(state, finite, constrain, Lifted(_supports(guide)), noted)
+        return Begun(state, finite, Lifted(fresh.constrain_fn), noted)
 
     def some(
         key: tuple, losses: Any, state: Any, first: Any, stop: Any, arrays: list
@@ -130,11 +140,8 @@ def compile_programs(svi: SVI) -> dict[str, Callable]:
         return SVI.get_params(svi, state)
 
     jit = partial(jax.jit, static_argnums=0)
-    # What runs once is not worth optimising (the option is XLA's for the CPU).
-    quick = {"xla_backend_optimization_level": 0}
-    on_cpu = jax.default_backend() == "cpu"
     return {
-        "begin": jit(begin, compiler_options=quick if on_cpu else None),
+        "begin": jit_quickly(begin),
         "all": jit(all_),
         # Of the losses there is one copy. The state may be one that the user holds.
         "some": jit(some, donate_argnums=1),
@@ -155,17 +162,6 @@ def _copy(guide: Any) -> Any:
     if isinstance(guide, AutoGuideList):
         vars(fresh)["_guides"] = [_copy(part) for part in guide]
     return fresh
-
-
-def _supports(guide: Any) -> list[Any]:
-    """The supports of latent sites, whose arrays, if any, depend on the arguments."""
-    return [
-        site["fn"].support
-        for part in parts_of(guide)
-        if isinstance(part, AutoGuide) and part.prototype_trace is not None
-        for site in part.prototype_trace.values()
-        if site["type"] == "sample" and not site["is_observed"]
-    ]
 
 
 def _news(old: Any, new: Any) -> dict[str, Any]:

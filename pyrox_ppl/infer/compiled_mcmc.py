@@ -10,11 +10,10 @@ import tqdm
 from jax.core import Tracer
 from numpyro.infer import HMC, MCMC
 from numpyro.infer.util import initialize_model
-from numpyro.primitives import _PYRO_STACK
 from numpyro.util import is_prng_key
 
 from pyrox_ppl.infer._ahead import compile_both
-from pyrox_ppl.infer._arguments import explain_tracing, is_staged, split
+from pyrox_ppl.infer._arguments import explained_tracing, is_staged, split, stack_mark
 from pyrox_ppl.infer._chains import choose, is_placed, laid_out, replicate
 from pyrox_ppl.infer._nuts_program import (
     Carry,
@@ -157,19 +156,16 @@ class CompiledMCMC(MCMC):
             start = start._replace(rng_key=rng_key)
         plan = self._plan(tuple(extra_fields))
         arrays, static = split((args, kwargs))
-        key = (plan, static, None if not _PYRO_STACK else object())
+        key = (plan, static, stack_mark())
         chains = Chains(rng_key, start, init_params)
         if self.chain_method == "parallel" and self.num_chains > 1:
             arrays = replicate(arrays, self.num_chains)
+        iterate = self._iterate_with_bar if self.progress_bar else self._iterate
         try:
-            carry, valid = self._begin(key, chains, arrays)
-            self._check_valid(valid, chains)
-            iterate = self._iterate_with_bar if self.progress_bar else self._iterate
-            draws, last_state = iterate(key, carry, arrays)
-        except (TypeError, IndexError) as error:
-            if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
-                explain_tracing(error, "CompiledMCMC")
-            raise
+            with explained_tracing("CompiledMCMC"):
+                carry, valid = self._begin(key, chains, arrays)
+                self._check_valid(valid, chains)
+                draws, last_state = iterate(key, carry, arrays)
         finally:
             self._set_collection_params()
         self._last_state = last_state

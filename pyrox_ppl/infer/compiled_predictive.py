@@ -11,7 +11,7 @@ from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from pyrox_ppl.infer._arguments import Static, explain_tracing, join, split
+from pyrox_ppl.infer._arguments import Static, explained_tracing, join, split
 from pyrox_ppl.infer.amortized_guide import AmortizedGuide
 
 
@@ -100,12 +100,8 @@ class CompiledPredictive(Predictive):
         if _PYRO_STACK:
             return now(rng_key, *args, **kwargs)
         arrays, static = split((settings, args, kwargs))
-        try:
+        with explained_tracing("CompiledPredictive"):
             return self._compiled(static, rng_key, arrays)
-        except (TypeError, IndexError) as error:
-            if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
-                explain_tracing(error, "CompiledPredictive")
-            raise
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments, as the attributes are now."""

@@ -9,9 +9,8 @@ import tqdm
 from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
-from numpyro.primitives import _PYRO_STACK
 
-from pyrox_ppl.infer._arguments import explain_tracing, is_staged, split
+from pyrox_ppl.infer._arguments import explained_tracing, is_staged, split, stack_mark
 from pyrox_ppl.infer._svi_program import (
     Begun,
     Steps,
@@ -19,6 +18,7 @@ from pyrox_ppl.infer._svi_program import (
     compile_programs,
     no_losses,
     parts_of,
+    supports_of,
 )
 
 # What the programs are made of: with another one they are others.
@@ -108,20 +108,21 @@ class CompiledSVI(SVI):
         Returns:
             NumPyro's ``SVIState``.
         """
+        first, before = self.constrain_fn is None, self._bounds()
         begun = None
         if can_begin_compiled(self.guide) and not is_staged():
             arrays, key = self._key(args, kwargs)
             begun = self._call("begin", key, rng_key, init_params, arrays)
-        # What is not finite may mean that there are no initial values: NumPyro says so,
-        # and at which site.
-        if begun is None or not begun.finite:
-            before = self.constrain_fn
+        if begun is not None and begun.finite:
+            self._note(begun)
+            state = begun.state
+        else:
+            # What is not finite may mean that there are no initial values: NumPyro says
+            # so, and at which site.
             state = super().init(rng_key, *args, init_params=init_params, **kwargs)
-            if before is not None and not _is_same(before, self.constrain_fn):
-                self._compiled = compile_programs(self)
-            return state
-        self._note(begun)
-        return begun.state
+        if not first and not _are_same(before, self._bounds()):
+            self._compiled = compile_programs(self)
+        return state
 
     def run(
         self,
@@ -198,15 +199,11 @@ class CompiledSVI(SVI):
     def _key(self, args: tuple, kwargs: dict, *plan: Any) -> tuple[list, tuple]:
         """The arrays among the arguments, and what the program depends on besides."""
         arrays, static = split((args, kwargs))
-        return arrays, (*plan, static, None if not _PYRO_STACK else object())
+        return arrays, (*plan, static, stack_mark())
 
     def _call(self, program: str, *inputs: Any) -> Any:
-        try:
+        with explained_tracing("CompiledSVI"):
             return self._compiled[program](*inputs)
-        except (TypeError, IndexError) as error:
-            if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
-                explain_tracing(error, "CompiledSVI")
-            raise
 
     def _note(self, begun: Begun) -> None:
         """Keep on this object and the guide what NumPyro's ``init`` would."""
@@ -214,11 +211,12 @@ class CompiledSVI(SVI):
             news = noted.value()
             if news:
                 vars(guide).update(news)
-        first = self.constrain_fn is None
         self.constrain_fn = begun.constrain.value()
-        if not first and (begun.constrain.arrays or begun.supports.arrays):
-            # Supports that depend on the arguments are constants of the programs.
-            self._compiled = compile_programs(self)
+
+    def _bounds(self) -> list[Any]:
+        """The numbers in maps to supports, which are constants of the programs."""
+        maps = () if self.constrain_fn is None else self.constrain_fn.args
+        return jax.tree.leaves((maps, supports_of(self.guide)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -235,11 +233,9 @@ class CompiledSVI(SVI):
         self._compiled = compile_programs(self)
 
 
-def _is_same(before: Any, now: Any) -> bool:
-    """Whether NumPyro's maps to supports have the same bounds, where those have any."""
-    bounds = [jax.tree.leaves(constrain.args) for constrain in (before, now)]
-    if any(isinstance(bound, Tracer) for bound in [*bounds[0], *bounds[1]]):
+def _are_same(before: list[Any], now: list[Any]) -> bool:
+    if any(isinstance(bound, Tracer) for bound in [*before, *now]):
         return False
-    return len(bounds[0]) == len(bounds[1]) and all(
-        np.array_equal(one, other) for one, other in zip(*bounds, strict=True)
+    return len(before) == len(now) and all(
+        np.array_equal(one, other) for one, other in zip(before, now, strict=True)
     )
