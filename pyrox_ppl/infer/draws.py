@@ -16,15 +16,14 @@ class Draws:
     Attributes:
         values: Site name -> an array of shape ``(number, *site)``.
         shape: The sample axes as they were given: ``(draw,)`` or ``(chain, draw)``.
-        params: The trained values of ``param`` sites, without an axis of draws.
-        nested: ``param`` sites of a DataTree that are trees of arrays, and are not in
-            `params`.
+        params: The trained values of ``param`` and ``mutable`` sites, without an axis
+            of draws. The arrays of a site that is a tree of them are under
+            ``<site>.<path>`` where they come from a DataTree.
     """
 
     values: dict[str, Any]
     shape: tuple[int, ...]
     params: dict[str, Any]
-    nested: tuple[str, ...] = ()
 
     @property
     def number(self) -> int:
@@ -41,22 +40,25 @@ class Draws:
             batch_ndims: The number of sample axes of a dictionary's arrays, by default
                 1; that of a DataTree is 2.
 
+        What was only trained, and has no draws, is one draw of no site.
+
         Raises:
             TypeError: If `draws` is neither.
-            ValueError: If there are none, or if sites differ in their sample axes.
+            ValueError: If there are no draws, or if sites differ in their sample axes.
         """
         params: dict[str, Any] = {}
-        nested: tuple[str, ...] = ()
         if hasattr(draws, "children"):
-            if "posterior" not in draws.children:
+            if not {"posterior", "params"} & set(draws.children):
                 raise ValueError(
                     "this DataTree has no group 'posterior', so it holds no draws; its "
                     f"groups are {sorted(draws.children)}."
                 )
             batch_ndims = 2
-            values = variables(draws["posterior"], "chain", "draw")
+            values = {}
+            if "posterior" in draws.children:
+                values = variables(draws["posterior"], "chain", "draw")
             if "params" in draws.children:
-                params, nested = _params(draws["params"])
+                params = variables(draws["params"])
         elif isinstance(draws, Mapping):
             batch_ndims = 1 if batch_ndims is None else batch_ndims
             values = dict(draws)
@@ -66,6 +68,8 @@ class Draws:
                 "`mcmc.get_samples()`) or an ArviZ DataTree (such as that of "
                 f"`to_datatree`), got {type(draws).__name__}."
             )
+        if not values:
+            return cls({}, (1,) * (batch_ndims or 1), params)
         shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
         different = set(shapes.values())
         if len(different) != 1 or len(next(iter(different))) != batch_ndims:
@@ -75,11 +79,13 @@ class Draws:
                 "`mcmc.get_samples()`, 2 if they are grouped by chain."
             )
         shape = different.pop()
+        if math.prod(shape) == 0:
+            raise ValueError(f"there are no draws: the sample axes have size {shape}.")
         flat = {
             name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
             for name, value in values.items()
         }
-        return cls(flat, shape, params, nested)
+        return cls(flat, shape, params)
 
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
@@ -94,10 +100,3 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
         ).values
         for name, variable in group.data_vars.items()
     }
-
-
-def _params(group: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The arrays among ``param`` sites, and the names of what is in parts."""
-    parts = tuple(n for n, v in group.data_vars.items() if v.attrs.get("nested"))
-    whole = {n: v for n, v in variables(group).items() if n not in parts}
-    return whole, parts

@@ -24,7 +24,7 @@ def even_size(number: int, most: int) -> int:
 
     All parts have one shape, the last beginning earlier: even ones overlap least.
     """
-    parts = math.ceil(number / max(1, min(number, most)))
+    parts = max(1, math.ceil(number / max(1, min(number, most))))
     return math.ceil(number / parts)
 
 

@@ -10,10 +10,12 @@ from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from tqdm.auto import tqdm
 
+from pyrox_ppl.infer.dependence import abstract_trace, dependence
 from pyrox_ppl.infer.draws import Draws
 from pyrox_ppl.infer.full_data import full_data, is_factor, redraw
 from pyrox_ppl.infer.loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
 from pyrox_ppl.infer.prediction import Prediction
+from pyrox_ppl.infer.trained import check_trained, with_params
 
 
 def sites_at(
@@ -26,28 +28,31 @@ def sites_at(
 ) -> Callable[[tuple[dict[str, Any], jax.Array]], dict[str, jax.Array]]:
     """The function ``(draw, key) -> values`` of a model's sites that are not drawn.
 
-    The random numbers are those of NumPyro's ``Predictive``: a seed outside the draws.
-    Deterministic sites are computed, and not taken from the draws; plates are whole.
+    The random numbers are those of NumPyro's ``Predictive``: every draw has a seed of
+    its own, outside what is drawn. Deterministic sites are computed, and not taken from
+    the draws; nothing is subsampled.
+
+    Raises:
+        ValueError: On a call, if a site does not exist, or if a part of the model has
+            trained values and another has none.
     """
 
     def one(of_draw: tuple[dict[str, Any], jax.Array]) -> dict[str, jax.Array]:
         values, key = of_draw
-
-        def drawn(site: dict[str, Any]) -> Any:
-            known = site["type"] == "sample" and site["name"] in values
-            return values[site["name"]] if known else None
-
-        run = handlers.substitute(full_data(model), data=params)
-        run = handlers.substitute(redraw(run), substitute_fn=drawn)
+        put = _Drawn(values)
+        run = full_data(with_params(model, params))
+        run = handlers.substitute(redraw(run), substitute_fn=put)
         trace = handlers.trace(handlers.seed(run, key)).get_trace(*args, **kwargs)
+        check_trained(trace, params)
         found = {
             name: jnp.asarray(site["value"])
             for name, site in trace.items()
             if site["type"] in kinds
             and (
                 site["type"] == "deterministic"
-                or (name not in values and not is_factor(site))
+                or (name not in values and name not in put.unused)
             )
+            and not (site["type"] == "sample" and is_factor(site))
         }
         if sites is None:
             return found
@@ -59,6 +64,36 @@ def sites_at(
         return {name: found[name] for name in sites}
 
     return one
+
+
+class _Drawn:
+    """Puts draws in place of sites, for ``substitute``.
+
+    A deterministic site is computed, not put in place: its draws may be of other data.
+    But where a parameter was drawn and the noise that makes it was not (``net.weight``
+    is there, ``net.weight_decentered`` is not), the parameter is what is known.
+
+    Attributes:
+        unused: The sites of noise that nothing is made of.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self._undrawn: set[str] = set()
+        self.unused: set[str] = set()
+
+    def __call__(self, site: dict[str, Any]) -> Any:
+        name = site["name"]
+        noise = f"{name}_decentered"
+        if site["type"] == "sample":
+            if name not in self._values:
+                self._undrawn.add(name)
+            return self._values.get(name)
+        if site["type"] == "deterministic" and noise in self._undrawn:
+            if name in self._values:
+                self.unused.add(noise)
+            return self._values.get(name)
+        return None
 
 
 def predict_sites(
@@ -76,6 +111,8 @@ def predict_sites(
 ) -> dict[str, Prediction]:
     """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
     rng_key = jax.random.key(0) if rng_key is None else rng_key
+    if not draws.values:
+        _check_learned(with_params(model, params), args, kwargs)
     one = sites_at(model, params, args, kwargs, sites)
     inputs = (draws.on_device(), keys_of_draws(rng_key, draws.number))
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], inputs))
@@ -100,6 +137,24 @@ def predict_sites(
     return out
 
 
+def _check_learned(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse a model that has latent sites, and none of them drawn."""
+
+    def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        trace = abstract_trace(model, args, kwargs)
+        samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
+        causes = {n: s["value"] for n, s in samples.items() if not s["is_observed"]}
+        return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
+
+    latent = set().union(*(of - {n} for n, of in dependence(run).items()))
+    if latent:
+        raise ValueError(
+            f"others of the model's sites depend on {sorted(latent)}, of which there "
+            "are no draws: give draws, such as `mcmc.get_samples()` or a DataTree. "
+            "`params` alone are enough for a model that is only trained."
+        )
+
+
 def width_of(number: int) -> int:
     """How many values of a site are held for all draws at a time."""
     return max(1, CHUNK_BYTES // (4 * number))
@@ -114,6 +169,8 @@ def site_blocks(
     progress_bar: bool = False,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """One site, a block of its values at a time, the model running for every block."""
+    if size == 0:
+        return
     number = len(inputs[1])
     width = even_size(size, batch_size or width_of(number))
 

@@ -55,8 +55,10 @@ def predict(
         name: The root of the module's names, as for `posterior_modules`.
         sites: The sites of a model to predict; by default those that ``Predictive``
             returns: every sample site that was not drawn, and every deterministic.
-        params: Trained values of a model's ``param`` sites, such as ``fit.params``; a
-            DataTree has them in it.
+        params: Trained values of a model's ``param`` sites, such as ``fit.params``, and
+            of its ``mutable`` sites, ``{**fit.params, **fit.state.mutable_state}``; a
+            DataTree has them in it. A model that is only trained has no draws:
+            ``predict(model, {}, x, params=fit.params)``.
         quantiles: Probabilities of the quantiles, in [0, 1]; ``()`` for none.
         batch_size: How many points (or values of a site) are held for all draws at a
             time; by default what takes about 64 MB.
@@ -96,10 +98,12 @@ def predict(
         return predict_function(model, given, args, kwargs, name=name, **common)
     if name is not None:
         raise ValueError("name is the root of a module's names, and this is a model.")
-    if given.nested and params is None:
+    params = {**given.params, **(params or {})}
+    if not given.values and not params:
         raise ValueError(
-            f"the tree holds the parts {list(given.nested)} of param sites that are no "
-            "arrays, and does not know how they go together: give params=fit.params."
+            "there are no draws and no params, so there is nothing to predict from: "
+            "give `mcmc.get_samples()`, or params=fit.params of a model that is only "
+            "trained. Draws from the prior are those of NumPyro's Predictive."
         )
     return predict_sites(
         model,
@@ -108,7 +112,7 @@ def predict(
         kwargs,
         rng_key=rng_key,
         sites=sites,
-        params={**given.params, **(params or {})},
+        params=params,
         **common,
     )
 

@@ -34,6 +34,8 @@ class Prediction(NamedTuple):
 
     def fill(self, where: Any, draws: np.ndarray) -> None:
         """Summarise a block: all draws of some leading entries, draws along axis 0."""
+        if not np.issubdtype(draws.dtype, np.number) and draws.dtype != bool:
+            draws = draws.astype(np.float32)  # bfloat16, which NumPy cannot sort
         self.mean[where] = draws.mean(0, dtype=np.float64)
         self.std[where] = draws.std(0, dtype=np.float64)
         if self.quantiles:

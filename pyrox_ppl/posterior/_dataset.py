@@ -1,5 +1,6 @@
 """One group of a DataTree: arrays with the names of their axes."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpyro
 import xarray as xr
 from arviz_base import dict_to_dataset
 
+from pyrox_ppl.infer.trained import path_of
+from pyrox_ppl.posterior._axes import DRAWS, free, safe
 from pyrox_ppl.posterior._mask import keep_observed
-from pyrox_ppl.posterior._model import ModelSites, safe
+from pyrox_ppl.posterior._model import ModelSites
 
 # Groups that have no chain and draw; groups whose axes are no site's.
 STATIC = (
@@ -26,9 +29,16 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
     """One group, its data axes named after plates and parameters."""
     drawn = group not in STATIC
     leading = 2 if drawn else 0
+    flat = _flat(values)
+    taken = {safe(name) for name in flat}
+    if drawn and taken & set(DRAWS):
+        raise ValueError(
+            f"the sites {sorted(taken & set(DRAWS))} have the name of an axis of the "
+            "draws, and would be lost in a DataTree: rename them in the model."
+        )
     arrays, dims, originals = {}, {}, {}
     coords: dict[str, tuple[str, np.ndarray]] = {}
-    for name, value in _flat(values).items():
+    for name, value in flat.items():
         key = safe(name)
         if key in arrays:
             raise ValueError(
@@ -37,15 +47,17 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
             )
         originals[key] = name
         arrays[key] = widen(np.asarray(value))
+        ndim = arrays[key].ndim - leading
         if group.endswith("sample_stats") or group in PLAIN:
+            dims[key] = [free(f"{key}_dim_{axis}", taken) for axis in range(ndim)]
             continue
         if group == "log_prior":
             dims[key] = sites.plates_of(name)
             continue
-        own = sites.dims(name, arrays[key].ndim - leading)
+        own = sites.dims(name, ndim, taken)
         if name in sites.masks:
             arrays[key], own, entries = _observed(
-                arrays[key], own, sites.masks[name], leading, key
+                arrays[key], own, sites.masks[name], leading, key, sites.taken | taken
             )
             coords |= entries
         dims[key] = own
@@ -68,22 +80,26 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     flat = {}
     for name, value in values.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-            steps = jax.tree_util.keystr(path, simple=True, separator=".")
-            flat[f"{name}.{steps}" if steps else name] = leaf
+            flat[path_of(name, path)] = leaf
     return flat
 
 
 def _observed(
-    array: np.ndarray, dims: list[str], mask: np.ndarray, leading: int, name: str
+    array: np.ndarray,
+    dims: list[str],
+    mask: np.ndarray,
+    leading: int,
+    name: str,
+    taken: Collection[str],
 ) -> tuple[np.ndarray, list[str], dict[str, tuple[str, np.ndarray]]]:
     """The observed entries along one axis, with their places on the axes they had.
 
     The axes of plates keep their names for whatever else is on them, so the places are
     called after site and plate.
     """
-    entry = f"{name}_entry"
+    entry = free(f"{name}_entry", taken)
     places = {
-        f"{name}_{dim}": (entry, index)
+        free(f"{name}_{dim}", taken): (entry, index)
         for dim, index in zip(dims, np.nonzero(mask), strict=False)
     }
     kept = keep_observed(array, mask, leading)

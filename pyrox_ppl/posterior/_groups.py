@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
-from numpyro import handlers
 
-from pyrox_ppl.infer.full_data import full_data
+from pyrox_ppl.posterior._axes import DRAWS
 from pyrox_ppl.posterior._dataset import dataset
 from pyrox_ppl.posterior._guide import log_weights
-from pyrox_ppl.posterior._model import ModelSites, constant_data
-from pyrox_ppl.posterior._passes import over_posterior, over_prior
+from pyrox_ppl.posterior._marginal import Discrete
+from pyrox_ppl.posterior._model import ModelSites, check_arguments, constant_data
+from pyrox_ppl.posterior._passes import over_posterior, over_prior, prepared
 from pyrox_ppl.posterior._source import Source
 
 
@@ -26,24 +26,26 @@ def of_posterior(
     log_likelihood: bool | Sequence[str],
 ) -> tuple[dict[str, Any], ModelSites]:
     """The groups that stand on the draws and the data."""
-    given_model, model = model, prepared(model, found.params, rng_key)
-    sites = ModelSites.of(model, found.draws, args, kwargs)
+    check_arguments(model, args, kwargs)
+    sites = ModelSites.of(prepared(model, found.params), found.draws, args, kwargs)
+    params = _params(found, sites)
     drawn_sites = {n: v for n, v in found.draws.items() if n not in sites.factors}
     latent = {name: drawn_sites[name] for name in sites.latent}
     given = {name: v for name, v in drawn_sites.items() if name in sites.observed}
-    densities = _chosen(log_likelihood, sites)
-    computed = [name for name in sites.deterministic if name not in found.draws]
+    # What is deterministic may have been computed of other data.
+    computed = list(sites.deterministic)
+    predicted = [] if found.is_warmup else [n for n in sites.observed if n not in given]
+    densities = [] if found.is_warmup else _chosen(log_likelihood, sites)
     with_lp = "lp" not in found.stats and not sites.has_discrete_latent and bool(latent)
-    if found.is_warmup:
-        densities, computed = [], []
     result = over_posterior(
         model,
+        params,
         latent,
         args,
         kwargs,
         predictive_key,
         sites=sites,
-        predicted=[*computed, *(n for n in sites.observed if n not in given)],
+        predicted=[*computed, *predicted],
         densities=densities,
         with_lp=with_lp,
     )
@@ -56,17 +58,16 @@ def of_posterior(
         weights = log_weights(model, drawn, found.params, args, kwargs)
         if weights is not None:
             stats["log_weight"] = weights[None]
-    own = sites.params if found.params else {}
+    own = {n: v for n, v in params.items() if sites.is_trained(n)}
     return {
         "posterior": {n: v for n, v in drawn_sites.items() if n not in given}
         | {name: predictive[name] for name in computed},
         "sample_stats": stats,
-        "posterior_predictive": given
-        | {n: predictive[n] for n in sites.observed if n not in given},
+        "posterior_predictive": given | {name: predictive[name] for name in predicted},
         "log_likelihood": result["log_likelihood"],
         "log_prior": result["log_prior"],
         "observed_data": sites.observed,
-        "constant_data": constant_data(given_model, args, kwargs, sites.observed),
+        "constant_data": constant_data(model, args, kwargs, sites.observed),
         "params": own,
         "guide_params": {n: v for n, v in found.params.items() if n not in own},
     }, sites
@@ -82,12 +83,13 @@ def on_request(
     predictions: tuple | Mapping[str, Any] | None,
 ) -> dict[str, xr.Dataset]:
     """The prior's groups and those of new inputs, where they were asked for."""
-    given_model, model = model, prepared(model, found.params, rng_key)
+    whole = prepared(model, found.params)
     out = {}
     if num_prior_samples:
         key = jax.random.fold_in(rng_key, 2)
-        prior = over_prior(model, args, kwargs, key, num_prior_samples)
-        sites = ModelSites.of(model, prior, args, kwargs, check=False)
+        sites = ModelSites.of(whole, {}, args, kwargs, check=False)
+        params = _params(found, sites)
+        prior = over_prior(model, params, args, kwargs, key, num_prior_samples)
         observed = {n: v for n, v in prior.items() if n in sites.observed}
         latent = {n: v for n, v in prior.items() if n not in observed}
         out["prior"] = dataset("prior", latent, sites)
@@ -97,11 +99,13 @@ def on_request(
         named = isinstance(predictions, Mapping)
         new_args: tuple = () if named else tuple(predictions)
         new_kwargs = dict(predictions) if named else {}
-        sites = ModelSites.of(model, found.draws, new_args, new_kwargs, check=False)
+        check_arguments(model, new_args, new_kwargs)
+        sites = ModelSites.of(whole, found.draws, new_args, new_kwargs, check=False)
         latent = {name: found.draws[name] for name in sites.latent}
         names = {name for name in sites.plates if name not in latent}
         result = over_posterior(
             model,
+            _params(found, sites),
             latent,
             new_args,
             new_kwargs,
@@ -112,32 +116,39 @@ def on_request(
             with_lp=False,
         )
         out["predictions"] = dataset("predictions", result["predictive"], sites)
-        constants = constant_data(given_model, new_args, new_kwargs, sites.observed)
+        constants = constant_data(model, new_args, new_kwargs, sites.observed)
         if constants:
             name = "predictions_constant_data"
             out[name] = dataset(name, constants, sites)
     return out
 
 
-def prepared(
-    model: Callable, params: dict[str, Any], rng_key: PRNGKeyArray
-) -> Callable:
-    """The model on all of its data, with trained parameters and a seed."""
-    whole = handlers.substitute(full_data(model), data=params)
-    return handlers.seed(whole, jax.random.fold_in(rng_key, 1))
+def _params(found: Source, sites: ModelSites) -> dict[str, Any]:
+    """The trained values. MCMC leaves the state of a model as it stands there."""
+    is_mcmc = found.attrs["inference"] == "MCMC"
+    return {**(sites.state if is_mcmc else {}), **found.params}
 
 
 def _chosen(log_likelihood: bool | Sequence[str], sites: ModelSites) -> list[str]:
     """The observed sites whose log likelihood is computed."""
+    behind, hindered = sites.discrete.behind, sites.discrete.hindered
     if isinstance(log_likelihood, bool):
-        all_of_them = log_likelihood and not sites.has_undrawn_latent
-        return list(sites.observed) if all_of_them else []
+        return [n for n in sites.observed if log_likelihood and not behind.get(n)]
     unknown = [name for name in log_likelihood if name not in sites.observed]
     if unknown:
         raise ValueError(
             f"log_likelihood names {unknown}, the observed sites are "
             f"{list(sites.observed)}."
         )
+    for name in log_likelihood:
+        if name in hindered:
+            raise ValueError(
+                f"the log likelihood of {name!r} needs the discrete latents "
+                f"{list(behind[name])}, of which there are no draws, and they cannot "
+                f"be summed out for one observation after the other: {hindered[name]}. "
+                "Leave it out of log_likelihood, write the model with a mixture "
+                "distribution, or draw the latents (NumPyro's DiscreteHMCGibbs)."
+            )
     return list(log_likelihood)
 
 
@@ -158,4 +169,6 @@ def of_warmup(warmup: Any, sites: ModelSites) -> dict[str, xr.Dataset]:
 
 def no_sites() -> ModelSites:
     """What is known of a model that is not there."""
-    return ModelSites((), {}, (), {}, (), {}, False, False, {}, {}, {})
+    nothing = Discrete({}, {}, {}, {})
+    taken = frozenset(DRAWS)
+    return ModelSites((), {}, (), {}, (), (), {}, False, nothing, {}, {}, {}, taken)

@@ -2,16 +2,27 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.infer.full_data import is_factor
+from pyrox_ppl.posterior._axes import (
+    DRAWS,
+    free,
+    parameter_axes,
+    plate_axes,
+    plate_labels,
+    safe,
+)
+from pyrox_ppl.posterior._marginal import Discrete
 from pyrox_ppl.posterior._mask import mask_of
 
 
@@ -26,13 +37,15 @@ class ModelSites:
         masks: For the observed sites of which not everything is observed, which
             entries are.
         deterministic: Names of the deterministic sites.
-        params: Values of the ``param`` sites.
+        trained: Names of the ``param`` and ``mutable`` sites.
+        state: The values of the ``mutable`` sites, before the run.
         has_discrete_latent: Whether a latent site is discrete.
-        has_undrawn_latent: Whether such a site was summed out, and not drawn.
+        discrete: Those that were summed out, and not drawn.
         plates: For every site the names of its axes from the right, the event axes
             (named None) first.
         event_dims: For every sample site the number of its event axes.
         parameters: The parameters of modules among the sites.
+        taken: Names that no axis may have: the variables'.
     """
 
     latent: tuple[str, ...]
@@ -40,12 +53,14 @@ class ModelSites:
     factors: tuple[str, ...]
     masks: dict[str, np.ndarray]
     deterministic: tuple[str, ...]
-    params: dict[str, Any]
+    trained: tuple[str, ...]
+    state: dict[str, Any]
     has_discrete_latent: bool
-    has_undrawn_latent: bool
+    discrete: Discrete
     plates: dict[str, tuple[str | None, ...]]
     event_dims: dict[str, int]
     parameters: dict[str, Parameter]
+    taken: frozenset[str]
 
     @classmethod
     def of(
@@ -57,10 +72,10 @@ class ModelSites:
         *,
         check: bool = True,
     ) -> Self:
-        """Run the seeded model once, at the first draw.
+        """Run the model once, at the first draw.
 
         Args:
-            model: The model, with a seed and with the trained parameters.
+            model: The model on all of its data, with the trained parameters.
             draws: Site name -> array with two sample axes.
             args: The model's arguments.
             kwargs: Its keyword arguments.
@@ -69,10 +84,13 @@ class ModelSites:
         Raises:
             ValueError: If the sample sites of the model are not those that were drawn.
         """
-        first = {name: value[0, 0] for name, value in draws.items()}
-        trace = handlers.trace(handlers.substitute(model, data=first)).get_trace(
-            *args, **kwargs
-        )
+        # On the device, for a scan takes its own element of each.
+        first = {name: jnp.asarray(value[0, 0]) for name, value in draws.items()}
+        state = _State()
+        with state:
+            trace = handlers.trace(
+                handlers.substitute(handlers.seed(model, 0), substitute_fn=_put(first))
+            ).get_trace(*args, **kwargs)
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
         discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
@@ -87,6 +105,7 @@ class ModelSites:
         summed = {
             n for n in discrete if observed and latent[n]["fn"].has_enumerate_support
         }
+        labels = plate_labels(trace)
         missing = sorted(latent.keys() - draws.keys() - summed)
         unknown = sorted(draws.keys() - trace.keys())
         if check and (missing or unknown):
@@ -101,18 +120,32 @@ class ModelSites:
             factors=tuple(n for n, s in sample.items() if is_factor(s)),
             masks={n: m for n, m in masks.items() if m is not None and not m.all()},
             deterministic=_of_type(trace, "deterministic"),
-            params={n: trace[n]["value"] for n in _of_type(trace, "param")},
+            trained=_of_type(trace, "param") + _of_type(trace, "mutable"),
+            state=state.values,
             has_discrete_latent=bool(discrete),
-            has_undrawn_latent=bool(summed - draws.keys()),
-            plates={name: _plates(s) for name, s in trace.items() if _has_axes(s)},
+            discrete=Discrete.of(summed - draws.keys(), trace, model, args, kwargs),
+            plates={
+                name: plate_axes(site, labels)
+                for name, site in trace.items()
+                if site["type"] in ("sample", "deterministic")
+            },
             event_dims={name: s["fn"].event_dim for name, s in sample.items()},
             parameters={
                 n: s["parameter"] for n, s in trace.items() if s.get("parameter")
             },
+            taken=frozenset(
+                safe(n) for n, s in trace.items() if s["type"] != "plate"
+            ).union(DRAWS),
         )
 
-    def dims(self, name: str, ndim: int) -> list[str]:
-        """Names for the `ndim` axes of a site: its plates', or ArviZ's default."""
+    def dims(self, name: str, ndim: int, taken: Collection[str] = ()) -> list[str]:
+        """Names for the `ndim` axes of a site: its plates', or ArviZ's default.
+
+        Args:
+            name: The site.
+            ndim: The number of its axes.
+            taken: More names that no axis may have.
+        """
         from_right = list(self.plates.get(name, ()))
         event = self.event_dims.get(name, 0)
         if ndim == len(from_right) - event:
@@ -122,15 +155,22 @@ class ModelSites:
         default = [f"{safe(name)}_dim_{axis}" for axis in range(ndim)]
         parameter = self.parameters.get(name)
         if parameter is not None and len(parameter.shape) <= ndim:
-            own = _parameter_dims(safe(name), parameter)
+            own = parameter_axes(name, parameter, self.parameters)
             default[ndim - len(own) :] = [
                 given or other
                 for given, other in zip(own, default[ndim - len(own) :], strict=True)
             ]
-        return [
+        chosen = [
             plate if plate is not None else other
             for plate, other in zip(names, default, strict=True)
         ]
+        return [free(axis, self.taken | set(taken)) for axis in chosen]
+
+    def is_trained(self, name: str) -> bool:
+        """Whether a trained value is one of the model, and not of its guide."""
+        return name in self.trained or name.startswith(
+            tuple(f"{site}." for site in self.trained)
+        )
 
     def on_no_plate(self, name: str) -> tuple[int, ...]:
         """The axes of a site's log density that are on no plate."""
@@ -139,7 +179,8 @@ class ModelSites:
 
     def plates_of(self, name: str) -> list[str]:
         """The names of the plates that a site is on, in the order of its axes."""
-        return [plate for plate in reversed(self.plates.get(name, ())) if plate]
+        plates = (plate for plate in reversed(self.plates.get(name, ())) if plate)
+        return [free(plate, self.taken) for plate in plates]
 
     def attrs(self, name: str) -> dict[str, Any]:
         """What a variable says of the site: the parameter that it is, its layer."""
@@ -158,9 +199,45 @@ class ModelSites:
         return about
 
 
-def safe(name: str) -> str:
-    """A site's name as a DataTree can hold it."""
-    return name.replace("/", ".")
+class _State(Messenger):
+    """Keeps the values of ``mutable`` sites as they were before the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
+
+    def process_message(self, msg: Any) -> None:
+        """Keep a value, of a dictionary a copy."""
+        if msg["type"] == "mutable":
+            value = msg["value"]
+            self.values[msg["name"]] = dict(value) if isinstance(value, dict) else value
+
+
+def _put(values: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """Put draws in place of sample sites; what is deterministic is computed."""
+
+    def put(site: dict[str, Any]) -> Any:
+        is_latent = site["type"] == "sample" and not site["is_observed"]
+        return values.get(site["name"]) if is_latent else None
+
+    return put
+
+
+def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments with which a model cannot be called.
+
+    Raises:
+        ValueError: If one is missing, or one too many.
+    """
+    try:
+        inspect.signature(model).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"the model cannot be called with these arguments: {error}. Give the "
+            "arguments that mcmc.run was given (or svi.run), observations included: "
+            "to_datatree(mcmc, *args, **kwargs); those of `predictions` are the same "
+            "without observations."
+        ) from error
 
 
 def constant_data(
@@ -200,32 +277,6 @@ def constant_data(
 
 def _of_type(trace: dict[str, Any], kind: str) -> tuple[str, ...]:
     return tuple(name for name, site in trace.items() if site["type"] == kind)
-
-
-def _has_axes(site: dict[str, Any]) -> bool:
-    return site["type"] in ("sample", "deterministic")
-
-
-def _plates(site: dict[str, Any]) -> tuple[str | None, ...]:
-    """The names of a site's axes from the right."""
-    event = site["fn"].event_dim if site["type"] == "sample" else 0
-    names: list[str | None] = [None] * np.ndim(site["value"])
-    for frame in site["cond_indep_stack"]:
-        axis = event - frame.dim - 1
-        if axis < len(names) and np.shape(site["value"])[-axis - 1] == frame.size:
-            names[axis] = frame.name.replace("/", ".")
-    return tuple(names)
-
-
-def _parameter_dims(name: str, parameter: Parameter) -> list[str | None]:
-    """An output and an input axis for a linear map's weight, and its bias' output."""
-    module, _, leaf = name.rpartition(".")
-    shape = parameter.shape
-    if leaf == "weight" and len(shape) == 2 and shape[1] == parameter.fan_in:
-        return [f"{module}.out", f"{module}.in"]
-    if leaf == "bias" and len(shape) == 1 and len(parameter.path) > 1:
-        return [f"{module}.out"]
-    return [None] * len(shape)
 
 
 def _equal(value: np.ndarray, observation: np.ndarray) -> bool:

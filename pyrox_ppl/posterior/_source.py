@@ -32,7 +32,7 @@ class Source:
     Attributes:
         model: The NumPyro model, if it is known.
         draws: Site name -> array of shape ``(chain, draw, *site)``.
-        params: Trained values of ``param`` sites.
+        params: Trained values of ``param`` and ``mutable`` sites.
         stats: What a kernel reported, under ArviZ's names.
         is_warmup: Whether the draws are those of the warmup.
         losses: The losses of SVI, step by step.
@@ -109,7 +109,8 @@ def of_guide(
             "this guide does not know its model: give it, to_datatree(fit, ..., "
             "guide=guide, model=model)."
         )
-    params = dict(getattr(fit, "params", fit))
+    state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
+    params = {**getattr(fit, "params", fit), **state}
     drawn = draw_guide(guide, params, args, kwargs, rng_key, num_samples)
     losses = getattr(fit, "losses", None)
     return Source(

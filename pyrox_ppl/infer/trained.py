@@ -1,0 +1,78 @@
+"""A model with trained values in place: of its ``param`` and its ``mutable`` sites."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+
+def with_params(fn: Callable, params: Mapping[str, Any]) -> Callable:
+    """Run a model with trained values.
+
+    A site whose value is a tree of arrays (a network, the state of its layers) is given
+    whole, or array by array under ``<site>.<path>``, as a DataTree has them: then the
+    model's own initial value says how they go together.
+    """
+    return handlers.substitute(fn, substitute_fn=partial(_value, params))
+
+
+def check_trained(trace: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Refuse a model of which only a part is trained: the rest would be untrained.
+
+    Raises:
+        ValueError: If a ``mutable`` site has no value, or a ``param`` site where
+            others have one.
+    """
+    kinds = ("mutable", "param") if params else ("mutable",)
+    missing = [
+        name
+        for name, site in trace.items()
+        if site["type"] in kinds
+        and name not in params
+        and not any(key.startswith(f"{name}.") for key in params)
+    ]
+    if missing:
+        raise ValueError(
+            f"the sites {missing} of the model have no trained values, and would stand "
+            f"at their initial ones; there are values of {list(params)}. Give those of "
+            "the fit, params={**fit.params, **fit.state.mutable_state} (without the "
+            "latter if the model has no `mutable` site)."
+        )
+
+
+def path_of(site: str, path: tuple) -> str:
+    """The name of an array in a site's tree of arrays."""
+    steps = jax.tree_util.keystr(path, simple=True, separator=".")
+    return f"{site}.{steps}" if steps else site
+
+
+def _value(params: Mapping[str, Any], site: dict[str, Any]) -> Any:
+    name = site["name"]
+    if name in params:
+        return params[name]
+    is_tree = any(key.startswith(f"{name}.") for key in params)
+    if site["type"] not in ("param", "mutable") or not is_tree:
+        return None
+    with handlers.block(), handlers.seed(rng_seed=0):
+        initial = site["fn"](*site["args"], **site["kwargs"])
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(initial)
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return None
+    found = [_part(path_of(name, path), leaf, params) for path, leaf in leaves]
+    return jax.tree.unflatten(treedef, found)
+
+
+def _part(name: str, leaf: Any, params: Mapping[str, Any]) -> jax.Array:
+    """One array of a tree, checked against what the model begins with."""
+    if name not in params or np.shape(params[name]) != np.shape(leaf):
+        came = np.shape(params[name]) if name in params else "none"
+        raise ValueError(
+            f"the model has an array {name!r} of shape {np.shape(leaf)}; among the "
+            f"trained values it has shape {came}. They come from another model: give "
+            "params=fit.params of this one."
+        )
+    return jnp.asarray(params[name]).astype(jnp.asarray(leaf).dtype)
