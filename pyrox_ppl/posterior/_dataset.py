@@ -70,7 +70,7 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
     for key, name in originals.items():
         if group not in PLAIN:
             out[key].attrs.update(sites.attrs(name))
-        if name not in values:
+        if name not in values or (group == "params" and name not in sites.trained):
             out[key].attrs["nested"] = 1
     return out.assign_coords(coords)
 

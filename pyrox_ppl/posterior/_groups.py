@@ -54,7 +54,7 @@ def of_posterior(
     if with_lp:
         stats["lp"] = result["lp"]
     drawn = found.guide
-    if drawn is not None and not drawn.is_point and with_lp:
+    if drawn is not None and not drawn.is_point and drawn.has_density and with_lp:
         weights = log_weights(model, drawn, found.params, args, kwargs)
         if weights is not None:
             stats["log_weight"] = weights[None]

@@ -10,10 +10,13 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import Delta, Independent
+from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.infer.util import log_density
 
+from pyrox_ppl.infer.dependence import dependence, marked
 from pyrox_ppl.infer.full_data import full_data, is_factor
 from pyrox_ppl.infer.loop import keys_of_draws, map_draws
+from pyrox_ppl.infer.trained import with_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +29,19 @@ class GuideDraws:
         random: The draws of the sites that the guide draws at random, from which all
             others follow.
         is_point: Whether nothing is random: a point estimate.
+        has_density: Whether a call of the guide says how dense its draws are.
     """
 
     guide: Callable
     values: dict[str, np.ndarray]
     random: dict[str, np.ndarray]
     is_point: bool
+    has_density: bool = True
 
 
 def draw_guide(
     guide: Callable,
+    model: Callable,
     params: dict[str, Any],
     args: tuple,
     kwargs: dict[str, Any],
@@ -45,32 +51,73 @@ def draw_guide(
     """Draw from a guide with its trained parameters, plates whole.
 
     The draws are those of NumPyro's ``Predictive(model, guide=guide, params=params,
-    num_samples=num_samples)``.
+    num_samples=num_samples)``. Where a call of an autoguide is a point and its
+    posterior is not (``AutoLaplaceApproximation``), they are those of its
+    ``sample_posterior(rng_key, params, sample_shape=(num_samples,))``.
     """
     auxiliary: set[str] = set()
     random: set[str] = set()
+    run = full_data(with_params(guide, params), model=with_params(model, params))
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
-        run = handlers.seed(handlers.substitute(full_data(guide), data=params), key)
-        trace = handlers.trace(run).get_trace(*args, **kwargs)
-        drawn = {
-            name: site
-            for name, site in trace.items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }
-        auxiliary.update(n for n, site in drawn.items() if is_factor(site))
+        trace = handlers.trace(handlers.seed(run, key)).get_trace(*args, **kwargs)
+        sample = {n: site for n, site in trace.items() if site["type"] == "sample"}
+        drawn = {n: site for n, site in sample.items() if not site["is_observed"]}
+        auxiliary.update(n for n, site in sample.items() if is_factor(site))
         random.update(n for n, site in drawn.items() if not _is_delta(site["fn"]))
         return {name: jnp.asarray(site["value"]) for name, site in drawn.items()}
 
-    jax.eval_shape(one, rng_key)
-    number = num_samples if random else 1
+    points = set(jax.eval_shape(one, rng_key)) - random - auxiliary
+    elsewhere = [
+        part
+        for part in _parts(guide)
+        if _is_point_that_is_random(part, params, args, kwargs)
+    ]
+    number = num_samples if random or elsewhere else 1
     values = map_draws(one, keys_of_draws(rng_key, number), number)
+    for part in elsewhere:
+        posterior = part.sample_posterior(
+            rng_key, params, *args, sample_shape=(number,), **kwargs
+        )
+        found = {n: np.asarray(v) for n, v in posterior.items() if n in points}
+        values.update(found)
     return GuideDraws(
         guide,
         {name: value for name, value in values.items() if name not in auxiliary},
         {name: value for name, value in values.items() if name in random},
-        not random,
+        not (random or elsewhere),
+        not elsewhere and not auxiliary - values.keys(),
     )
+
+
+def _parts(guide: Any) -> list[AutoGuide]:
+    """The autoguides that a guide consists of."""
+    if isinstance(guide, AutoGuideList):
+        return [part for each in guide for part in _parts(each)]
+    return [guide] if isinstance(guide, AutoGuide) else []
+
+
+def _is_point_that_is_random(
+    part: AutoGuide, params: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> bool:
+    """Whether a call draws nothing, and ``sample_posterior`` depends on its key."""
+
+    def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        data = marked(jax.random.key_data(jax.random.key(0)))
+        key = jax.random.wrap_key_data(data)
+        call = handlers.seed(with_params(part, params), key)
+        with handlers.block():
+            trace = handlers.trace(call).get_trace(*args, **kwargs)
+        called = {
+            f"call of {name}": site["value"]
+            for name, site in trace.items()
+            if site["type"] == "sample" and not _is_delta(site["fn"])
+        }
+        drawn = part.sample_posterior(key, params, *args, **kwargs)
+        return {"key": data}, {"posterior": drawn, **called}
+
+    found = dependence(run)
+    return bool(found["posterior"]) and set(found) == {"posterior"}
 
 
 def log_weights(
@@ -94,7 +141,7 @@ def log_weights(
     """
     with jax.enable_x64(True):
         params, args, kwargs = _doubled((params, args, kwargs))
-        guide, model = full_data(drawn.guide), full_data(model)
+        guide, model = full_data(drawn.guide, model=model), full_data(model)
 
         def one(random: dict[str, jax.Array]) -> jax.Array:
             run = handlers.seed(

@@ -82,7 +82,7 @@ class Discrete:
         """
         latents = self.behind[name]
         sizes = [range(len(self.supports[latent])) for latent in latents]
-        every = np.array(list(itertools.product(*sizes)))
+        every = jnp.array(list(itertools.product(*sizes)))
 
         def at(choice: jax.Array) -> jax.Array:
             found = density(

@@ -111,7 +111,7 @@ def of_guide(
         )
     state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
     params = {**getattr(fit, "params", fit), **state}
-    drawn = draw_guide(guide, params, args, kwargs, rng_key, num_samples)
+    drawn = draw_guide(guide, model, params, args, kwargs, rng_key, num_samples)
     losses = getattr(fit, "losses", None)
     return Source(
         model,
