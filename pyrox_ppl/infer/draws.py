@@ -19,12 +19,18 @@ class Draws:
         params: The trained values of ``param`` sites, without an axis of draws.
         nested: ``param`` sites of a DataTree that are trees of arrays, and are not in
             `params`.
+        about: What a DataTree says of each of its sites (``attrs``).
+        may_be_grouped: Whether a dictionary may be of draws grouped by chain: nobody
+            said how many sample axes there are, and all sites have the first two axes
+            in common.
     """
 
     values: dict[str, Any]
     shape: tuple[int, ...]
     params: dict[str, Any]
     nested: tuple[str, ...] = ()
+    about: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    may_be_grouped: bool = False
 
     @property
     def number(self) -> int:
@@ -47,6 +53,8 @@ class Draws:
         """
         params: dict[str, Any] = {}
         nested: tuple[str, ...] = ()
+        about: dict[str, Mapping[str, Any]] = {}
+        may_be_grouped = False
         if hasattr(draws, "children"):
             if "posterior" not in draws.children:
                 raise ValueError(
@@ -55,9 +63,13 @@ class Draws:
                 )
             batch_ndims = 2
             values = variables(draws["posterior"], "chain", "draw")
+            about = _attrs(draws["posterior"])
             if "params" in draws.children:
+                about = _attrs(draws["params"]) | about
                 params, nested = _params(draws["params"])
         elif isinstance(draws, Mapping):
+            second = {np.shape(value)[1:2] for value in draws.values()}
+            may_be_grouped = batch_ndims is None and len(second) == 1 and () not in second
             batch_ndims = 1 if batch_ndims is None else batch_ndims
             values = dict(draws)
         else:
@@ -79,7 +91,7 @@ class Draws:
             name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
             for name, value in values.items()
         }
-        return cls(flat, shape, params, nested)
+        return cls(flat, shape, params, nested, about, may_be_grouped)
 
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
@@ -92,6 +104,13 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
         variable.attrs.get("numpyro_name", name): variable.transpose(
             *leading, ...
         ).values
+        for name, variable in group.data_vars.items()
+    }
+
+
+def _attrs(group: Any) -> dict[str, Mapping[str, Any]]:
+    return {
+        variable.attrs.get("numpyro_name", name): variable.attrs
         for name, variable in group.data_vars.items()
     }
 
