@@ -149,4 +149,6 @@ def _is_array(x: Any) -> bool:
 
 def _is_key(x: Any) -> bool:
     """One random key, for which every draw and point needs its own."""
-    return eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.ndim
+    return (
+        eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.ndim
+    )

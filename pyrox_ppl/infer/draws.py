@@ -69,7 +69,9 @@ class Draws:
                 params, nested = _params(draws["params"])
         elif isinstance(draws, Mapping):
             second = {np.shape(value)[1:2] for value in draws.values()}
-            may_be_grouped = batch_ndims is None and len(second) == 1 and () not in second
+            may_be_grouped = (
+                batch_ndims is None and len(second) == 1 and () not in second
+            )
             batch_ndims = 1 if batch_ndims is None else batch_ndims
             values = dict(draws)
         else:

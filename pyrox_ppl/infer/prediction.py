@@ -30,7 +30,9 @@ class Prediction(NamedTuple):
                 "complex values have no order, so no quantiles: give quantiles=()."
             )
         # Integers need double precision to be told apart.
-        mean = dtype if np.issubdtype(dtype, np.inexact) else np.result_type(dtype, "f4")
+        mean = (
+            dtype if np.issubdtype(dtype, np.inexact) else np.result_type(dtype, "f4")
+        )
         kind = np.empty(0, mean).real.dtype
         return cls(
             np.empty(shape, mean),
