@@ -84,10 +84,17 @@ def _learned(
         and site not in reads
         and not any(site.startswith((f"{n}.", f"{n}_")) for n in draws.values)
     ]
-    if unknown or (params and not any(site in reads for site in params)):
+    of_guide = (*(f"{site}_" for site in draws.values), "auto_")
+    foreign = [
+        site
+        for site in params or {}
+        if site not in reads and not site.startswith(of_guide)
+    ]
+    if unknown or (foreign and not any(site in reads for site in params or {})):
         raise ValueError(
             f"the trained values do not match the module under the name {root!r}: "
-            + (f"{unknown} are no parameters of it" if unknown else "none is of it")
+            + (f"{unknown} are" if unknown else "they are")
+            + " no parameters of it"
             + f".\nIts parameters: {list(reads)}\nThe trained values: {list(given)}\n"
             + _advice(root, reads, given)
             + " If nothing of this module was learned, leave `params` out."

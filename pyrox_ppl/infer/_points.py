@@ -149,6 +149,5 @@ def _is_array(x: Any) -> bool:
 
 def _is_key(x: Any) -> bool:
     """One random key, for which every draw and point needs its own."""
-    return (
-        eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key) and not x.ndim
-    )
+    typed = eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return typed and x.ndim == 0

@@ -1,5 +1,6 @@
 """Predictions of a module: blocks of points, and within a block a loop over draws."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ class Function:
                 "or with `posterior_modules` and `eqx.filter_vmap`."
             )
         self._batched = isinstance(module, AbstractModule)
+        _check_call(module, inputs, kwargs)
         self._inputs = Points.of(inputs, kwargs, self._batched)
         self.points = self._inputs.number
         if not self._batched and self.points is None:
@@ -69,9 +71,9 @@ class Function:
         if batch_size is not None:
             raise ValueError(
                 f"the values of {type(self._module).__name__} at a point depend on the "
-                "other points (or on how many there are, or on its place among them), "
-                f"so blocks of {block} give other values: leave batch_size out, and "
-                f"all {points} points are taken at once."
+                "other points, or on its place among them, so blocks of "
+                f"{block} give other values: leave batch_size out, and all {points} "
+                "points are taken at once."
             )
         return points
 
@@ -200,6 +202,18 @@ def _evaluate(
     return jax.lax.map(one, (jnp.arange(number), values))
 
 
+def _check_call(module: Any, inputs: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise if the module does not take these arguments."""
+    call = module.forward if isinstance(module, AbstractModule) else module
+    try:
+        inspect.signature(call).bind(*inputs, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be called with {len(inputs)} inputs and "
+            f"the keyword arguments {list(kwargs)}: {error}."
+        ) from error
+
+
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether values differ by more than rounding, of the largest of them."""
     kind = np.complex128 if np.iscomplexobj(one) else np.float64
@@ -224,4 +238,5 @@ def _note(module: Any, points: Points, batched: bool) -> str:
 def _widened(dtype: Any) -> np.dtype:
     """NumPy has no quantiles of bfloat16, float16 or bool."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize < 4
-    return np.dtype(np.float32) if narrow or dtype == bool else np.dtype(dtype)
+    is_bool = np.dtype(dtype).kind == "b"
+    return np.dtype(np.float32 if narrow or is_bool else dtype)

@@ -159,8 +159,8 @@ def mean_module[Module](
     """
     given = Draws.of(draws, batch_ndims)
     mean = {
-        site: np.mean(np.asarray(value), 0, np.result_type(value, np.float64))[None]
-        for site, value in given.values.items()
+        site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
+        for site, value in jax.device_get(given.values).items()
     }
     return _first(module, _replaced(given, mean), name, params)
 

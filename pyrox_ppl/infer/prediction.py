@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
         mean = (
             dtype if np.issubdtype(dtype, np.inexact) else np.result_type(dtype, "f4")
         )
-        kind = np.empty(0, mean).real.dtype
+        kind = np.abs(np.empty(0, mean)).dtype
         return cls(
             np.empty(shape, mean),
             np.empty(shape, kind),
@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
         # What is not finite shows in the result; NumPy would warn of it besides.
         with np.errstate(invalid="ignore"):
             self.mean[where] = draws.mean(0, dtype=double)
-            self.std[where] = draws.std(0, dtype=double)
+            self.std[where] = np.abs(draws.std(0, dtype=double))
         if self.quantiles:
             with np.errstate(invalid="ignore"):
                 values = np.quantile(draws, list(self.quantiles), axis=0)

@@ -83,7 +83,7 @@ def of_functions(
     tail = float(functions.ess_tail[moving].min())
     error = float((functions.mcse[moving] / functions.std[moving]).max())
     enough = ESS_PER_CHAIN * chains
-    still = moving.size - int(moving.sum())
+    still = int((functions.std == 0).sum())
     where = f"of {functions.what} at {moving.sum()} probes"
     if still:
         where += f" ({still} others do not change from draw to draw)"
@@ -92,7 +92,7 @@ def of_functions(
         Check(
             "R-hat",
             worst <= RHAT,
-            f"at most {worst:.3f} {where} (should be at most {RHAT})"
+            f"at most {worst:.4g} {where} (should be at most {RHAT})"
             + ("; one chain can only be compared with itself" if chains == 1 else ""),
             f"the chains disagree on the function, not just on the weights"
             f"{given_chains}: a longer warmup, more draws, chains from one good start "
@@ -139,7 +139,7 @@ def _of_unknown_origin(check: Check) -> Check:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.3g} %"
 
 
 def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
@@ -205,8 +205,8 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                 Check(
                     f"LOO of {name}",
                     False,
-                    f"the log likelihood is NaN or infinite for {_percent(broken.mean())}"
-                    " of draws and observations",
+                    "the log likelihood is NaN or infinite for "
+                    f"{_percent(broken.mean())} of draws and observations",
                     "observations inside the support of their distribution, and "
                     "parameters that are numbers at every draw.",
                     of_draws=bool(np.isnan(likelihoods[name].values).any()),

@@ -182,5 +182,5 @@ def _statistics(
 def _real(values: np.ndarray) -> np.ndarray:
     """Two functions of one that is complex."""
     if np.iscomplexobj(values):
-        values = np.stack([values.real, values.imag], -1)
+        values = np.stack([np.real(values), np.imag(values)], -1)
     return values.astype(np.float64)

@@ -18,8 +18,9 @@ def of_losses(losses: np.ndarray) -> Check:
         losses: Of every step, along the last axis; the worst of several runs counts.
     """
     losses = np.atleast_2d(np.asarray(losses, np.float64))
-    runs = losses.reshape(-1, losses.shape[-1])
-    checks = [_of_run(run) for run in runs]
+    checks = [_of_run(run) for run in losses.reshape(-1, losses.shape[-1] or 1)]
+    if not checks:
+        return Check("ELBO", None, "no steps", "more steps.")
     order = {False: 0, None: 1, True: 2}
     return min(checks, key=lambda check: order[check.passed])
 
@@ -70,8 +71,8 @@ def _of_run(loss: np.ndarray) -> Check:
             "ELBO",
             False,
             f"{finding}, and swings by ± {swing:.2g} within the last fifth",
-            "a smaller learning rate, or one that decays: more than the noise of single "
-            "steps, the loss still moves up and down.",
+            "a smaller learning rate, or one that decays: the loss still moves up and "
+            "down, by more than the noise of single steps.",
         )
     return Check("ELBO", True, finding)
 
@@ -83,13 +84,12 @@ def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
 
 
 def _swing(loss: np.ndarray) -> float:
-    """The standard deviation of the part that moves slowly, where that is the larger.
+    """The standard deviation of losses that are no independent noise.
 
-    Independent noise has a mean squared difference of successive losses of twice its
-    variance (von Neumann, 1941).
+    Half the mean squared difference of successive losses is then not about their
+    variance (von Neumann, 1941): far less in a slow swing, more where they alternate.
     """
     if loss.size < FEWEST_FOR_SWINGS:
         return 0.0
-    noise = float(np.square(np.diff(loss)).mean()) / 2
-    slow = float(loss.var()) - noise
-    return float(np.sqrt(slow)) if slow > noise else 0.0
+    ratio = float(np.square(np.diff(loss)).mean()) / 2 / max(float(loss.var()), 1e-30)
+    return float(loss.std()) if ratio < 0.5 or ratio > 1.6 else 0.0

@@ -181,8 +181,8 @@ def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{what} of {site!r} are not finite, NaN or infinite, for {broken} of "
             f"{values.size} values, which no interval covers or misses: mask missing "
-            "observations (`numpyro.handlers.mask`, `obs_mask`), and look at parameters "
-            "where predictions break down (`diagnose`)."
+            "observations (`numpyro.handlers.mask`, `obs_mask`), and ask `diagnose` "
+            "where predictions break down."
         )
     return values
 

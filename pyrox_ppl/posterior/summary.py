@@ -27,7 +27,8 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
     Returns:
         A ``pandas.DataFrame`` with a row per variable: ``size`` (the number of
         entries), ``of`` (``"value"`` or ``"rms"``), ``mean`` and ``sd`` of that over
-        the draws (to three digits of ``sd``, and three decimals at least), ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``.
+        the draws (to three digits of ``sd``, and three decimals at least),
+        ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``.
 
     Raises:
         TypeError: If `tree` is no DataTree.
