@@ -19,11 +19,17 @@ class Draws:
         params: The trained values of ``param`` and ``mutable`` sites, without an axis
             of draws. The arrays of a site that is a tree of them are under
             ``<site>.<path>`` where they come from a DataTree.
+        about: What a DataTree says of each of its sites (``attrs``).
+        may_be_grouped: Whether a dictionary may be of draws grouped by chain: nobody
+            said how many sample axes there are, and all sites have the first two axes
+            in common.
     """
 
     values: dict[str, Any]
     shape: tuple[int, ...]
     params: dict[str, Any]
+    about: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    may_be_grouped: bool = False
 
     @property
     def number(self) -> int:
@@ -47,6 +53,8 @@ class Draws:
             ValueError: If there are no draws, or if sites differ in their sample axes.
         """
         params: dict[str, Any] = {}
+        about: dict[str, Mapping[str, Any]] = {}
+        may_be_grouped = False
         if hasattr(draws, "children"):
             if not {"posterior", "params"} & set(draws.children):
                 raise ValueError(
@@ -57,9 +65,15 @@ class Draws:
             values = {}
             if "posterior" in draws.children:
                 values = variables(draws["posterior"], "chain", "draw")
+                about = _attrs(draws["posterior"])
             if "params" in draws.children:
                 params = variables(draws["params"])
+                about = _attrs(draws["params"]) | about
         elif isinstance(draws, Mapping):
+            second = {np.shape(value)[1:2] for value in draws.values()}
+            may_be_grouped = (
+                batch_ndims is None and len(second) == 1 and () not in second
+            )
             batch_ndims = 1 if batch_ndims is None else batch_ndims
             values = dict(draws)
         else:
@@ -69,7 +83,7 @@ class Draws:
                 f"`to_datatree`), got {type(draws).__name__}."
             )
         if not values:
-            return cls({}, (1,) * (batch_ndims or 1), params)
+            return cls({}, (1,) * (batch_ndims or 1), params, about)
         shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
         different = set(shapes.values())
         if len(different) != 1 or len(next(iter(different))) != batch_ndims:
@@ -85,7 +99,7 @@ class Draws:
             name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
             for name, value in values.items()
         }
-        return cls(flat, shape, params)
+        return cls(flat, shape, params, about, may_be_grouped)
 
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
@@ -98,5 +112,12 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
         variable.attrs.get("numpyro_name", name): variable.transpose(
             *leading, ...
         ).values
+        for name, variable in group.data_vars.items()
+    }
+
+
+def _attrs(group: Any) -> dict[str, Mapping[str, Any]]:
+    return {
+        variable.attrs.get("numpyro_name", name): variable.attrs
         for name, variable in group.data_vars.items()
     }

@@ -1,5 +1,7 @@
 """Modules back out: draws of sites in the places of the parameters they are of."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyrox_ppl._parameter import Read, class_name, parameters_of
+from pyrox_ppl.infer._matching import members_of, parameter_draws
 from pyrox_ppl.infer.draws import Draws
 
 
@@ -16,17 +18,27 @@ def posterior_modules[Module](
     draws: Any,
     *,
     name: str | None = None,
+    params: Mapping[str, Any] | None = None,
     batch_ndims: int | None = None,
 ) -> Module:
     """Return one module that holds every draw: each array has a leading draw axis.
 
     **Shapes**: an array of shape ``s`` becomes ``(draws, *s)``, chains after each
     other; where the parameter was read by ``bind(..., plate=...)``, ``(draws, members,
-    *s)``, and so does every other array. A parameter of which there are no draws keeps
-    its stored value, repeated (or its trained one, if `draws` is a DataTree with
-    ``params``).
+    *s)``, and so does every other array. A parameter of which there are no draws has
+    its trained value, from `params` or from a DataTree's group ``params``; what was
+    neither inferred nor learned keeps its stored value, repeated.
 
     **Sites**: matched by the rule of :func:`~pyrox_ppl.bind`: the root, then the path.
+    What goes with a parameter that has draws is left aside: ``<parameter>.scale``,
+    ``<parameter>_decentered``, and so on. Any other site under the root that is no
+    parameter may be one that is misspelt, and raises; a DataTree that was made with
+    the model knows better, and so it is with a dictionary that has draws of every
+    parameter, unless the site is called like one (``....weight``).
+
+    A tied array gets its draws in all of its places. It is known by being one array
+    (and by the record in a DataTree): copied (``copy.deepcopy``, ``jax.tree.map``), it
+    is two, of which a dictionary fills the one that it names.
 
     Args:
         module: The module that the model read, with its stored values.
@@ -34,6 +46,9 @@ def posterior_modules[Module](
             :func:`~pyrox_ppl.to_datatree`. Sites under another root are left aside.
         name: The root of the names: what ``bind`` was given, with the prefixes of
             every scope; by default the class name in snake case.
+        params: The trained values of what was learned, such as ``fit.params``. A
+            DataTree has them in it; a dictionary of draws does not, and without them
+            the stored, untrained values are used.
         batch_ndims: The number of sample axes of a dictionary, by default 1.
 
     Returns:
@@ -41,7 +56,10 @@ def posterior_modules[Module](
 
     Raises:
         ValueError: If no site, or not every site under the root, is a parameter of the
-            module, with both lists; if a shape differs.
+            module, with both lists; if the draws are of what a parameter is made from
+            (``<parameter>_decentered``) without the parameter itself; if no trained
+            value is a parameter's; if a shape differs, or an axis may be that of a
+            plate or of the draws of a chain.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -53,7 +71,7 @@ def posterior_modules[Module](
         >>> eqx.filter_vmap(lambda net: net(jnp.ones(2)))(modules).shape
         (5, 3)
     """
-    return _stacked(module, Draws.of(draws, batch_ndims), name)
+    return _stacked(module, Draws.of(draws, batch_ndims), name, params)
 
 
 def draw_module[Module](
@@ -62,6 +80,7 @@ def draw_module[Module](
     i: int | tuple[int, int],
     *,
     name: str | None = None,
+    params: Mapping[str, Any] | None = None,
     batch_ndims: int | None = None,
 ) -> Module:
     """Return the module of one draw.
@@ -71,6 +90,7 @@ def draw_module[Module](
         draws: As for :func:`posterior_modules`.
         i: The number of the draw, the chains after each other; or ``(chain, draw)``.
         name: The root of the names, as for :func:`posterior_modules`.
+        params: The trained values, as for :func:`posterior_modules`.
         batch_ndims: The number of sample axes of a dictionary, by default 1.
 
     Returns:
@@ -100,7 +120,7 @@ def draw_module[Module](
     if not -given.number <= index < given.number:
         raise IndexError(f"draw {i} of {given.number} does not exist.")
     one = {site: value[index][None] for site, value in given.values.items()}
-    return _first(module, Draws(one, (1,), given.params), name)
+    return _first(module, _replaced(given, one), name, params)
 
 
 def mean_module[Module](
@@ -108,6 +128,7 @@ def mean_module[Module](
     draws: Any,
     *,
     name: str | None = None,
+    params: Mapping[str, Any] | None = None,
     batch_ndims: int | None = None,
 ) -> Module:
     r"""Return the module whose parameters are the means over the draws.
@@ -120,6 +141,7 @@ def mean_module[Module](
         module: The module that the model read, with its stored values.
         draws: As for :func:`posterior_modules`.
         name: The root of the names, as for :func:`posterior_modules`.
+        params: The trained values, as for :func:`posterior_modules`.
         batch_ndims: The number of sample axes of a dictionary, by default 1.
 
     Returns:
@@ -137,108 +159,42 @@ def mean_module[Module](
     """
     given = Draws.of(draws, batch_ndims)
     mean = {
-        site: np.asarray(value, np.float64).mean(0, keepdims=True)
-        for site, value in given.values.items()
+        site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
+        for site, value in jax.device_get(given.values).items()
     }
-    return _first(module, Draws(mean, (1,), given.params), name)
+    return _first(module, _replaced(given, mean), name, params)
 
 
-def parameter_draws(
-    module: Any, draws: Draws, name: str | None
-) -> tuple[Any, dict[int, Any]]:
-    """The module with its trained values, and the draws by leaf position.
-
-    Nothing is repeated here: what has no draws stays as it is.
-    """
-    values = _values(module, draws, name)
-    leaves, treedef = jax.tree.flatten(module)
-    trained = jax.tree.unflatten(treedef, _with_params(module, draws, name, leaves))
-    by_position = {p: value for read, value in values for p in read.positions}
-    return trained, by_position
+def _replaced(draws: Draws, one: dict[str, Any]) -> Draws:
+    """One draw in the place of all."""
+    return dataclasses.replace(draws, values=one, shape=(1,))
 
 
-def _stacked(module: Any, draws: Draws, name: str | None) -> Any:
+def _stacked(
+    module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
+) -> Any:
     """The module with the draw axis, and the plate's, on every array."""
-    trained, by_position = parameter_draws(module, draws, name)
+    trained, by_position = parameter_draws(module, draws, name, params)
     leaves, treedef = jax.tree.flatten(trained)
-    leading: tuple[int, ...] = (draws.number,)
-    for position, value in by_position.items():
-        if value.ndim > 1 + leaves[position].ndim:
-            leading = value.shape[:2]
-    for position, leaf in enumerate(leaves):
-        if position in by_position:
-            value = by_position[position]
-            if value.ndim - leaf.ndim < len(leading):
-                value = jnp.expand_dims(value, 1)
-        elif eqx.is_array(leaf) or isinstance(leaf, np.ndarray):
-            value = jnp.expand_dims(jnp.asarray(leaf), tuple(range(len(leading))))
-        else:
+    stored = jax.tree.leaves(module)
+    members = members_of(stored, leaves, by_position)
+    leading = (draws.number,) if members is None else (draws.number, members)
+    for position, (leaf, old) in enumerate(zip(leaves, stored, strict=True)):
+        if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):
             continue
-        leaves[position] = jnp.broadcast_to(value, (*leading, *leaf.shape))
+        value = by_position.get(position)
+        if value is None:
+            value = jnp.expand_dims(jnp.asarray(leaf), 0)
+        missing = len(leading) + old.ndim - value.ndim
+        value = jnp.expand_dims(value, tuple(range(1, 1 + missing)))
+        leaves[position] = jnp.broadcast_to(value, (*leading, *old.shape))
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _first(module: Any, draws: Draws, name: str | None) -> Any:
+def _first(
+    module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
+) -> Any:
     """The module of the only draw."""
-    arrays, rest = eqx.partition(_stacked(module, draws, name), eqx.is_array)
+    stacked = _stacked(module, draws, name, params)
+    arrays, rest = eqx.partition(stacked, eqx.is_array)
     return eqx.combine(jax.tree.map(lambda leaf: leaf[0], arrays), rest)
-
-
-def _values(module: Any, draws: Draws, name: str | None) -> list[tuple[Read, Any]]:
-    """Each parameter of which there are draws, with them, in the parameter's dtype."""
-    root = class_name(module) if name is None else name
-    reads = {read.parameter.name: read for read in parameters_of(module, root)}
-    under_root = [site for site in draws.values if site.startswith(f"{root}.")]
-    unknown = [site for site in under_root if site not in reads]
-    matched = [site for site in reads if site in draws.values]
-    if unknown or not (matched or any(site in draws.params for site in reads)):
-        raise ValueError(
-            f"the draws do not match {type(module).__name__} under the name {root!r}"
-            + (f": {unknown} are no parameters of it" if unknown else "")
-            + f".\nIts parameters: {list(reads)}\nThe draws: {list(draws.values)}\n"
-            + _advice(root, reads, draws)
-        )
-    return [(reads[site], _fit(reads[site], draws.values[site])) for site in matched]
-
-
-def _advice(root: str, reads: dict[str, Read], draws: Draws) -> str:
-    """Name the root under which the draws would match, if there is one."""
-    roots = {
-        site.removesuffix(parameter.removeprefix(root))
-        for site in draws.values
-        for parameter in reads
-        if site.endswith(parameter.removeprefix(root))
-    } - {""}
-    if not roots:
-        return "Give the module that the model read."
-    return "Did you mean " + " or ".join(f"name={r!r}" for r in sorted(roots)) + "?"
-
-
-def _fit(read: Read, value: Any) -> Any:
-    """A draw axis, the plate's axis if there is one, and the parameter's own shape."""
-    own = read.parameter.shape
-    shape = np.shape(value)
-    middle = shape[1 : len(shape) - len(own)]
-    members = [size for size in middle if size != 1] or [1] * bool(middle)
-    if shape[len(shape) - len(own) :] != own or len(members) > 1:
-        raise ValueError(
-            f"the draws of {read.parameter.name!r} have shape {shape[1:]} each, the "
-            f"parameter has shape {own}: they come from another module, or "
-            "`batch_ndims` is not their number of sample axes."
-        )
-    fitted = value.reshape(shape[0], *members, *own)
-    return jnp.asarray(fitted).astype(read.parameter.dtype)
-
-
-def _with_params(
-    module: Any, draws: Draws, name: str | None, leaves: list[Any]
-) -> list[Any]:
-    """The leaves, those of trained ``param`` sites replaced."""
-    leaves = list(leaves)
-    root = class_name(module) if name is None else name
-    for read in parameters_of(module, root):
-        if read.parameter.name in draws.params:
-            value = _fit(read, np.asarray(draws.params[read.parameter.name])[None])[0]
-            for position in read.positions:
-                leaves[position] = value
-    return leaves

@@ -39,8 +39,14 @@ def predict(
     **Shapes**: of each array that of one prediction: ``(*batch, out)`` for a module.
     A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is called; any
     other Equinox module takes one point, so it is mapped over the leading axis of its
-    inputs. An input with fewer axes than the others, or a leading axis of 1, is shared
-    by all points.
+    inputs, by position or by keyword, in tuples or dictionaries, too. An input with
+    fewer axes than the others, or a leading axis of 1, is shared by all points. Where
+    the value at a point depends on the other points (attention over rows, statistics of
+    the batch), no blocks are made. A random key (``key=jax.random.key(0)``) is split:
+    every draw, and every point that is mapped, has its own.
+
+    A value that is not finite at some draw is not left out: mean and standard deviation
+    are then not finite either.
 
     **Sites**: of a module as for :func:`~pyrox_ppl.posterior_modules`.
 
@@ -55,24 +61,27 @@ def predict(
         name: The root of the module's names, as for `posterior_modules`.
         sites: The sites of a model to predict; by default those that ``Predictive``
             returns: every sample site that was not drawn, and every deterministic.
-        params: Trained values of a model's ``param`` sites, such as ``fit.params``, and
-            of its ``mutable`` sites, ``{**fit.params, **fit.state.mutable_state}``; a
-            DataTree has them in it. A model that is only trained has no draws:
+        params: Trained values of ``param`` sites, such as ``fit.params``, and of
+            ``mutable`` sites, ``{**fit.params, **fit.state.mutable_state}``; also of a
+            module's parameters that were learned. A DataTree has them in it; beside a
+            dictionary of draws they are needed: without them a learned parameter has
+            its stored, untrained value. A model that is only trained has no draws:
             ``predict(model, {}, x, params=fit.params)``.
         quantiles: Probabilities of the quantiles, in [0, 1]; ``()`` for none.
         batch_size: How many points (or values of a site) are held for all draws at a
             time; by default what takes about 64 MB.
         batch_ndims: The number of sample axes of a dictionary's arrays, by default 1.
         progress_bar: Whether to show one, if it takes more than two seconds.
-        **kwargs: Keyword arguments for the module or the model, passed whole.
+        **kwargs: Keyword arguments for the module or the model.
 
     Returns:
         A `Prediction` with ``mean``, ``std`` and ``quantiles`` (a dictionary by
         probability); for a model a dictionary of them by site.
 
     Raises:
-        ValueError: If the draws do not match the module, if the inputs have different
-            numbers of points, if a quantile is no probability, or if a site does not
+        ValueError: If the draws or `params` do not match the module, if the inputs have
+            different numbers of points, if points that depend on each other are to be
+            cut by `batch_size`, if a quantile is no probability, or if a site does not
             exist.
 
     Example:
@@ -95,7 +104,13 @@ def predict(
         "progress_bar": progress_bar,
     }
     if isinstance(model, eqx.Module):
-        return predict_function(model, given, args, kwargs, name=name, **common)
+        if sites is not None:
+            raise ValueError(
+                f"sites are those of a model, and {type(model).__name__} is a module."
+            )
+        return predict_function(
+            model, given, args, kwargs, name=name, params=params, **common
+        )
     if name is not None:
         raise ValueError("name is the root of a module's names, and this is a model.")
     params = {**given.params, **(params or {})}

@@ -25,9 +25,17 @@ class Prediction(NamedTuple):
         cls, shape: tuple[int, ...], dtype: np.dtype, quantiles: Sequence[float]
     ) -> Self:
         """Arrays to be filled block by block."""
-        kind = dtype if np.issubdtype(dtype, np.floating) else np.dtype(np.float32)
+        if np.issubdtype(dtype, np.complexfloating) and quantiles:
+            raise ValueError(
+                "complex values have no order, so no quantiles: give quantiles=()."
+            )
+        # Integers need double precision to be told apart.
+        mean = (
+            dtype if np.issubdtype(dtype, np.inexact) else np.result_type(dtype, "f4")
+        )
+        kind = np.abs(np.empty(0, mean)).dtype
         return cls(
-            np.empty(shape, kind),
+            np.empty(shape, mean),
             np.empty(shape, kind),
             {q: np.empty(shape, kind) for q in quantiles},
         )
@@ -36,9 +44,13 @@ class Prediction(NamedTuple):
         """Summarise a block: all draws of some leading entries, draws along axis 0."""
         if not np.issubdtype(draws.dtype, np.number) and draws.dtype != bool:
             draws = draws.astype(np.float32)  # bfloat16, which NumPy cannot sort
-        self.mean[where] = draws.mean(0, dtype=np.float64)
-        self.std[where] = draws.std(0, dtype=np.float64)
+        double = np.result_type(draws.dtype, np.float64)
+        # What is not finite shows in the result; NumPy would warn of it besides.
+        with np.errstate(invalid="ignore"):
+            self.mean[where] = draws.mean(0, dtype=double)
+            self.std[where] = np.abs(draws.std(0, dtype=double))
         if self.quantiles:
-            values = np.quantile(draws, list(self.quantiles), axis=0)
+            with np.errstate(invalid="ignore"):
+                values = np.quantile(draws, list(self.quantiles), axis=0)
             for quantile, value in zip(self.quantiles.values(), values, strict=True):
                 quantile[where] = value

@@ -1,5 +1,6 @@
 """The single checks of a posterior: what is fine, and what to try where it is not."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,48 @@ RHAT, ESS_PER_CHAIN, BFMI = 1.01, 100, 0.3
 PARETO_K = 0.7
 
 
-def of_functions(functions: Functions, chains: int) -> list[Check]:
-    """R-hat, effective sample sizes and Monte Carlo error of functions."""
-    probes = functions.rhat.size
-    moving = functions.std > 0
-    if not moving.any():
+def of_finite_draws(tree: xr.DataTree) -> list[Check]:
+    """Whether the draws, and their log densities, are numbers at all."""
+    broken = {}
+    for group, names in (("posterior", None), ("sample_stats", ("lp", "energy"))):
+        dataset = _stats.group(tree, group)
+        for name in _stats.names(dataset) if names is None else names:
+            if name in dataset and dataset[name].dtype.kind in "fc":
+                share = 1.0 - float(np.isfinite(dataset[name].values).mean())
+                if share > 0:
+                    broken[name] = share
+    if not broken:
+        return []
+    listed = ", ".join(f"{name} ({_percent(s)})" for name, s in broken.items())
+    return [
+        Check(
+            "finite draws",
+            False,
+            f"NaN or infinity among the values of {listed}",
+            "draws that are not numbers are of a run that broke down: a smaller step "
+            "or learning rate, a prior without extreme values, `jax.config.update("
+            "'jax_debug_nans', True)` to find where it begins.",
+        )
+    ]
+
+
+def of_values(functions: Functions) -> list[Check]:
+    """Whether functions are finite, and differ between draws."""
+    probes, broken = functions.std.size, functions.not_finite > 0
+    if broken.any():
+        return [
+            Check(
+                "functions",
+                False,
+                f"{functions.what} are NaN or infinite at {broken.sum()} of {probes} "
+                f"probes, there in up to {_percent(functions.not_finite.max())} of the "
+                "draws",
+                "look at these draws and inputs: a logarithm or root of what is not "
+                "positive, a division by zero, an overflow, or weights that are NaN "
+                "themselves.",
+            )
+        ]
+    if not (functions.std > 0).any():
         return [
             Check(
                 "functions",
@@ -29,25 +67,46 @@ def of_functions(functions: Functions, chains: int) -> list[Check]:
                 "a module that the draws are of, and inputs that its values depend on.",
             )
         ]
-    worst = float(np.nanmax(functions.rhat[moving]))
-    bulk = float(np.nanmin(functions.ess_bulk[moving]))
-    tail = float(np.nanmin(functions.ess_tail[moving]))
-    error = float(np.nanmax(functions.mcse[moving] / functions.std[moving]))
+    return []
+
+
+def of_functions(
+    functions: Functions, chains: int, origin_is_known: bool
+) -> list[Check]:
+    """R-hat, effective sample sizes and Monte Carlo error of functions."""
+    moving = functions.std > 0
+    if not moving.any():
+        return []
+    # NaN is no figure that is small enough: it stays, and fails.
+    worst = float(functions.rhat[moving].max())
+    bulk = float(functions.ess_bulk[moving].min())
+    tail = float(functions.ess_tail[moving].min())
+    error = float((functions.mcse[moving] / functions.std[moving]).max())
     enough = ESS_PER_CHAIN * chains
-    where = f"of {functions.what} at {probes} probes"
-    return [
+    still = int((functions.std == 0).sum())
+    where = f"of {functions.what} at {moving.sum()} probes"
+    if still:
+        where += f" ({still} others do not change from draw to draw)"
+    given_chains = "" if origin_is_known else ", if these are Markov chains"
+    checks = [
         Check(
             "R-hat",
             worst <= RHAT,
-            f"at most {worst:.3f} {where} (should be at most {RHAT})"
+            f"at most {worst:.4g} {where} (should be at most {RHAT})"
             + ("; one chain can only be compared with itself" if chains == 1 else ""),
-            "the chains disagree on the function, not just on the weights: a longer "
-            "warmup, more draws, chains from one good start "
-            "(`init_to_value`), or a prior that leaves fewer modes.",
+            f"the chains disagree on the function, not just on the weights"
+            f"{given_chains}: a longer warmup, more draws, chains from one good start "
+            "(`init_to_value`), or a prior that leaves fewer modes."
+            + (
+                ""
+                if origin_is_known
+                else " Members of an ensemble may differ: tree.attrs['inference'] = "
+                "'ensemble' says that they are no chains."
+            ),
         ),
         Check(
             "ESS",
-            min(bulk, tail) >= enough,
+            bool(np.minimum(bulk, tail) >= enough),
             f"bulk at least {bulk:.0f}, tail at least {tail:.0f} draws {where} (should "
             f"be at least {enough})",
             "more draws, or a longer warmup for a better step size and mass matrix.",
@@ -60,6 +119,27 @@ def of_functions(functions: Functions, chains: int) -> list[Check]:
             "more draws.",
         ),
     ]
+    if origin_is_known or chains > 1:
+        return checks
+    return [check if check.passed else _of_unknown_origin(check) for check in checks]
+
+
+def _of_unknown_origin(check: Check) -> Check:
+    """Of draws in a row that need not be a Markov chain, a failure says nothing."""
+    return dataclasses.replace(
+        check,
+        passed=None,
+        finding=f"{check.finding}: not fine if the draws are one Markov chain in its "
+        "order, of no meaning if they are several chains after each other, members of "
+        "an ensemble, or draws of a guide",
+        advice="to_datatree(mcmc, ...) or to_datatree(fit, ..., guide=guide), which "
+        "know what the draws are; of a dictionary, draws by chain (batch_ndims=2), or "
+        "tree.attrs['inference'] = 'MCMC'.",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
@@ -78,6 +158,15 @@ def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
                 "): the sampler missed a region of strong curvature.",
             )
         )
+    else:
+        checks.append(
+            Check(
+                "divergences",
+                None,
+                "whether draws diverged was not collected",
+                'mcmc.run(..., extra_fields=("diverging",)), if the kernel is of HMC.',
+            )
+        )
     if "energy" not in stats:
         checks.append(
             Check(
@@ -89,7 +178,10 @@ def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
             )
         )
         return checks, None
-    bfmi = _stats.bfmi(_stats.by_draw(stats, "energy").astype(np.float64))
+    energy = _stats.by_draw(stats, "energy").astype(np.float64)
+    # Where the energy is NaN, or never changes, so is the fraction, which fails.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bfmi = _stats.bfmi(energy)
     checks.append(
         Check(
             "E-BFMI",
@@ -105,7 +197,22 @@ def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
 def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
     """PSIS-LOO of each observed site, with its Pareto k."""
     checks, results = [], {}
-    for name in _stats.names(_stats.group(tree, "log_likelihood")):
+    likelihoods = _stats.group(tree, "log_likelihood")
+    for name in _stats.names(likelihoods):
+        broken = ~np.isfinite(likelihoods[name].values)
+        if broken.any():
+            checks.append(
+                Check(
+                    f"LOO of {name}",
+                    False,
+                    "the log likelihood is NaN or infinite for "
+                    f"{_percent(broken.mean())} of draws and observations",
+                    "observations inside the support of their distribution, and "
+                    "parameters that are numbers at every draw.",
+                    of_draws=bool(np.isnan(likelihoods[name].values).any()),
+                )
+            )
+            continue
         try:
             result = _stats.loo(tree, name)
         except ValueError as error:  # draws that do not move have no tail to fit
@@ -121,11 +228,12 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
             continue
         results[name] = result
         k = np.asarray(result.pareto_k).ravel()
-        high = int((k > result.good_k).sum())
+        # NaN is above, too.
+        high = int((~(k <= result.good_k)).sum())
         checks.append(
             Check(
                 f"LOO of {name}",
-                high == 0,
+                high == 0 and bool(np.isfinite(result.elpd)),
                 f"ELPD {result.elpd:.1f} ± {result.se:.1f} nats, p {result.p:.1f}; "
                 f"Pareto k above {result.good_k:.2f} for {high} of {k.size} "
                 "observations",
@@ -151,6 +259,20 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
             None,
         )
     weights = stats["log_weight"].values.astype(np.float64).reshape(-1)
+    broken = ~np.isfinite(weights)
+    if broken.any():
+        return (
+            Check(
+                "guide's PSIS k",
+                False,
+                f"the log importance weight is NaN or infinite for {broken.sum()} of "
+                f"{weights.size} draws: there the log density of the model or of the "
+                "guide is no number",
+                "a guide whose draws are all in the support of the model, a smaller "
+                "learning rate.",
+            ),
+            float("inf"),
+        )
     # Where the guide is the posterior there is no tail to fit.
     exact = np.ptp(weights) < 1e-9
     k = 0.0 if exact else _stats.pareto_k(weights - weights.max())
@@ -166,30 +288,4 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
             "may be good; hold them against data (`calibration`).",
         ),
         k,
-    )
-
-
-def of_losses(loss: np.ndarray) -> Check:
-    """Whether the ELBO has stopped rising."""
-    if not np.isfinite(loss).all():
-        first = int(np.flatnonzero(~np.isfinite(loss))[0])
-        return Check(
-            "ELBO",
-            False,
-            f"not finite from step {first} on",
-            "a smaller learning rate, or a smaller init_scale of the guide.",
-        )
-    if loss.size < 20:
-        return Check("ELBO", None, f"only {loss.size} steps", "more steps.")
-    fifth = loss.size // 5
-    before, last = loss[-2 * fifth : -fifth], loss[-fifth:]
-    fall = float(before.mean() - last.mean())
-    noise = float(np.sqrt((before.var() + last.var()) / fifth))
-    # A nat is what an odds ratio of e is on the scale of evidence: less is no matter.
-    return Check(
-        "ELBO",
-        bool(fall <= max(1.0, 3 * noise)),
-        f"{-last.mean():.1f} nats over the last fifth of {loss.size} steps, "
-        f"{fall:+.2g} ± {noise:.2g} on the fifth before",
-        "more steps: the loss still falls.",
     )

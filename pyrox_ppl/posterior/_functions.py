@@ -1,7 +1,7 @@
 """Convergence of functions: R-hat, ESS and MCSE of predictions, block by block."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,24 +10,24 @@ import numpy as np
 import xarray as xr
 
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.infer._matching import REPARAMETERISED
 from pyrox_ppl.infer.draws import Draws
 from pyrox_ppl.infer.loop import keys_of_draws
 from pyrox_ppl.infer.model_prediction import site_blocks, sites_at
 from pyrox_ppl.infer.module_prediction import Function
 from pyrox_ppl.posterior._model import safe
 
-_OF_EACH = (
-    _stats.rhat,
-    _stats.ess_bulk,
-    _stats.ess_tail,
-    _stats.mcse,
-    lambda values: values.std((0, 1)),
-)
+_OF_CHAINS = (_stats.rhat, _stats.ess_bulk, _stats.ess_tail, _stats.mcse)
+# ArviZ asks for so many draws, to split a chain twice.
+FEWEST_DRAWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
     """Statistics of functions of the draws, one for every probe.
+
+    NaN where there is none: the function does not move, is not finite at every draw, or
+    the draws are no Markov chains, or too few.
 
     Attributes:
         what: What the functions are.
@@ -36,6 +36,7 @@ class Functions:
         ess_tail: Effective sample size of the 5 % and 95 % tails, in draws.
         mcse: Monte Carlo standard error of the mean, in units of the function.
         std: Standard deviation over the draws.
+        not_finite: The share of draws at which the function is NaN or infinite.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Functions:
     ess_tail: np.ndarray
     mcse: np.ndarray
     std: np.ndarray
+    not_finite: np.ndarray
 
 
 def of_module(
@@ -52,14 +54,18 @@ def of_module(
     inputs: tuple,
     kwargs: dict[str, Any],
     name: str | None,
+    params: Mapping[str, Any] | None,
     batch_size: int | None,
+    are_chains: bool,
 ) -> Functions:
     """The values of a module at probe inputs."""
     draws = Draws.of(tree)
-    function = Function(module, draws, inputs, kwargs, name=name, batch_size=batch_size)
+    function = Function(
+        module, draws, inputs, kwargs, name=name, params=params, batch_size=batch_size
+    )
     blocks = (values for _, values in _once(function.blocks()))
     what = f"the values of {type(module).__name__}"
-    return _statistics(what, blocks, draws.shape)
+    return _statistics(what, blocks, draws.shape, are_chains)
 
 
 def of_model(
@@ -68,14 +74,20 @@ def of_model(
     inputs: tuple,
     kwargs: dict[str, Any],
     sites: Sequence[str] | None,
+    params: Mapping[str, Any] | None,
     batch_size: int | None,
+    are_chains: bool,
 ) -> Functions:
     """The deterministic sites of a model at probe inputs."""
     draws = Draws.of(tree)
     at = (draws.on_device(), keys_of_draws(jax.random.key(0), draws.number))
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
-    one = sites_at(model, draws.params, inputs, kwargs, sites, kinds)
+    trained = {**draws.params, **(params or {})}
+    one = sites_at(model, trained, inputs, kwargs, sites, kinds)
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], at))
+    if sites is None:
+        latent = _latent(tree)
+        shapes = {name: s for name, s in shapes.items() if name not in latent}
     if not shapes:
         raise ValueError(
             "the model has no deterministic site to look at, and its samples are "
@@ -87,10 +99,10 @@ def of_model(
         for name, shape in shapes.items()
         for _, values in _once(site_blocks(one, name, shape.size, at, batch_size))
     )
-    return _statistics(f"the sites {list(shapes)}", blocks, draws.shape)
+    return _statistics(f"the sites {list(shapes)}", blocks, draws.shape, are_chains)
 
 
-def of_tree(tree: xr.DataTree) -> Functions | None:
+def of_tree(tree: xr.DataTree, are_chains: bool) -> Functions | None:
     """What a tree holds of functions already: deterministic sites, else likelihoods."""
     names = _deterministic(tree)
     group = "posterior" if names else "log_likelihood"
@@ -102,16 +114,33 @@ def of_tree(tree: xr.DataTree) -> Functions | None:
     shape = arrays[0].shape[:2]
     what = f"the sites {names}" if group == "posterior" else "the log likelihoods"
     blocks = (a.reshape(shape[0] * shape[1], -1) for a in arrays)
-    return _statistics(what, blocks, shape)
+    return _statistics(what, blocks, shape, are_chains)
 
 
 def _deterministic(tree: xr.DataTree) -> list[str]:
+    """Sites that are functions of the draws, and not parameters in another form."""
     posterior = _stats.group(tree, "posterior")
-    return [
-        posterior[name].attrs.get("numpyro_name", name)
+    latent = _latent(tree)
+    names = {
+        posterior[name].attrs.get("numpyro_name", name): name
         for name in _stats.names(posterior)
         if posterior[name].attrs.get("deterministic")
-    ]
+    }
+    return [site for site in names if site not in latent]
+
+
+def _latent(tree: xr.DataTree) -> set[str]:
+    """The parameters of modules, and sites that a reparameterisation made."""
+    posterior = _stats.group(tree, "posterior")
+    of_variable = {
+        posterior[name].attrs.get("numpyro_name", name): posterior[name].attrs
+        for name in _stats.names(posterior)
+    }
+    return {
+        site
+        for site, attrs in of_variable.items()
+        if "parameter" in attrs or any(site + s in of_variable for s in REPARAMETERISED)
+    }
 
 
 def _once(blocks: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
@@ -126,18 +155,32 @@ def _once(blocks: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.nd
 
 
 def _statistics(
-    what: str, blocks: Iterator[np.ndarray], shape: tuple[int, ...]
+    what: str, blocks: Iterator[np.ndarray], shape: tuple[int, ...], are_chains: bool
 ) -> Functions:
-    columns: list[list[np.ndarray]] = [[], [], [], [], []]
+    columns: list[list[np.ndarray]] = [[] for _ in range(len(_OF_CHAINS) + 2)]
     for values in blocks:
-        by_chain = values.astype(np.float64).reshape(*shape, -1)
+        by_chain = _real(values).reshape(*shape, -1)
+        finite = np.isfinite(by_chain)
+        known = finite.all((0, 1))
         # Of what does not move there are no statistics, and ArviZ divides by zero.
-        moving = np.ptp(by_chain, axis=(0, 1)) > 0
+        of_known = by_chain[..., known]
+        moving = known.copy()
+        moving[known] = np.ptp(of_known, axis=(0, 1)) > 0
+        std = np.full(known.size, np.nan)
+        std[known] = np.where(moving[known], of_known.std((0, 1)), 0.0)
         of_moving = by_chain[..., moving]
-        for column, statistic in zip(columns, _OF_EACH, strict=True):
+        for column, statistic in zip(columns, _OF_CHAINS, strict=False):
             found = np.full(moving.size, np.nan)
-            if moving.any():
+            if moving.any() and are_chains and shape[-1] >= FEWEST_DRAWS:
                 found[moving] = statistic(of_moving)
             column.append(found)
-        columns[-1][-1][~moving] = 0.0
+        columns[-2].append(std)
+        columns[-1].append(1.0 - finite.mean((0, 1)))
     return Functions(what, *(np.concatenate(column) for column in columns))
+
+
+def _real(values: np.ndarray) -> np.ndarray:
+    """Two functions of one that is complex."""
+    if np.iscomplexobj(values):
+        values = np.stack([np.real(values), np.imag(values)], -1)
+    return values.astype(np.float64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Collection
 from typing import Any, Self
 
@@ -189,6 +190,8 @@ class ModelSites:
         if parameter is not None:
             about["parameter"] = ".".join(str(key) for key in parameter.path)
             about["role"] = parameter.role
+            if parameter.tied:
+                about["tied"] = json.dumps(parameter.tied)
             indices = [key for key in parameter.path if isinstance(key, int)]
             if indices:
                 about["layer"] = indices[0]

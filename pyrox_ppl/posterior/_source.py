@@ -148,8 +148,15 @@ def of_draws(
         model,
         values,
         params={**given.params, **(params or {})},
-        attrs={"inference": "draws"},
+        attrs={"inference": "draws"} | _origin(draws),
     )
+
+
+def _origin(draws: Any) -> dict[str, Any]:
+    """What a tree of draws says of where they come from."""
+    said = getattr(draws, "attrs", {})
+    names = ("inference", "kernel", "guide", "point_estimate")
+    return {name: said[name] for name in names if name in said}
 
 
 def provenance(source: Source, rng_key: PRNGKeyArray) -> dict[str, Any]:

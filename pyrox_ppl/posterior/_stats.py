@@ -58,6 +58,39 @@ def loo(tree: xr.DataTree, site: str) -> Any:
         return arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
 
 
+def check_tree(tree: Any, function: str, *groups: str) -> None:
+    """Raise unless `tree` is a DataTree that has these groups."""
+    if isinstance(tree, xr.DataTree):
+        missing = [name for name in groups if name not in tree.children]
+        if not missing:
+            return
+        if tree.parent is not None:
+            advice = f"give the whole tree, not its group {tree.name!r}"
+        elif missing == ["posterior"]:
+            advice = "a tree of draws is made by to_datatree(mcmc, ...)"
+        else:
+            advice = (
+                "make it with the observations as arguments, "
+                "px.to_datatree(draws, x, y=y, model=model)"
+            )
+        raise ValueError(
+            f"{function} needs the group {missing[0]!r}, and this tree has "
+            f"{sorted(tree.children)}: {advice}."
+        )
+    if isinstance(tree, xr.Dataset):
+        advice = "give the whole tree, not one group of it"
+    elif hasattr(tree, "losses"):
+        advice = f"{function}(px.to_datatree(fit, *args, guide=guide), ...)"
+    elif isinstance(tree, dict):
+        advice = f"{function}(px.to_datatree(draws, *args, model=model), ...)"
+    else:
+        advice = f"{function}(px.to_datatree(mcmc, *args), ...)"
+    raise TypeError(
+        f"{function} takes a DataTree of to_datatree, got {type(tree).__name__}: "
+        f"{advice}."
+    )
+
+
 def group(tree: xr.DataTree, name: str) -> xr.Dataset:
     """A group of a tree as a dataset; an empty one where it is absent."""
     if name not in tree.children:

@@ -76,7 +76,10 @@ def calibration(
         A `Calibration`; ``print`` it for a summary.
 
     Raises:
-        ValueError: If the tree lacks the groups or the site.
+        TypeError: If `tree` is no DataTree.
+        ValueError: If the tree lacks the groups or the site; if an observation, a
+            predictive draw or a log likelihood is NaN, or one of the former infinite;
+            if a level is no probability.
 
     References:
         Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and
@@ -96,13 +99,10 @@ def calibration(
         >>> 0.85 < scores.coverage[0] < 0.95
         True
     """
-    for group in ("posterior_predictive", "observed_data"):
-        if group not in tree.children:
-            raise ValueError(
-                f"calibration needs the group {group!r}, and this tree has "
-                f"{sorted(tree.children)}: make it with the observations as arguments, "
-                "px.to_datatree(draws, x, y=y, model=model)."
-            )
+    _stats.check_tree(tree, "calibration", "posterior_predictive", "observed_data")
+    wrong = [level for level in levels if not 0.0 <= level <= 1.0]
+    if wrong:
+        raise ValueError(f"levels are probabilities in [0, 1], got {wrong}.")
     sites = _stats.names(_stats.group(tree, "observed_data"))
     if site is None:
         if len(sites) != 1:
@@ -110,11 +110,7 @@ def calibration(
         site = sites[0]
     if site not in sites:
         raise ValueError(f"{site!r} is no observed site; these are: {sites}.")
-    observed = _stats.group(tree, "observed_data")[site]
-    predicted = _stats.group(tree, "posterior_predictive")[site]
-    y = observed.values
-    draws = predicted.transpose("chain", "draw", *observed.dims).values
-    draws = draws.reshape(-1, *y.shape)
+    y, draws = observed_and_drawn(tree, site)
     number = len(draws)
     tails = [q for level in levels for q in (0.5 - level / 2, 0.5 + level / 2)]
     edges = np.quantile(draws, tails, axis=0)
@@ -130,9 +126,18 @@ def calibration(
     if site in likelihoods:
         densities = _stats.by_draw(likelihoods, site)
         densities = densities.reshape(number, -1).astype(np.float64)
+        if np.isnan(densities).any():
+            raise ValueError(
+                f"the log likelihood of {site!r} is NaN for "
+                f"{np.isnan(densities).sum()} of {densities.size} draws and "
+                "observations: parameters are no numbers there, or outside the "
+                "support of the distribution."
+            )
         pointwise = logsumexp(densities, axis=0) - np.log(number)
         elpd = float(pointwise.sum())
-        elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
+        # An observation that no draw finds possible has a log score of -inf.
+        with np.errstate(invalid="ignore"):
+            elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
     return Calibration(
         site,
         tuple(levels),
@@ -142,6 +147,44 @@ def calibration(
         elpd,
         elpd_se,
     )
+
+
+def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.ndarray]:
+    """The observations of a site, and the predictive draws of each along axis 0."""
+    observed = _stats.group(tree, "observed_data")[site]
+    predicted = _stats.group(tree, "posterior_predictive")
+    if site not in predicted:
+        raise ValueError(
+            f"there are no predictive draws of {site!r}; there are of "
+            f"{_stats.names(predicted)}."
+        )
+    predicted = predicted[site]
+    if set(predicted.dims) != {"chain", "draw", *observed.dims}:
+        raise ValueError(
+            f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
+            f"observations {observed.dims}: they are of other data."
+        )
+    y = _real("the observations", site, observed.values)
+    draws = predicted.transpose("chain", "draw", *observed.dims).values
+    draws = _real("the predictive draws", site, draws.reshape(-1, *y.shape))
+    return y, draws
+
+
+def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:
+    """Values that have an order; neither covered nor not is what is no number."""
+    if values.dtype == bool:
+        return values.astype(np.int8)
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{what} of {site!r} are no real numbers but {values.dtype}.")
+    broken = int((~np.isfinite(values)).sum())
+    if broken:
+        raise ValueError(
+            f"{what} of {site!r} are not finite, NaN or infinite, for {broken} of "
+            f"{values.size} values, which no interval covers or misses: mask missing "
+            "observations (`numpyro.handlers.mask`, `obs_mask`), and ask `diagnose` "
+            "where predictions break down."
+        )
+    return values
 
 
 def _crps(draws: np.ndarray, y: np.ndarray) -> np.ndarray:

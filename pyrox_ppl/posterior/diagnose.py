@@ -1,6 +1,6 @@
 """diagnose: whether a posterior can be trusted, asked of functions, not of weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +8,14 @@ import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
-from pyrox_ppl.posterior._functions import Functions, of_model, of_module, of_tree
+from pyrox_ppl.posterior._functions import (
+    FEWEST_DRAWS,
+    Functions,
+    of_model,
+    of_module,
+    of_tree,
+)
+from pyrox_ppl.posterior._losses import of_losses
 from pyrox_ppl.posterior.diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior.summary import summary
 
@@ -19,6 +26,7 @@ def diagnose(
     *inputs: Any,
     name: str | None = None,
     sites: Sequence[str] | None = None,
+    params: Mapping[str, Any] | None = None,
     loo: bool = True,
     batch_size: int | None = None,
     **kwargs: Any,
@@ -30,13 +38,21 @@ def diagnose(
     nothing. So R-hat, ESS and Monte Carlo error are those of *functions*: of a module's
     values at probe inputs (``diagnose(tree, field, x, z)``), of a model's deterministic
     sites there (``diagnose(tree, model, x, z)``), or, with the tree alone, of its
-    deterministic sites, else of its pointwise log likelihoods. The functions are
-    evaluated block by block: never more than a block of probes times all draws is held.
+    deterministic sites (parameters in another form, as a non-centred prior makes them,
+    are none), else of its pointwise log likelihoods. The functions are evaluated block
+    by block: never more than a block of probes times all draws is held. A draw or a
+    value that is NaN or infinite is never fine.
 
     Besides: divergences, the energy fraction (E-BFMI), PSIS-LOO with Pareto k; for a
     guide the PSIS k of its importance weights in float64, and whether the ELBO has
-    stopped rising. Draws of a guide are independent of each other, so R-hat and ESS say
-    nothing about it and are left out.
+    stopped rising.
+
+    R-hat and ESS are about Markov chains. The tree's ``attrs["inference"]`` says what
+    the draws are: of ``"MCMC"``, of ``"SVI"`` (draws of a guide are independent: R-hat
+    and ESS say nothing about it and are left out), or ``"draws"``, a dictionary of
+    which nothing is known. Of such a dictionary in one row, a large R-hat or a small
+    ESS is reported as not known; grouped by chain, it is taken at its word. With
+    anything else there, ``"ensemble"`` say, the draws are judged as no chains.
 
     Args:
         tree: A DataTree of :func:`~pyrox_ppl.to_datatree`.
@@ -44,6 +60,7 @@ def diagnose(
         *inputs: Probe inputs: some dozens of places where the function matters.
         name: The root of the module's names, as for `posterior_modules`.
         sites: The sites of a model to look at; by default the deterministic ones.
+        params: The trained values of what was learned, if they are not in the tree.
         loo: Whether to compute PSIS-LOO, which takes about a millisecond an
             observation.
         batch_size: How many probes are held for all draws at a time.
@@ -54,6 +71,7 @@ def diagnose(
         program.
 
     Raises:
+        TypeError: If `tree` is no DataTree, or `model` nothing that can be called.
         ValueError: If the tree has no posterior, or the draws do not match the module.
 
     References:
@@ -70,19 +88,18 @@ def diagnose(
         >>> px.diagnose(tree, linear, jnp.linspace(0.5, 1.0, 5)[:, None]).ok
         True
     """
-    if "posterior" not in tree.children:
-        raise ValueError(
-            "diagnose needs the group 'posterior', and this tree has "
-            f"{sorted(tree.children)}."
-        )
+    _stats.check_tree(tree, "diagnose", "posterior")
     sizes = _stats.group(tree, "posterior").sizes
     chains, draws = sizes["chain"], sizes["draw"]
-    is_guide = tree.attrs.get("inference") == "SVI"
+    inference = tree.attrs.get("inference")
     is_point = bool(tree.attrs.get("point_estimate"))
+    are_chains = inference in (None, "MCMC", "draws") and not is_point
     stats = _stats.group(tree, "sample_stats")
-    checks: list[Check] = []
-    functions: Functions | None = None
     bfmi, pareto_k, loss, results = None, None, None, {}
+    checks = _checks.of_finite_draws(tree)
+    functions = _functions(
+        tree, model, inputs, kwargs, name, sites, params, batch_size, are_chains
+    )
     if is_point:
         checks.append(
             Check(
@@ -92,8 +109,10 @@ def diagnose(
                 "a guide that is random (AutoNormal), or NUTS.",
             )
         )
-    elif not is_guide:
-        functions = _functions(tree, model, inputs, kwargs, name, sites, batch_size)
+    if functions is not None:
+        values = _checks.of_values(functions)
+        checks += [c for c in values if not is_point or functions.not_finite.any()]
+    if are_chains:
         if functions is None:
             checks.append(
                 Check(
@@ -103,19 +122,20 @@ def diagnose(
                     "diagnose(tree, module, *probe_inputs).",
                 )
             )
-        elif draws < 8:
+        elif draws < FEWEST_DRAWS:
             checks.append(Check("R-hat", None, f"{draws} draws are too few", "more."))
         else:
-            checks += _checks.of_functions(functions, chains)
-        if "sample_stats" in tree.children and tree.attrs.get("inference") == "MCMC":
-            more, bfmi = _checks.of_sampler(stats)
-            checks += more
-    else:
+            checks += _checks.of_functions(functions, chains, inference != "draws")
+    if inference == "MCMC" and "sample_stats" in tree.children:
+        more, bfmi = _checks.of_sampler(stats)
+        checks += more
+    if inference == "SVI" and not is_point:
         check, pareto_k = _checks.of_guide(stats)
         checks.append(check)
     if "optimization" in tree.children:
-        loss = _stats.group(tree, "optimization")["loss"].values
-        checks.append(_checks.of_losses(loss))
+        losses = _stats.group(tree, "optimization")["loss"]
+        loss = losses.transpose(..., "step").values
+        checks.append(of_losses(loss))
     if loo and not is_point and "log_likelihood" in tree.children and draws >= 20:
         more, results = _checks.of_loo(tree)
         checks += more
@@ -125,7 +145,7 @@ def diagnose(
         title=f"{kind}: {chains} {plural} of {draws} draws",
         chains=chains,
         checks=tuple(checks),
-        functions=functions,
+        functions=functions if are_chains else None,
         table=summary(tree),
         loo=results,
         bfmi=bfmi,
@@ -141,15 +161,30 @@ def _functions(
     kwargs: dict[str, Any],
     name: str | None,
     sites: Sequence[str] | None,
+    params: Mapping[str, Any] | None,
     batch_size: int | None,
+    are_chains: bool,
 ) -> Functions | None:
     if model is None:
-        if inputs or kwargs or name is not None or sites is not None:
+        if inputs or kwargs or params or name is not None or sites is not None:
             raise ValueError(
                 "probe inputs are those of a module or model: diagnose(tree, module, "
                 "*inputs)."
             )
-        return of_tree(tree)
+        return of_tree(tree, are_chains)
     if isinstance(model, eqx.Module):
-        return of_module(model, tree, inputs, kwargs, name, batch_size)
-    return of_model(model, tree, inputs, kwargs, sites, batch_size)
+        if sites is not None:
+            raise ValueError(
+                f"sites are those of a model, and {type(model).__name__} is a module."
+            )
+        return of_module(
+            model, tree, inputs, kwargs, name, params, batch_size, are_chains
+        )
+    if not callable(model):
+        raise TypeError(
+            "diagnose takes a module or a model after the tree, diagnose(tree, module, "
+            f"*probe_inputs), got {type(model).__name__}."
+        )
+    if name is not None:
+        raise ValueError("name is the root of a module's names, and this is a model.")
+    return of_model(model, tree, inputs, kwargs, sites, params, batch_size, are_chains)

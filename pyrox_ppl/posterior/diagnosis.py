@@ -90,6 +90,9 @@ class Diagnosis:
                 f"not to be trusted as it stands; {len(self.failed)} of {known} checks "
                 f"of the draws failed ({', '.join(self.failed)})"
             )
+        unknown = [c.name for c in self.checks if c.passed is None]
+        if known and unknown:
+            verdict += f"; not known: {', '.join(unknown)}"
         if weak:
             verdict += f"; do not rely on {', '.join(weak)}"
         return "\n".join(

@@ -9,6 +9,7 @@ import xarray as xr
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.infer.prediction import Prediction
+from pyrox_ppl.posterior.calibration import observed_and_drawn
 from pyrox_ppl.posterior.diagnosis import Diagnosis
 
 
@@ -97,6 +98,12 @@ def plot_fit(
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")[1]
     std = _column(prediction.std, number, output)
+    broken = int((~np.isfinite(mean + std)).sum())
+    if broken:
+        raise ValueError(
+            f"the prediction is NaN or infinite at {broken} of {number} points, where "
+            "no colour can be drawn: leave them out, and ask `diagnose` why."
+        )
     for axis, values, title, colours in (
         (axes[0], mean, "mean", "viridis"),
         (axes[1], std, "standard deviation", "magma"),
@@ -147,18 +154,16 @@ def plot_calibration(
     """
     _pyplot("plot_calibration")
     azp = _import("arviz_plots", "plot_calibration")
-    for name in ("posterior_predictive", "observed_data"):
-        if name not in tree.children:
-            raise ValueError(
-                f"plot_calibration needs the group {name!r}, and this tree has "
-                f"{sorted(tree.children)}."
-            )
+    _stats.check_tree(tree, "plot_calibration", "posterior_predictive", "observed_data")
     sites = _stats.names(_stats.group(tree, "observed_data"))
     if site is not None and site not in sites:
         raise ValueError(f"{site!r} is no observed site; these are: {sites}.")
+    chosen = sites if site is None else [site]
+    for name in chosen:
+        observed_and_drawn(tree, name)  # raises where something is no number
     return azp.plot_ppc_pit(
         tree,
-        var_names=sites if site is None else [site],
+        var_names=chosen,
         coverage=coverage,
         backend="matplotlib",
     )
@@ -245,17 +250,23 @@ def _pareto(name: str, result: Any) -> Any:
 
 
 def _loss(axis: Any, diagnosis: Diagnosis) -> None:
-    loss = diagnosis.loss
-    if loss is None:
+    if diagnosis.loss is None:
         return
-    axis.plot(loss, color="C0", linewidth=0.5, alpha=0.4)
-    width = max(1, loss.size // 50)
-    mean = np.convolve(loss, np.ones(width) / width, mode="valid")
-    axis.plot(np.arange(mean.size) + width // 2, mean, color="C0")
-    # The first losses can be so large that nothing is seen of the others.
-    low, high = np.nanquantile(loss[loss.size // 20 :], [0.0, 0.99])
+    runs = np.atleast_2d(diagnosis.loss)
+    for loss in runs:
+        axis.plot(loss, color="C0", linewidth=0.5, alpha=0.4)
+        width = max(1, loss.size // 50)
+        with np.errstate(invalid="ignore"):
+            mean = np.convolve(loss, np.ones(width) / width, mode="valid")
+        axis.plot(np.arange(mean.size) + width // 2, mean, color="C0")
     axis.set(title="loss of SVI", xlabel="step", ylabel="-ELBO / nats")
-    axis.set_ylim(low - 0.05 * (high - low), high + 0.2 * (high - low))
+    # The first losses can be so large that nothing is seen of the others.
+    late = runs[:, runs.shape[1] // 20 :]
+    late = late[np.isfinite(late)]
+    if late.size:
+        low, high = np.quantile(late, [0.0, 0.99])
+        if low < high:
+            axis.set_ylim(low - 0.05 * (high - low), high + 0.2 * (high - low))
 
 
 def _column(values: np.ndarray, number: int, output: int) -> np.ndarray:
@@ -264,7 +275,11 @@ def _column(values: np.ndarray, number: int, output: int) -> np.ndarray:
             f"the prediction has shape {values.shape}, and x has {number} points: the "
             "shapes must be (points,) or (points, outputs)."
         )
-    return values if values.ndim == 1 else values[:, output]
+    if values.ndim == 1:
+        return values
+    if not -values.shape[1] <= output < values.shape[1]:
+        raise ValueError(f"there is no output {output} among {values.shape[1]}.")
+    return values[:, output]
 
 
 def _pyplot(function: str) -> Any:

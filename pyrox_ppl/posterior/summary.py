@@ -1,5 +1,6 @@
 """summary: a row for every group of parameters instead of one for every weight."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +27,11 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
     Returns:
         A ``pandas.DataFrame`` with a row per variable: ``size`` (the number of
         entries), ``of`` (``"value"`` or ``"rms"``), ``mean`` and ``sd`` of that over
-        the draws, ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``.
+        the draws (to three digits of ``sd``, and three decimals at least),
+        ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``.
 
     Raises:
+        TypeError: If `tree` is no DataTree.
         ValueError: If a variable is not there.
 
     Example:
@@ -40,6 +43,7 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
         >>> int(row["size"]), row["of"], round(float(row["mean"]), 2)
         (600, 'rms', 1.0)
     """
+    _stats.check_tree(tree, "summary", "posterior")
     posterior = _stats.group(tree, "posterior")
     names = [
         name
@@ -62,25 +66,35 @@ def size_of_draws(values: np.ndarray) -> np.ndarray:
     """The value of a scalar, the root mean square of an array: ``(chain, draw)``."""
     if values.ndim == 2:
         return values.astype(np.float64)
-    flat = values.reshape(*values.shape[:2], -1)
+    flat = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
     squares = np.einsum("cdi,cdi->cd", flat, flat, dtype=np.float64, casting="safe")
-    return np.sqrt(squares / flat.shape[-1])
+    return np.sqrt(squares / max(1, flat.shape[-1]))
 
 
 def _row(values: np.ndarray) -> dict[str, Any]:
     sizes = size_of_draws(values)
+    finite = bool(np.isfinite(sizes).all())
+    with np.errstate(invalid="ignore"):  # of what is not finite: it shows
+        mean, sd = float(sizes.mean()), float(sizes.std())
     row: dict[str, Any] = {
         "size": int(np.prod(values.shape[2:])),
         "of": "value" if values.ndim == 2 else "rms",
-        "mean": float(np.round(sizes.mean(), 3)),
-        "sd": float(np.round(sizes.std(), 3)),
+        "mean": _rounded(mean, sd),
+        "sd": _rounded(sd, sd),
         "ess_bulk": np.nan,
         "ess_tail": np.nan,
         "r_hat": np.nan,
     }
     # ArviZ asks for so many draws, to split a chain twice, and that they move.
-    if sizes.shape[1] >= 8 and np.ptp(sizes) > 0:
+    if finite and sizes.shape[1] >= 8 and np.ptp(sizes) > 0:
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))
     return row
+
+
+def _rounded(value: float, sd: float) -> float:
+    """To three digits of the standard deviation, and to three decimals at least."""
+    if not (np.isfinite(value) and np.isfinite(sd) and sd > 0):
+        return value
+    return round(value, max(3, 2 - math.floor(math.log10(sd))))

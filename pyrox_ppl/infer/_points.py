@@ -1,0 +1,153 @@
+"""The inputs of a module: which of their arrays have a row for every point."""
+
+import dataclasses
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Points(eqx.Module):
+    """The arguments of a call, and which of the arrays in them hold the points.
+
+    Attributes:
+        args: Positional arguments, keyword arguments.
+        numbers: The numbers of the points here: they tell random keys apart.
+        sliced: Which of the leaves have a row for every point.
+        number: The number of points, or None where the arguments are a single one.
+    """
+
+    args: tuple[tuple, dict[str, Any]]
+    numbers: Any
+    sliced: tuple[bool, ...] = eqx.field(static=True)
+    number: int | None = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, inputs: tuple, kwargs: dict[str, Any], batched: bool) -> Self:
+        """Find the points: the longest leading axis of the arrays with most axes.
+
+        Arrays by keyword have the points too, but do not say how many axes that takes.
+
+        Args:
+            inputs: The positional arguments.
+            kwargs: The keyword arguments.
+            batched: Whether the module takes batches, so that a vector is one point.
+
+        Raises:
+            ValueError: If leading axes differ.
+        """
+        # A NumPy array in the arguments of a compiled function would be a constant.
+        inputs, kwargs = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
+            (inputs, kwargs),
+            is_leaf=_is_module,
+        )
+        decisive = [x for x in _leaves(inputs) if _is_array(x)]
+        if not decisive:
+            decisive = [x for x in _leaves(kwargs) if _is_array(x)]
+        most = max((x.ndim for x in decisive), default=0)
+        leaves = _leaves((inputs, kwargs))
+        if most < (2 if batched else 1):
+            return cls((inputs, kwargs), None, (False,) * len(leaves), None)
+        rows = [x for x in leaves if _is_array(x) and x.ndim == most]
+        sizes = {x.shape[0] for x in rows} - {1}
+        if len(sizes) > 1:
+            raise ValueError(
+                "the inputs have different numbers of points along their leading axis: "
+                f"{[x.shape for x in rows]}. What is no row for every point is an "
+                "array of fewer axes, or a field of the module."
+            )
+        number = sizes.pop() if sizes else 1
+        sliced = [
+            _is_array(x) and x.ndim == most and x.shape[0] == number for x in leaves
+        ]
+        return cls((inputs, kwargs), jnp.arange(number), tuple(sliced), number)
+
+    def at(self, start: int, size: int) -> Self:
+        """A block of the points."""
+        if self.number is None:
+            return self
+        where = slice(start, start + size)
+        return self._with(lambda x: x[where], self.numbers[where])
+
+    def turned(self, first: int) -> Self:
+        """The same points, the first ones last and changed."""
+
+        def turn(x: Any) -> Any:
+            moved = x[:first]
+            if jnp.issubdtype(x.dtype, jnp.inexact):
+                moved = (-2 * moved - 1).astype(x.dtype)
+            return jnp.concatenate([x[first:], moved])
+
+        return self._with(turn, jnp.roll(self.numbers, -first))
+
+    def of_draw(self, number: jax.Array) -> Self:
+        """With random keys of this draw's own."""
+
+        def own(x: Any) -> Any:
+            return jax.random.fold_in(x, number) if _is_key(x) else x
+
+        args = jax.tree.map(own, self.args, is_leaf=_is_module)
+        return dataclasses.replace(self, args=args)
+
+    def call(self, module: Any) -> Any:
+        """The module's values, of all points at once."""
+        inputs, kwargs = self.args
+        return module(*inputs, **kwargs)
+
+    def map(self, module: Any) -> Any:
+        """The module's values, mapped over the points."""
+        leaves, treedef = jax.tree.flatten(self.args, is_leaf=_is_module)
+        rows = [x for x, one in zip(leaves, self.sliced, strict=True) if one]
+
+        def at_one(number: jax.Array, rows: list) -> Any:
+            row = iter(rows)
+            point = [
+                next(row)
+                if one
+                else (jax.random.fold_in(x, number) if _is_key(x) else x)
+                for x, one in zip(leaves, self.sliced, strict=True)
+            ]
+            inputs, kwargs = jax.tree.unflatten(treedef, point)
+            return module(*inputs, **kwargs)
+
+        return jax.vmap(at_one)(self.numbers, rows)
+
+    def shapes(self, of_one: bool = False) -> list[tuple[int, ...]]:
+        """The shapes of the arrays, of all points or of one."""
+        return [
+            x.shape[1:] if of_one and one else x.shape
+            for x, one in zip(_leaves(self.args), self.sliced, strict=True)
+            if _is_array(x)
+        ]
+
+    def _with(self, change: Any, numbers: Any) -> Self:
+        leaves, treedef = jax.tree.flatten(self.args, is_leaf=_is_module)
+        changed = [
+            change(x) if one else x for x, one in zip(leaves, self.sliced, strict=True)
+        ]
+        args = jax.tree.unflatten(treedef, changed)
+        return dataclasses.replace(
+            self, args=args, numbers=numbers, number=len(numbers)
+        )
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=_is_module)
+
+
+def _is_module(node: Any) -> bool:
+    """A module among the inputs has no rows of points."""
+    return isinstance(node, eqx.Module)
+
+
+def _is_array(x: Any) -> bool:
+    return eqx.is_array(x)
+
+
+def _is_key(x: Any) -> bool:
+    """One random key, for which every draw and point needs its own."""
+    typed = eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return typed and x.ndim == 0

@@ -1,0 +1,95 @@
+"""Whether the losses of SVI have settled, and at the lowest they were."""
+
+import numpy as np
+
+from pyrox_ppl.posterior.diagnosis import Check
+
+FEWEST_STEPS = 20
+# A nat is what an odds ratio of e is on the scale of evidence: less is no matter.
+NAT = 1.0
+# Below this, successive losses cannot tell a swing from noise.
+FEWEST_FOR_SWINGS = 40
+
+
+def of_losses(losses: np.ndarray) -> Check:
+    """Whether the ELBO has stopped rising.
+
+    Args:
+        losses: Of every step, along the last axis; the worst of several runs counts.
+    """
+    losses = np.atleast_2d(np.asarray(losses, np.float64))
+    checks = [_of_run(run) for run in losses.reshape(-1, losses.shape[-1] or 1)]
+    if not checks:
+        return Check("ELBO", None, "no steps", "more steps.")
+    order = {False: 0, None: 1, True: 2}
+    return min(checks, key=lambda check: order[check.passed])
+
+
+def _of_run(loss: np.ndarray) -> Check:
+    if not np.isfinite(loss).all():
+        first = int(np.flatnonzero(~np.isfinite(loss))[0])
+        return Check(
+            "ELBO",
+            False,
+            f"not finite from step {first} on",
+            "a smaller learning rate, or a smaller init_scale of the guide.",
+        )
+    if loss.size < FEWEST_STEPS:
+        return Check("ELBO", None, f"only {loss.size} steps", "more steps.")
+    if np.ptp(loss) == 0:
+        return Check(
+            "ELBO",
+            False,
+            f"{-loss[0]:.1f} nats at all of {loss.size} steps",
+            "a larger learning rate, or parameters that the loss depends on: nothing "
+            "was trained.",
+        )
+    fifth = loss.size // 5
+    parts = loss[-5 * fifth :].reshape(5, fifth)
+    before, last = parts[-2], parts[-1]
+    lowest = min(parts, key=np.mean)
+    fall, noise = _change(before, last)
+    rise, noise_of_rise = _change(last, lowest)
+    finding = (
+        f"{-last.mean():.1f} nats over the last fifth of {loss.size} steps, "
+        f"{fall:+.2g} ± {noise:.2g} on the fifth before"
+    )
+    if rise > max(NAT, 3 * noise_of_rise):
+        return Check(
+            "ELBO",
+            False,
+            f"{finding}, {rise:.2g} ± {noise_of_rise:.2g} below the best fifth",
+            "a smaller learning rate, or one that decays: the loss rises again. (If "
+            "the loss itself changes from step to step, as with an annealed KL term, "
+            "look at its last phase alone.)",
+        )
+    if fall > max(NAT, 3 * noise):
+        return Check("ELBO", False, finding, "more steps: the loss still falls.")
+    swing = _swing(last)
+    if swing > NAT:
+        return Check(
+            "ELBO",
+            False,
+            f"{finding}, and swings by ± {swing:.2g} within the last fifth",
+            "a smaller learning rate, or one that decays: the loss still moves up and "
+            "down, by more than the noise of single steps.",
+        )
+    return Check("ELBO", True, finding)
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """By how much the mean fell, and the noise of that."""
+    noise = np.sqrt((before.var() + after.var()) / after.size)
+    return float(before.mean() - after.mean()), float(noise)
+
+
+def _swing(loss: np.ndarray) -> float:
+    """The standard deviation of losses that are no independent noise.
+
+    Half the mean squared difference of successive losses is then not about their
+    variance (von Neumann, 1941): far less in a slow swing, more where they alternate.
+    """
+    if loss.size < FEWEST_FOR_SWINGS:
+        return 0.0
+    ratio = float(np.square(np.diff(loss)).mean()) / 2 / max(float(loss.var()), 1e-30)
+    return float(loss.std()) if ratio < 0.5 or ratio > 1.6 else 0.0
