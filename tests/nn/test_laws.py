@@ -188,7 +188,9 @@ def test_no_two_parameters_of_a_new_module_are_one_array_or_one_draw(case: Case)
     assert len({id(array) for array in arrays}) == len(arrays)
     drawn = [np.ravel(array) for array in arrays if np.unique(array).size > 2]
     # Uniforms of different widths from the same bits have the same order.
-    orders = {tuple(np.argsort(array[:9]).tolist()) for array in drawn if array.size > 8}
+    orders = {
+        tuple(np.argsort(array[:9]).tolist()) for array in drawn if array.size > 8
+    }
     assert len(orders) == sum(array.size > 8 for array in drawn)
 
 
