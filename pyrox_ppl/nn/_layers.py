@@ -70,7 +70,7 @@ def check_layers(network: Any, in_features: int) -> None:
 
 
 def _own(network: Any, x: jax.Array) -> Any:
-    return network(x)
+    return each_row(network, x)
 
 
 def _layered(network: Any, x: jax.Array) -> jax.Array:
@@ -123,7 +123,7 @@ def _redrawn(network: Any, rng: np.random.Generator) -> Any:
         fresh = rng.uniform(-limit, limit, leaf.shape)
         drawn = np.where((stored == 0) | ~np.isfinite(stored), fresh, moved)
         if not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            drawn = drawn.real
+            drawn = np.real(drawn)
         return jnp.asarray(drawn, leaf.dtype)
 
     return jax.tree.map(redraw, network)

@@ -134,9 +134,9 @@ class ConditionedINR(AbstractModule):
 
     def forward(self, x: Any, z: Any) -> jax.Array:
         """The inner network with the conditioners in between."""
-        x = check_width("x", x, "in_features", self.in_features)
-        z = check_width("z", z, "cond_dim", self.cond_dim)
-        check_batch(x, z, "x")
+        x = check_width(self, "x", x, "in_features", self.in_features)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
+        check_batch(self, x, z, "x")
         if self.mode == "input":
             return each_row(self.inner, self.conditioners[0](x, z))
         return apply_layers(self.inner, x, lambda i, h: self.conditioners[i](h, z))

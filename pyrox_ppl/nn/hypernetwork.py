@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl._bind import AbstractModule, bind, bind_but, put
+from pyrox_ppl._bind import AbstractModule, as_stored, bind, bind_but, put
 from pyrox_ppl._parameter import class_name, parameters_of, path_name
 from pyrox_ppl._where import Where
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
@@ -149,7 +149,7 @@ class HyperNetwork(AbstractModule):
 
     def forward(self, z: Any) -> dict[str, jax.Array | LowRankOffset]:
         """Path -> value, for one context."""
-        z = check_width("z", z, "cond_dim", self.cond_dim)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         if z.ndim != 1:
             raise ValueError(
                 f"z has shape {z.shape}, but a HyperNetwork takes one context of shape "
@@ -198,7 +198,7 @@ class HyperNetwork(AbstractModule):
                 axes do not fit.
         """
         self._check_target(target)
-        z = check_width("z", z, "cond_dim", self.cond_dim)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         x = jnp.asarray(x)
         if z.ndim != 2 or x.ndim < 2 or x.shape[0] not in (1, z.shape[0]):
             raise ValueError(
@@ -264,7 +264,8 @@ class HyperNetwork(AbstractModule):
 
 def _width_of(trunk: Callable, cond_dim: int) -> int:
     """The width of the vector that a trunk makes of a context."""
-    out = eqx.filter_eval_shape(trunk, jax.ShapeDtypeStruct((cond_dim,), jnp.float32))
+    raw = jax.ShapeDtypeStruct((cond_dim,), jnp.zeros(()).dtype)
+    out = eqx.filter_eval_shape(as_stored(trunk), raw)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 1:
         raise ValueError(
