@@ -111,7 +111,7 @@ def film_siren():
 
 def hyper_siren():
     net, encoding = encoder(LATENT)
-    sizes = {"depth": DEPTH, "cond_dim": K, "parameter_net": net}
+    sizes = {"depth": DEPTH, "cond_dim": LATENT, "parameter_net": net}
     module = HyperSIREN(IN, WIDTH, 1, **sizes, key=KEYS[2], **OMEGAS)
     weights = (encoding, [pair(layer.generator) for layer in module.hyper_layers])
     shapes = [(WIDTH, IN), *[(WIDTH, WIDTH)] * (DEPTH - 2), (1, WIDTH)]

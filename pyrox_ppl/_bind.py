@@ -125,6 +125,12 @@ def bind_but[Module](module: Module, replaced: Collection[str]) -> Module:
     return _bind(module, class_name(module), None, replaced)
 
 
+def as_stored[Module](module: Module) -> Module:
+    """A copy that reads nothing when it is called: it computes with what it holds."""
+    leaves, treedef = jax.tree.flatten(module)
+    return _mark_bound(jax.tree.unflatten(treedef, leaves))
+
+
 def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
     """Put values in the place of parameters, named by their dotted paths."""
     leaves, treedef = jax.tree.flatten(module)

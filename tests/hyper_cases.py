@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from case import C_IN, HIDDEN, OUT, Case, K, Shapes, X, Z, linear
+from case import C_IN, HIDDEN, OUT, Argument, Case, K, Shapes, X, Z, linear
 
 from pyrox_ppl.nn import (
     ConditionedRFFNet,
@@ -16,7 +16,7 @@ from pyrox_ppl.nn import (
     RBFFourierFeatures,
 )
 
-N, LATENT, WIDTH = 5, 2, 3
+N, LATENT, WIDTH = 5, 4, 3
 SIZE = C_IN * N + N + 1
 
 
@@ -58,7 +58,7 @@ def _hyper_siren(*, key: jax.Array, **sizes: Any) -> HyperSIREN:
         "hidden_features": HIDDEN,
         "out_features": OUT,
         "depth": 3,
-        "cond_dim": K,
+        "cond_dim": LATENT,
     }
     net = _net(LATENT, net_key)
     omegas = {"first_omega": 2.0, "hidden_omega": 1.5}
@@ -119,7 +119,7 @@ HYPER_CASES = [
         name="HyperSIREN",
         make=_hyper_siren,
         sizes=("in_features", "hidden_features", "out_features", "depth", "cond_dim"),
-        arguments=(X, Z),
+        arguments=(X, Argument("z", K, "P")),
         out=OUT,
         count=sum(LATENT * size + size for size in _SIREN_SIZES) + _net_count(LATENT),
         root="hyper_siren",

@@ -74,7 +74,7 @@ def hyper_rff(key):
 def hyper_siren(key):
     net_key, key = jax.random.split(key)
     net = parameter_net(LATENT, net_key)
-    sizes = {"depth": 3, "cond_dim": 1, "parameter_net": net}
+    sizes = {"depth": 3, "cond_dim": LATENT, "parameter_net": net}
     return nn.HyperSIREN.init(1, WIDTH, 1, **sizes, key=key, **OMEGAS)
 
 

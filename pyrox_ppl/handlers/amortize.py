@@ -126,7 +126,11 @@ class amortize(AbstractParameterHandler):
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a value was generated that no parameter was there for."""
-        read = {path_name(parameter.path) for parameter in block.read.values()}
+        read = {
+            path_name(path)
+            for parameter in block.read.values()
+            for path in (parameter.path, *parameter.tied)
+        }
         unread = [key for key in block.prepared if key not in read]
         if unread:
             raise ValueError(

@@ -21,18 +21,26 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
-def check_width(name: str, array: Any, argument: str, width: int) -> jax.Array:
-    """Return `array` as a JAX array, its last axis being as wide as `argument` says."""
+def check_width(
+    module: Any, name: str, array: Any, argument: str, width: int | None
+) -> jax.Array:
+    """Return `array` as a JAX array, its last axis being as wide as `argument` says.
+
+    Any width will do where `width` is None.
+    """
     array = jnp.asarray(array)
-    if array.ndim == 0 or array.shape[-1] != width:
+    if array.ndim == 0 or width not in (None, array.shape[-1]):
+        entries = argument if width is None else f"{argument}={width}"
         raise ValueError(
-            f"{name} has shape {array.shape}, but its last axis must have "
-            f"{argument}={width} entries."
+            f"{name} has shape {array.shape}, but {type(module).__name__} takes an "
+            f"array whose last axis has {entries} entries."
         )
     return array
 
 
-def check_batch(features: jax.Array, context: jax.Array, name: str) -> None:
+def check_batch(
+    module: Any, features: jax.Array, context: jax.Array, name: str
+) -> None:
     """Raise unless the batch axes of the context broadcast against the features'.
 
     One of the two may have none; otherwise they have as many, so that no axis is ever
@@ -46,7 +54,8 @@ def check_batch(features: jax.Array, context: jax.Array, name: str) -> None:
         a != b and 1 not in (a, b) for a, b in pairs
     ):
         raise ValueError(
-            f"z has batch axes {context_batch}, {name} has {batch}: z must be a single "
-            f"context of shape (cond_dim,), or have as many batch axes as {name}, each "
-            "of the same size or of size 1 (insert them: z[:, None, :])."
+            f"z has batch axes {context_batch}, {name} has {batch}: "
+            f"{type(module).__name__} takes a single context, a vector, or a z of as "
+            f"many batch axes as {name}, each of the same size or of size 1 (insert "
+            "them: z[:, None, :])."
         )

@@ -55,7 +55,8 @@ class FullHead(AbstractHead):
     ) -> Self:
         """Around the stored value; entries vary by `spread` for z ~ N(0, I)."""
         weight = _normal(key, (stored.size, features), spread / math.sqrt(features))
-        return cls(weight.astype(stored.dtype), jnp.asarray(stored))
+        # A copy: the array itself would tie the head to the target in a module of both.
+        return cls(weight.astype(stored.dtype), jnp.array(stored, copy=True))
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """The parameter."""

@@ -12,8 +12,17 @@ def each_row(function: Callable, rows: jax.Array) -> jax.Array:
     """Apply along the last axis: Equinox's own networks take one vector at a time.
 
     A single vector is not made a batch of one, and a module of this package, which
-    takes any batch, gets the batch as it is.
+    takes any batch, gets the batch as it is. A network of a ``"scalar"`` takes the one
+    entry of each vector.
     """
+    if _takes_scalar(function):
+        if rows.shape[-1] != 1:
+            raise ValueError(
+                f"{type(function).__name__} takes a scalar, so that each row must have "
+                f"1 entry, and the shape is {rows.shape}."
+            )
+        scalar = function
+        function = lambda row: scalar(row[0])  # noqa: E731
     if rows.ndim == 1 or isinstance(function, AbstractModule):
         return function(rows)
     out = jax.vmap(function)(rows.reshape(-1, rows.shape[-1]))
@@ -24,27 +33,26 @@ def told_in_features(network: Any) -> int | None:
     """The width of the input, where the network or its first layer tells it."""
     layers = getattr(network, "layers", None)
     first = layers[0] if isinstance(layers, tuple | list) and layers else None
-    for holder, name in (
-        (network, "in_features"),
-        (network, "in_size"),
-        (first, "in_features"),
-    ):
-        width = getattr(holder, name, None)
-        if isinstance(width, int):
-            return width
+    for holder in (network, first):
+        if _takes_scalar(holder):
+            return 1
+        for name in ("in_features", "in_size"):
+            width = getattr(holder, name, None)
+            if isinstance(width, int):
+                return width
     return None
 
 
-def check_parameter_net(parameter_net: Any, cond_dim: int) -> None:
-    """Raise unless it can be called with a context, as far as it tells by itself."""
+def check_parameter_net(parameter_net: Any) -> None:
+    """Raise unless it can be called."""
     if not callable(parameter_net):
         raise TypeError(
-            "parameter_net must be a callable of one context of shape (cond_dim,), "
-            f"got {parameter_net!r}."
+            "parameter_net must be a callable of one context, a vector, got "
+            f"{parameter_net!r}."
         )
-    width = told_in_features(parameter_net)
-    if width is not None and width != cond_dim:
-        raise ValueError(
-            f"parameter_net takes {width} inputs, but cond_dim={cond_dim}: it is "
-            "called with one context of shape (cond_dim,)."
-        )
+
+
+def _takes_scalar(function: Any) -> bool:
+    """Whether it is one of Equinox's that take a scalar for their input."""
+    names = ("in_features", "in_size")
+    return any(getattr(function, name, None) == "scalar" for name in names)

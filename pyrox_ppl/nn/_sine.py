@@ -82,7 +82,6 @@ def _primitive(name: str, fast: Any, plain: Any) -> Primitive:
     """
     primitive = Primitive(name)
     primitive.def_abstract_eval(lambda x: x)
-    primitive.def_impl(jax.jit(primitive.bind))
     batching.defvectorized(primitive)
 
     def guarded(x: jax.Array) -> jax.Array:
@@ -91,6 +90,13 @@ def _primitive(name: str, fast: Any, plain: Any) -> Primitive:
         small = jnp.max(jnp.abs(x)) <= _LARGEST  # false for NaN, too
         return lax.cond(small, fast, plain, x)
 
+    # Not of `primitive.bind`: ``jax_debug_nans`` runs the Python of a compiled function
+    # again, op by op, and would come back here for ever.
+    @jax.jit
+    def run(x: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, cpu=guarded, default=plain)
+
+    primitive.def_impl(run)
     mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
     mlir.register_lowering(
         primitive, mlir.lower_fun(guarded, multiple_results=False), platform="cpu"

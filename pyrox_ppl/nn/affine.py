@@ -144,7 +144,7 @@ class AffineModulation(AbstractConditioner):
                 f"log_det needs gamma_activation='exp', and this module has "
                 f"{self.gamma_activation!r}: its map may not be invertible."
             )
-        z = check_width("z", z, "cond_dim", self.cond_dim)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         return bind(self)._generate(z)[1].sum(-1)
 
     def _generate(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
+from pyrox_ppl.nn._layers import apply_layers, check_layers, layers_of
 from pyrox_ppl.nn._rows import each_row, told_in_features
 from pyrox_ppl.nn.conditioner import AbstractConditioner
 
@@ -18,8 +19,10 @@ class ConditionedINR(AbstractModule):
 
     ``mode="feature"``: a conditioner after each layer but the readout,
     :math:`h_l = c_l(s_l(h_{l-1}), z)`, for any network with ``layers`` (a
-    :class:`SIREN`, an ``eqx.nn.MLP``, your own). ``mode="input"``: one conditioner on
-    the coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner
+    :class:`SIREN`, an ``eqx.nn.MLP``, your own) whose own call is its layers one after
+    another, each hidden one followed by the network's ``activation`` if it has one, the
+    last by its ``final_activation``. ``mode="input"``: one conditioner on the
+    coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner
     network is *backbone*: handlers leave it the constant it is unless they are told
     otherwise.
 
@@ -84,8 +87,9 @@ class ConditionedINR(AbstractModule):
             **conditioner_kwargs: Further arguments of ``conditioner_cls.init``.
 
         Raises:
-            ValueError: If the mode is unknown, or the network has no ``layers`` in
-                feature mode, or a width cannot be told.
+            ValueError: If the mode is unknown, or a width cannot be told; in feature
+                mode, if the network has no ``layers``, or if its own call does anything
+                else than they do one after another (a residual connection, say).
             TypeError: If `inner` is not callable or `conditioner_cls` no conditioner.
         """
         check_size(cond_dim=cond_dim)
@@ -109,7 +113,8 @@ class ConditionedINR(AbstractModule):
             in_features = _in_features(inner)
         check_size(in_features=in_features)
         if mode == "feature":
-            widths = [_width(layer, "out_features") for layer in _layers(inner)[:-1]]
+            widths = [_width(layer, "out_features") for layer in layers_of(inner)[:-1]]
+            check_layers(inner, in_features)
         elif mode == "input":
             widths = [in_features]
         else:
@@ -129,70 +134,12 @@ class ConditionedINR(AbstractModule):
 
     def forward(self, x: Any, z: Any) -> jax.Array:
         """The inner network with the conditioners in between."""
-        x = check_width("x", x, "in_features", self.in_features)
-        z = check_width("z", z, "cond_dim", self.cond_dim)
-        check_batch(x, z, "x")
+        x = check_width(self, "x", x, "in_features", self.in_features)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
+        check_batch(self, x, z, "x")
         if self.mode == "input":
             return each_row(self.inner, self.conditioners[0](x, z))
-        *hidden, readout = _layers(self.inner)
-        h = x
-        for i, (layer, conditioner) in enumerate(
-            zip(hidden, self.conditioners, strict=True)
-        ):
-            h = conditioner(_activate(self.inner, i, _apply_hidden(layer, h)), z)
-        return _read_out(self.inner, readout, h)
-
-
-def _apply_hidden(layer: Any, h: jax.Array) -> jax.Array:
-    """Apply a layer that makes one vector of a vector, else raise."""
-    out = each_row(layer, h)
-    if out.shape[:-1] != h.shape[:-1]:
-        raise ValueError(
-            f"a layer of inner, {type(layer).__name__}, maps a vector of shape "
-            f"{h.shape[-1:]} to shape {out.shape[h.ndim - 1 :]}, and expected is one "
-            "vector. Layers stacked into one (as by eqx.nn.MLP(..., scan=True)) cannot "
-            "be conditioned one by one: unstack them, or use mode='input'."
-        )
-    return out
-
-
-def _activate(network: Any, index: int, h: jax.Array) -> jax.Array:
-    """Apply the activation after a hidden layer, if the network has one."""
-    activation = getattr(network, "activation", None)
-    if activation is None:
-        return h
-    if isinstance(network, eqx.nn.MLP):
-        arrays, functions = eqx.partition(activation, eqx.is_array)
-        of_layer = jax.tree.map(lambda leaf: leaf[index], arrays)
-        activation = _each_neuron(eqx.combine(of_layer, functions))
-    return each_row(activation, h)
-
-
-def _read_out(network: Any, readout: Any, h: jax.Array) -> jax.Array:
-    """Apply the last layer, and the activation after it, if the network has one."""
-    final = getattr(network, "final_activation", None)
-    if final is None:
-        return each_row(readout, h)
-    if isinstance(network, eqx.nn.MLP) and network.out_size != "scalar":
-        final = _each_neuron(final)
-    return each_row(lambda row: final(readout(row)), h)
-
-
-def _each_neuron(activation: Any) -> Callable[[jax.Array], jax.Array]:
-    """``eqx.nn.MLP`` keeps an activation's parameters apart for every neuron."""
-    each = eqx.filter_vmap(lambda neuron, value: neuron(value))
-    return lambda row: each(activation, row)
-
-
-def _layers(network: Any) -> tuple[Any, ...]:
-    layers = getattr(network, "layers", None)
-    if not isinstance(layers, tuple | list) or len(layers) < 2:
-        raise ValueError(
-            f"mode='feature' needs a network with two or more `layers`, the last one "
-            f"the readout, and {type(network).__name__} has {layers!r}. Else use "
-            "mode='input'."
-        )
-    return tuple(layers)
+        return apply_layers(self.inner, x, lambda i, h: self.conditioners[i](h, z))
 
 
 def _in_features(network: Any) -> int:

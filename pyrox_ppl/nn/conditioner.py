@@ -48,9 +48,9 @@ class AbstractConditioner(AbstractModule):
     def forward(self, h: Any, z: Any) -> jax.Array:
         """Check the shapes, then evaluate `condition`."""
         width = self.widths[0]
-        h = check_width("h", h, width, getattr(self, width))
-        z = check_width("z", z, "cond_dim", self.cond_dim)
-        check_batch(h, z, "h")
+        h = check_width(self, "h", h, width, getattr(self, width))
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
+        check_batch(self, h, z, "h")
         return self.condition(h, z)
 
     @abc.abstractmethod

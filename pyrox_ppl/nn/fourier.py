@@ -96,7 +96,7 @@ class RBFFourierFeatures(AbstractModule):
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """The features of each row; `key` is ignored, as Equinox's layers take it."""
-        x = check_width("x", x, "in_features", self.in_features)
+        x = check_width(self, "x", x, "in_features", self.in_features)
         return waves(x @ (self.frequencies * jnp.exp(-self.log_lengthscale)))
 
 

@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
 from pyrox_ppl.nn._linear import align, linear
-from pyrox_ppl.nn._rows import check_parameter_net, each_row
+from pyrox_ppl.nn._rows import check_parameter_net, each_row, told_in_features
 from pyrox_ppl.nn.fourier import readout_of, waves
 
 
@@ -80,7 +80,9 @@ class HyperFourierFeatures(AbstractModule):
                 ``eqx.nn.MLP``. A module of this package takes all contexts at once.
             in_features: The width of ``x``.
             n_features: n, the number of frequencies; there are 2n features.
-            cond_dim: K, the width of the context ``z``.
+            cond_dim: K, the width of the context ``z``, and so of what `parameter_net`
+                takes. (:class:`HyperSIREN` has a latent in between, whose width its
+                `cond_dim` is.)
 
         Raises:
             ValueError: If a size is not positive, or `parameter_net` tells by
@@ -88,7 +90,13 @@ class HyperFourierFeatures(AbstractModule):
             TypeError: If `parameter_net` is not callable.
         """
         check_size(in_features=in_features, n_features=n_features, cond_dim=cond_dim)
-        check_parameter_net(parameter_net, cond_dim)
+        check_parameter_net(parameter_net)
+        width = told_in_features(parameter_net)
+        if width not in (None, cond_dim):
+            raise ValueError(
+                f"parameter_net takes {width} inputs, but cond_dim={cond_dim}: it is "
+                "called with one context of shape (cond_dim,)."
+            )
         return cls(
             parameter_net=parameter_net,
             in_features=in_features,
@@ -103,9 +111,9 @@ class HyperFourierFeatures(AbstractModule):
 
     def forward(self, x: Any, z: Any) -> jax.Array:
         """The features of each row, of the frequencies that its context makes."""
-        x = check_width("x", x, "in_features", self.in_features)
-        z = check_width("z", z, "cond_dim", self.cond_dim)
-        check_batch(x, z, "x")
+        x = check_width(self, "x", x, "in_features", self.in_features)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
+        check_batch(self, x, z, "x")
         frequencies, shift, log_lengthscale = self._generate(z)
         ndim = max(x.ndim, z.ndim)
         scaled = align(x, ndim) * align(jnp.exp(-log_lengthscale), ndim)

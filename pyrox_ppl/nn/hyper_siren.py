@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl._bind import AbstractModule
+from pyrox_ppl._bind import AbstractModule, as_stored
 from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
-from pyrox_ppl.nn._rows import check_parameter_net, each_row
+from pyrox_ppl.nn._rows import check_parameter_net, each_row, told_in_features
 from pyrox_ppl.nn._sine import sin
 from pyrox_ppl.nn.hyper_linear import HyperLinear
 from pyrox_ppl.nn.siren import SIREN, SirenDense, half_widths
@@ -26,20 +26,21 @@ class HyperSIREN(AbstractModule):
         f(x; z) = W_d(p)\,s_{d-1} \circ \dots \circ s_1(x) + b_d(p), \quad
         s_l(h) = \sin(\omega_l (W_l(p)\,h + b_l(p))), \quad p = p(z)
 
-    A *parameter net* encodes the context as a latent vector p of length L, and a
-    :class:`HyperLinear` for each layer makes that layer's weights of it,
-    :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once for each context, and
-    where points share a context so are the weights.
+    A *parameter net* maps the raw parameters z, P of them, to a latent vector p of
+    `cond_dim` entries, and a :class:`HyperLinear` for each layer makes that layer's
+    weights of it, :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once for
+    each context, and where points share a context so are the weights.
 
     At construction :math:`g_l` is the draw of a SIREN's layer, and each column of
-    :math:`G_l` another one, times ``init_scale / sqrt(L)``. For p of unit variance,
-    whatever L is, the pre-activations of every layer have the standard deviation of
-    those of a SIREN, up to a factor :math:`\sqrt{1 + \mathrm{init\_scale}^2}`.
+    :math:`G_l` another one, times ``init_scale / sqrt(K)``, K being `cond_dim`. For p
+    of unit variance, whatever K is, the pre-activations of every layer have the
+    standard deviation of those of a SIREN, up to a factor
+    :math:`\sqrt{1 + \mathrm{init\_scale}^2}`.
 
     With m weights and biases in the SIREN, :math:`m = \sum_l (n_l n_{l-1} + n_l)`,
-    there are :math:`m L + m` parameters and those of the parameter net.
+    there are :math:`m K + m` parameters and those of the parameter net.
 
-    **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
+    **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(P,)`` or ``(*batch, P)`` where
     axes of size 1 broadcast; the result is ``(*batch, out_features)``.
 
     **Sites** under a handler: ``hyper_siren.hyper_layers.<l>.generator.weight`` and
@@ -52,10 +53,13 @@ class HyperSIREN(AbstractModule):
         hidden_features: The width of every hidden layer.
         out_features: The width of the result.
         depth: The number of layers, the readout counted; at least 2.
-        cond_dim: K, the width of the context ``z``.
-        parameter_net: A callable of one context ``(cond_dim,)`` that returns a vector,
-            for example an ``eqx.nn.MLP``, or ``lambda z: z``. A module of this package
-            takes all contexts at once. Its length L is found by ``jax.eval_shape``.
+        cond_dim: K, the width of the latent that `parameter_net` returns.
+        parameter_net: A callable of the raw parameters of one context, ``(P,)``, that
+            returns the latent ``(cond_dim,)``: for example an ``eqx.nn.MLP``, or
+            ``lambda z: z`` where z is the latent. A module of this package takes all
+            contexts at once. P is what it says that it takes (``in_size`` or
+            ``in_features``, its own or its first layer's); of a callable that does not
+            say, what it returns is known, and checked, at the first call.
         key: A JAX PRNG key.
         first_omega: The frequency factor of the first layer: the field's bandwidth, in
             radians per unit of ``x``.
@@ -66,8 +70,8 @@ class HyperSIREN(AbstractModule):
 
     Raises:
         ValueError: If a size or a factor is not positive, `depth` is below 2, or
-            `parameter_net` does not make a vector; at a call, if ``x`` or ``z`` has a
-            wrong width or their batch axes do not broadcast.
+            `parameter_net` returns anything but a vector of `cond_dim`; at a call, if
+            ``x`` or ``z`` has a wrong width or their batch axes do not broadcast.
         TypeError: If `parameter_net` is not callable.
 
     References:
@@ -81,7 +85,7 @@ class HyperSIREN(AbstractModule):
         >>> from pyrox_ppl.nn import HyperSIREN
         >>> net_key, key = jax.random.split(jax.random.key(0))
         >>> encode = eqx.nn.MLP(3, 8, 16, 1, key=net_key)  # 3 numbers to a latent of 8
-        >>> sizes = {"depth": 4, "cond_dim": 3, "parameter_net": encode}
+        >>> sizes = {"depth": 4, "cond_dim": 8, "parameter_net": encode}
         >>> field = HyperSIREN(2, 32, 1, **sizes, key=key)
         >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
         >>> field(x, z).shape
@@ -124,11 +128,17 @@ class HyperSIREN(AbstractModule):
             hidden_omega=hidden_omega,
             c=c,
         )
-        check_parameter_net(parameter_net, cond_dim)
-        latent = _latent_width(parameter_net, cond_dim)
+        check_parameter_net(parameter_net)
+        width = told_in_features(parameter_net)
+        if width is not None:
+            # The shapes alone, of a net that reads nothing even in a handler's block.
+            raw = jax.ShapeDtypeStruct((width,), jnp.zeros(()).dtype)
+            net = as_stored(parameter_net)
+            made = jax.eval_shape(lambda z: jnp.asarray(each_row(net, z)), raw)
+            _check_latent(made.shape, raw.shape, cond_dim)
         self.parameter_net = parameter_net
         self.hyper_layers = tuple(
-            _generator_of(layer, latent, c, init_scale, layer_key)
+            _generator_of(layer, cond_dim, c, init_scale, layer_key)
             for layer, layer_key in zip(
                 siren.layers, jax.random.split(key, depth), strict=True
             )
@@ -145,10 +155,12 @@ class HyperSIREN(AbstractModule):
 
     def forward(self, x: Any, z: Any) -> jax.Array:
         """The latent of each context, then layer after layer."""
-        x = check_width("x", x, "in_features", self.in_features)
-        z = check_width("z", z, "cond_dim", self.cond_dim)
-        check_batch(x, z, "x")
+        x = check_width(self, "x", x, "in_features", self.in_features)
+        width = told_in_features(self.parameter_net)
+        z = check_width(self, "z", z, "P", width)
+        check_batch(self, x, z, "x")
         latent = jnp.asarray(each_row(self.parameter_net, z))
+        _check_latent(latent.shape, z.shape, self.cond_dim)
         *hidden, readout = self.hyper_layers
         h = x
         for i, layer in enumerate(hidden):
@@ -157,16 +169,14 @@ class HyperSIREN(AbstractModule):
         return readout(h, latent)
 
 
-def _latent_width(parameter_net: Callable, cond_dim: int) -> int:
-    """The length of the vector that the network makes of a context; runs nothing."""
-    context = jax.ShapeDtypeStruct((cond_dim,), jnp.zeros(()).dtype)
-    latent = jax.eval_shape(lambda z: jnp.asarray(parameter_net(z)), context)
-    if latent.ndim != 1 or latent.shape[0] < 1:
+def _check_latent(made: tuple[int, ...], raw: tuple[int, ...], cond_dim: int) -> None:
+    """Raise unless what the parameter net makes of raw parameters are latents."""
+    if made != (*raw[:-1], cond_dim):
         raise ValueError(
-            "parameter_net must make a vector of one context, and what it makes has "
-            f"shape {latent.shape}."
+            f"parameter_net makes an array of shape {made} of raw parameters of shape "
+            f"{raw}, but cond_dim={cond_dim}: it must make one latent of shape "
+            "(cond_dim,) of each row."
         )
-    return latent.shape[0]
 
 
 def _generator_of(

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl._bind import AbstractModule, bind, bind_but, put
+from pyrox_ppl._bind import AbstractModule, as_stored, bind, bind_but, put
 from pyrox_ppl._parameter import class_name, parameters_of, path_name
-from pyrox_ppl._where import Where, matches, selection
+from pyrox_ppl._where import Where
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._head import (
     AbstractHead,
@@ -21,6 +21,7 @@ from pyrox_ppl.nn._head import (
     saves,
     spread_of,
 )
+from pyrox_ppl.nn._target import paths_of, selected
 
 
 class HyperNetwork(AbstractModule):
@@ -45,7 +46,9 @@ class HyperNetwork(AbstractModule):
     Called with a context, it returns a mapping from the paths of the target's
     parameters to their values, as :func:`~pyrox_ppl.amortize` takes it; with a low rank
     the value is a function of the stored array. Two arrays that are tied in the target
-    have one head.
+    have one head, and its value goes to both paths: also where the target is an
+    argument of a compiled function, in which nothing shows that they were tied. (So
+    make the generator outside of it.)
 
     **Shapes**: ``z`` ``(K,)``, one context. For several, `vmap` it, or use `map`.
 
@@ -78,6 +81,8 @@ class HyperNetwork(AbstractModule):
     heads: dict[str, AbstractHead]
     trunk: Any = eqx.field(metadata={"parameter_role": "backbone"})
     cond_dim: int = eqx.field(static=True)
+    # The paths of each array that the target held at several; a head has the first.
+    ties: tuple[tuple[str, ...], ...] = eqx.field(static=True, default=())
 
     @classmethod
     def init(
@@ -116,7 +121,7 @@ class HyperNetwork(AbstractModule):
         if rank is not None:
             check_size(rank=rank)
         width = cond_dim if trunk is None else _width_of(trunk, cond_dim)
-        reads = _selected(target, where)
+        reads = selected(target, where)
         low = [
             rank is not None and saves(read.parameter.shape, rank, width)
             for read in reads
@@ -139,11 +144,12 @@ class HyperNetwork(AbstractModule):
                 else FullHead.init(read.stored, width, spread, head_key)
             )
         # In the order in which JAX flattens a dict.
-        return cls(dict(sorted(heads.items())), trunk, cond_dim)
+        ties = tuple(paths_of(read.parameter) for read in reads if read.parameter.tied)
+        return cls(dict(sorted(heads.items())), trunk, cond_dim, ties)
 
     def forward(self, z: Any) -> dict[str, jax.Array | LowRankOffset]:
         """Path -> value, for one context."""
-        z = check_width("z", z, "cond_dim", self.cond_dim)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         if z.ndim != 1:
             raise ValueError(
                 f"z has shape {z.shape}, but a HyperNetwork takes one context of shape "
@@ -151,7 +157,8 @@ class HyperNetwork(AbstractModule):
                 "it, or `map`."
             )
         features = z if self.trunk is None else self.trunk(z)
-        return {path: head(features) for path, head in self.heads.items()}
+        values = {path: head(features) for path, head in self.heads.items()}
+        return {path: values[head] for path, head in self._head_of().items()}
 
     def generate[Module](self, target: Module, z: Any) -> Module:
         """The target with the generated parameters in place, an ordinary module.
@@ -169,7 +176,7 @@ class HyperNetwork(AbstractModule):
             ValueError: If the generator was made for another target.
         """
         self._check_target(target)
-        return bind(self)._put(bind_but(target, self.heads), z)
+        return bind(self)._put(bind_but(target, self._head_of()), z)
 
     def map(
         self, target: Callable, x: Any, z: Any, *, batch_size: int | None = None
@@ -191,7 +198,7 @@ class HyperNetwork(AbstractModule):
                 axes do not fit.
         """
         self._check_target(target)
-        z = check_width("z", z, "cond_dim", self.cond_dim)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         x = jnp.asarray(x)
         if z.ndim != 2 or x.ndim < 2 or x.shape[0] not in (1, z.shape[0]):
             raise ValueError(
@@ -200,7 +207,7 @@ class HyperNetwork(AbstractModule):
             )
         if batch_size is not None:
             check_size(batch_size=batch_size)
-        generator, rest = bind(self), bind_but(target, self.heads)
+        generator, rest = bind(self), bind_but(target, self._head_of())
 
         def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
             points, context = row
@@ -213,74 +220,52 @@ class HyperNetwork(AbstractModule):
             lambda row: one((shared, row)), z, batch_size=batch_size or z.shape[0]
         )
 
+    def _head_of(self) -> dict[str, str]:
+        """Every path that a value goes to -> the path that its head is under."""
+        tied = {path: first for first, *others in self.ties for path in others}
+        return tied | {path: path for path in self.heads}
+
     def _put[Module](self, target: Module, z: Any) -> Module:
         """Generate, and put what was generated in place."""
         values = self.forward(z)
-        stored = {
-            path_name(read.parameter.path): read.stored
-            for read in parameters_of(target, class_name(target))
-        }
-        return put(
-            target,
-            {
-                path: value(stored[path]) if callable(value) else value
-                for path, value in values.items()
-            },
-        )
+        made = {}
+        for parameter, stored, _ in parameters_of(target, class_name(target)):
+            path = path_name(parameter.path)
+            value = values.get(path)
+            if path in self.heads:
+                value = value(stored) if callable(value) else value
+                made[path] = jnp.asarray(value, parameter.dtype)
+        # One array at all its places, so that they stay tied.
+        return put(target, {p: made[first] for p, first in self._head_of().items()})
 
     def _check_target(self, target: Any) -> None:
         """Raise unless the target has a parameter of the right shape for each head."""
-        shapes = {
-            path_name(read.parameter.path): read.parameter.shape
-            for read in parameters_of(target, class_name(target))
-        }
+        head_of, shapes = self._head_of(), {}
+        for parameter, _, _ in parameters_of(target, class_name(target)):
+            paths = paths_of(parameter)
+            shapes |= dict.fromkeys(paths, parameter.shape)
+            if len({head_of.get(path) for path in paths}) > 1:
+                raise ValueError(
+                    f"the generator was made for another target: {paths} of "
+                    f"{type(target).__name__} hold one array, and the generator has "
+                    f"values for {sorted(head_of)}, those of {self.ties} being one."
+                )
         expected = {path: head.shape_of() for path, head in self.heads.items()}
-        for path, head in self.heads.items():
-            shape = shapes.get(path)
+        for path, first in head_of.items():
+            head, shape = self.heads[first], shapes.get(path)
             if isinstance(head, LowRankHead) and shape is not None and len(shape) > 1:
                 shape = matrix_shape(shape)
-            if shape != expected[path]:
+            if shape != expected[first]:
                 raise ValueError(
                     f"the generator was made for another target: it generates "
                     f"{expected}, and {type(target).__name__} has {shapes}."
                 )
 
 
-def _selected(target: Any, where: Where) -> list[Any]:
-    """The parameters of a target that `where` selects."""
-    reads = parameters_of(target, class_name(target))
-    patterns, selects = selection(where, lambda parameter: True)
-    names = [read.parameter.name for read in reads]
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in names):
-            raise ValueError(
-                f"where={pattern!r} of HyperNetwork matches no parameter of "
-                f"{type(target).__name__}, which has {names}."
-            )
-    selected = [read for read in reads if selects(read.parameter)]
-    if not selected:
-        raise ValueError(
-            f"HyperNetwork generates no parameter of {type(target).__name__}, which "
-            f"has {names}: see `where`."
-        )
-    for parameter, _, _ in selected:
-        if not parameter.path:
-            raise ValueError(
-                "HyperNetwork needs a module, whose parameters have a path, and got a "
-                "bare array: put it into a module or a dict."
-            )
-        if jnp.issubdtype(parameter.dtype, jnp.complexfloating):
-            raise TypeError(
-                f"{parameter.name!r} is complex ({parameter.dtype}), and heads are "
-                "real: keep its real and imaginary parts as two arrays, or leave it "
-                "out by `where`."
-            )
-    return selected
-
-
 def _width_of(trunk: Callable, cond_dim: int) -> int:
     """The width of the vector that a trunk makes of a context."""
-    out = eqx.filter_eval_shape(trunk, jax.ShapeDtypeStruct((cond_dim,), jnp.float32))
+    raw = jax.ShapeDtypeStruct((cond_dim,), jnp.zeros(()).dtype)
+    out = eqx.filter_eval_shape(as_stored(trunk), raw)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 1:
         raise ValueError(

@@ -108,7 +108,7 @@ class SirenDense(AbstractModule):
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """``sin(omega (W x + b))``; `key` is ignored, as Equinox's layers take it."""
-        x = check_width("x", x, "in_features", self.in_features)
+        x = check_width(self, "x", x, "in_features", self.in_features)
         affine = linear(self.weight, self.bias, x)
         return affine if self.regime == "last" else sin(self.omega * affine)
 

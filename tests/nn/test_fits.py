@@ -35,7 +35,7 @@ def hyper_rff(net_key, key):
 
 def hyper_siren(net_key, key):
     net = eqx.nn.MLP(1, 4, 32, 2, activation=jnp.tanh, key=net_key)
-    sizes = {"depth": 3, "cond_dim": 1, "parameter_net": net}
+    sizes = {"depth": 3, "cond_dim": 4, "parameter_net": net}
     return HyperSIREN(1, 32, 1, **sizes, key=key, **OMEGAS)
 
 

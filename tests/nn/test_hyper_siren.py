@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting import Counted
+from numpyro import handlers
 
+import pyrox_ppl as px
 from pyrox_ppl.nn import SIREN, HyperSIREN
 
 KEY = jax.random.key(0)
@@ -18,7 +20,7 @@ NET = eqx.nn.MLP(3, 5, 8, 1, activation=jnp.tanh, key=jax.random.key(1))
 
 
 def make(**kwargs):
-    defaults = {"depth": 4, "cond_dim": 3, "parameter_net": NET, "key": KEY}
+    defaults = {"depth": 4, "cond_dim": 5, "parameter_net": NET, "key": KEY}
     omegas = {"first_omega": 5.0, "hidden_omega": 7.0}
     return HyperSIREN(**(SIZES | defaults | omegas | kwargs))
 
@@ -145,8 +147,8 @@ def test_the_columns_of_a_generator_and_its_layers_are_different_draws():
 
 
 def test_init_is_the_constructor():
-    one = HyperSIREN.init(2, 8, 3, depth=4, cond_dim=3, parameter_net=NET, key=KEY)
-    other = HyperSIREN(2, 8, 3, depth=4, cond_dim=3, parameter_net=NET, key=KEY)
+    one = HyperSIREN.init(2, 8, 3, depth=4, cond_dim=5, parameter_net=NET, key=KEY)
+    other = HyperSIREN(2, 8, 3, depth=4, cond_dim=5, parameter_net=NET, key=KEY)
     assert eqx.tree_equal(one, other)
     assert (one.first_omega, one.hidden_omega) == (30.0, 30.0)
 
@@ -168,15 +170,67 @@ def test_a_module_of_the_package_encodes_all_contexts_at_once():
     np.testing.assert_allclose(one(X, Z), each(X, Z), rtol=1e-4, atol=1e-5)
 
 
+RAW = {
+    "MLP": lambda: (eqx.nn.MLP(4, 5, 8, 1, key=KEY), 4),
+    "MLP of a scalar": lambda: (eqx.nn.MLP("scalar", 5, 8, 1, key=KEY), 1),
+    "one raw parameter": lambda: (eqx.nn.MLP(1, 5, 8, 1, key=KEY), 1),
+    "as many as the latent": lambda: (eqx.nn.Linear(5, 5, key=KEY), 5),
+    "Sequential": lambda: (eqx.nn.Sequential([eqx.nn.Linear(7, 5, key=KEY)]), 7),
+    "a module of the package": lambda: (SIREN.init(3, 4, 5, depth=2, key=KEY), 3),
+    "a function": lambda: (lambda z: jnp.tile(z, 5)[:5], 2),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_the_parameter_net_maps_raw_parameters_to_a_latent_of_cond_dim(name):
+    net, width = RAW[name]()
+    module = make(parameter_net=net)
+    assert module.cond_dim == 5
+    assert all(layer.cond_dim == 5 for layer in module.hyper_layers)
+    z = jnp.asarray(rng.normal(size=(4, 6, width)), jnp.float32)
+
+    def by_hand(x, z):
+        latent = net(z[0] if name == "MLP of a scalar" else z)
+        layers = generated(module, np.asarray(latent))
+        return pre_activations(layers, x[None], 5.0, 7.0)[-1][0]
+
+    for contexts in (z, z[:, :1], z[0, 0]):
+        rows = jnp.broadcast_to(contexts, z.shape)
+        expected = [[by_hand(X[i, j], rows[i, j]) for j in (0, 5)] for i in (0, 3)]
+        result = module(X, contexts)[::3, ::5]
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+    if name != "a function":  # which takes any number
+        message = rf"^z has shape \(4, 6, {width + 1}\), but HyperSIREN .* P={width} "
+        with pytest.raises(ValueError, match=message):
+            module(X, jnp.ones((4, 6, width + 1)))
+
+
+@pytest.mark.parametrize("cond_dim", [1, 3, 6])
+@pytest.mark.parametrize("name", [name for name in RAW if name != "a function"])
+def test_a_net_that_returns_another_width_is_refused_at_construction(name, cond_dim):
+    net, width = RAW[name]()
+    message = rf"shape \(5,\) of raw parameters of shape \({width},\).*={cond_dim}:"
+    with pytest.raises(ValueError, match=message):
+        make(parameter_net=net, cond_dim=cond_dim)
+
+
+def test_construction_reads_no_parameter_net():
+    with handlers.seed(rng_seed=0), handlers.trace() as trace, px.bayesianize():
+        module = make(parameter_net=SIREN.init(3, 4, 5, depth=2, key=KEY))
+        assert list(trace) == []
+        module(X, Z)
+    assert {name.split(".")[1] for name in trace} == {"hyper_layers"}
+
+
 @pytest.mark.wrong_types
 def test_bad_input_is_named():
     with pytest.raises(TypeError, match="parameter_net must be a callable"):
         make(parameter_net=3)
-    with pytest.raises(ValueError, match="takes 4 inputs, but cond_dim=3"):
-        make(parameter_net=eqx.nn.MLP(4, 5, 8, 1, key=KEY))
-    for shape in ((), (2, 2), (0,)):
-        with pytest.raises(ValueError, match="must make a vector of one context"):
-            make(parameter_net=lambda z, shape=shape: jnp.zeros(shape))
+    for shape in ((), (2, 2), (0,), (4,), (1, 5)):
+        module = make(parameter_net=lambda z, shape=shape: jnp.zeros(shape))
+        for z in (Z, Z[0, 0]):
+            with pytest.raises(ValueError, match=r"one latent of shape \(cond_dim,\)"):
+                module(X, z)
     with pytest.raises(ValueError, match=r"depth counts the readout.* got 1"):
         make(depth=1)
     for name in ("init_scale", "first_omega", "hidden_omega", "c"):

@@ -183,6 +183,18 @@ def test_construction_under_vmap_is_construction_key_by_key(case: Case):
 
 
 @every_case
+def test_no_two_parameters_of_a_new_module_are_one_array_or_one_draw(case: Case):
+    arrays = jax.tree.leaves(eqx.filter(case.make(key=jax.random.key(0)), eqx.is_array))
+    assert len({id(array) for array in arrays}) == len(arrays)
+    drawn = [np.ravel(array) for array in arrays if np.unique(array).size > 2]
+    # Uniforms of different widths from the same bits have the same order.
+    orders = {
+        tuple(np.argsort(array[:9]).tolist()) for array in drawn if array.size > 8
+    }
+    assert len(orders) == sum(array.size > 8 for array in drawn)
+
+
+@every_case
 def test_construction_is_a_function_of_the_key(case: Case):
     one, again = case.make(key=jax.random.key(0)), case.make(key=jax.random.key(0))
     assert eqx.tree_equal(one, again)

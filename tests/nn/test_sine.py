@@ -100,3 +100,28 @@ def test_it_runs_inside_scan_and_cond_and_checkpoint():
     slope = jax.grad(lambda x: jax.lax.scan(step, jnp.float32(0.0), x)[0])(x)
     np.testing.assert_allclose(slope, np.where(x > 0, np.cos(x), -np.sin(x)), atol=1e-6)
     np.testing.assert_allclose(total, expected.sum(), atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("transform", ["call", "jit", "vmap", "grad"])
+def test_the_search_for_nans_names_one_and_lets_the_rest_pass(
+    ours, numpys, jaxs, transform
+):
+    function = {
+        "call": ours,
+        "jit": jax.jit(ours),
+        "vmap": jax.vmap(ours),
+        "grad": jax.grad(lambda x: ours(x).sum()),
+    }[transform]
+    fine = jnp.asarray([0.3, 2e4], jnp.float32)  # the large one is XLA's
+    with jax.debug_nans(True):
+        assert np.all(np.isfinite(function(fine)))
+        with pytest.raises(FloatingPointError):
+            function(jnp.asarray([0.3, jnp.inf], jnp.float32))
+
+
+@both
+def test_it_runs_where_jit_is_disabled(ours, numpys, jaxs):
+    with jax.disable_jit():
+        value = ours(jnp.float32(0.7))
+    np.testing.assert_allclose(value, numpys(0.7), rtol=1e-6)
