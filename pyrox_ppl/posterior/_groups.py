@@ -24,6 +24,7 @@ def of_posterior(
     rng_key: PRNGKeyArray,
     predictive_key: PRNGKeyArray,
     log_likelihood: bool | Sequence[str],
+    log_weight: bool,
 ) -> tuple[dict[str, Any], ModelSites]:
     """The groups that stand on the draws and the data."""
     given_model, model = model, prepared(model, found.params, rng_key)
@@ -52,7 +53,7 @@ def of_posterior(
     if with_lp:
         stats["lp"] = result["lp"]
     drawn = found.guide
-    if drawn is not None and not drawn.is_point and with_lp:
+    if log_weight and drawn is not None and not drawn.is_point and with_lp:
         weights = log_weights(model, drawn, found.params, args, kwargs)
         if weights is not None:
             stats["log_weight"] = weights[None]
