@@ -163,7 +163,7 @@ def _doubled(tree: Any) -> Any:
     def double(leaf: Any) -> Any:
         if isinstance(leaf, Distribution | Transform):
             new = copy.copy(leaf)
-            new.__dict__.update(_doubled(vars(leaf)))
+            vars(new).update(_doubled(vars(leaf)))
             return new
         dtype = getattr(leaf, "dtype", None)
         if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
