@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# File systems take 255 bytes, of which the chunks of an array need none.
+_LONGEST = 200
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -85,9 +86,19 @@ def digest(*parts: Any) -> str:
 def flat(tree: Any) -> tuple[list[str], list[Any]]:
     """The leaves of a tree and their paths, as paths of files: no other slash in it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    keystr = partial(jax.tree_util.keystr, simple=True)
-    names = ["/".join(quote(keystr((k,)), safe=" []()~") for k in p) for p, _ in leaves]
+    names = ["/".join(_file_name(key) for key in path) for path, _ in leaves]
     return names, [leaf for _, leaf in leaves]
+
+
+def _file_name(key: Any) -> str:
+    """A key as the name of a file: a long one, in bytes, ends in its hash."""
+    name = quote(jax.tree_util.keystr((key,), simple=True), safe=" []()~")
+    # What zarr keeps for itself: metadata, and names of dots or with two underscores.
+    if name.startswith("__") or not name.strip(".") or name == "zarr.json":
+        name = f"%{ord(name[0]):02X}{name[1:]}" if name else "%"
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def canonical(value: Mapping[str, Any]) -> str:

@@ -13,10 +13,12 @@ import jax
 import jaxlib.version
 import numpy as np
 import numpyro
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from numpyro import handlers
 
 from pyrox_ppl._version import __version__
 from pyrox_ppl.infer._arrays import digest, flat
+from pyrox_ppl.infer._code import describe_code
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # In the order in which a difference is told: the first explains those after it.
@@ -28,10 +30,12 @@ _MEANING = {
     "sites": "the sites of the model",
     "environment": "the environments",
     "program": "the computations of the model, or of the kernel or optimiser,",
+    "code": "the Python functions that the model calls back",
+    "evaluation": "the computations of the held-out loss",
     "start": "the initial states (by settings of the kernel, or initial parameters)",
 }
 
-_OF_ENVIRONMENT = ("environment", "program", "start")
+_OF_ENVIRONMENT = ("environment", "program", "code", "evaluation", "start")
 
 
 def environment() -> dict[str, str]:
@@ -42,6 +46,7 @@ def environment() -> dict[str, str]:
         "jaxlib": jaxlib.version.__version__,
         "numpy": np.__version__,
         "numpyro": numpyro.__version__,
+        "python": platform.python_version(),
         "pyrox_ppl": __version__,
         "device": f"{device.platform} {device.device_kind}",
         "machine": _processor(),
@@ -77,11 +82,45 @@ def sites_of(model: Callable | None, args: tuple, kwargs: dict[str, Any]) -> dic
     return found
 
 
-def program(function: Callable, args: tuple) -> str:
-    """The hash of what a function computes: its jaxpr and the constants in it."""
+def program(function: Callable, args: tuple) -> dict[str, Any]:
+    """What a function computes, as the parts ``program`` and ``code`` of a run.
+
+    Its jaxpr and the constants in it, those of functions compiled within it too; and
+    the Python functions that it calls at run time (``jax.pure_callback``), of which a
+    jaxpr says nothing but the name.
+    """
     traced = jax.make_jaxpr(function)(*args)
     text = _ADDRESS.sub("", str(traced))
-    return digest(hashlib.sha256(text.encode()).hexdigest(), list(traced.consts))
+    constants: list[Any] = []
+    callbacks: list[Callable] = []
+    _look_into(traced, constants, callbacks)
+    code: dict[str, str] = {}
+    for index, callback in enumerate(callbacks):
+        name = getattr(callback, "__qualname__", type(callback).__qualname__)
+        code |= describe_code(callback, f"callback {index} {name}")
+    text = hashlib.sha256(text.encode()).hexdigest()
+    return {"program": digest(text, constants), "code": code}
+
+
+def _look_into(part: Any, constants: list[Any], callbacks: list[Callable]) -> None:
+    """Collect what the text of a jaxpr leaves out."""
+    if isinstance(part, ClosedJaxpr | Jaxpr):
+        constants.extend(getattr(part, "consts", ()))
+        for equation in part.eqns:
+            constants.extend(
+                atom.val for atom in equation.invars if isinstance(atom, Literal)
+            )
+            # One that prints or logs decides no result.
+            if "debug" not in equation.primitive.name:
+                given = equation.params.get("callback")
+                if given is not None:
+                    callbacks.append(getattr(given, "callback_func", given))
+            _look_into(list(equation.params.values()), constants, callbacks)
+    elif isinstance(part, np.ndarray):
+        constants.append(part)
+    elif isinstance(part, list | tuple):
+        for item in part:
+            _look_into(item, constants, callbacks)
 
 
 def check(
@@ -104,7 +143,7 @@ def check(
         if before == now:
             continue
         if any_environment and elsewhere and part in _OF_ENVIRONMENT:
-            if part == "program":
+            if part in ("program", "code", "evaluation"):
                 warnings.warn(
                     f"{path} was begun in another environment, where {meaning} were "
                     "written otherwise, so that a change of them would not be seen: "
@@ -119,10 +158,32 @@ def check(
             if part == "environment"
             else "Start again with what the run was begun with, or give a new path"
         )
+        if part == "settings":
+            advice += _way_on(before, now)
         raise ValueError(
             f"{path} holds another run: {meaning} differ"
             f"{_differences(before, now)}. {advice}. Nothing on disk was changed."
         )
+
+
+def _way_on(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How to lengthen a run, where that is the only difference."""
+    longer = {n for n in {**before, **now} if before.get(n) != now.get(n)}
+    if longer - {"segment"} == {"num_samples"}:
+        return (
+            ". For more draws, finish this run as it was begun, and sample the rest "
+            "under a new path from where it ended: "
+            "rest = MCMC(kernel, num_warmup=..., num_samples=<how many more>); "
+            "rest.post_warmup_state = mcmc.last_state; "
+            "run_resumable(rest, new_path, mcmc.last_state.rng_key, ...)"
+        )
+    if longer - {"segment"} in ({"num_steps"}, {"epochs"}):
+        return (
+            ". For more steps, finish this run as it was begun, and start another one "
+            "under a new path at its parameters: init_params=result.params (the "
+            "optimiser begins anew)"
+        )
+    return ""
 
 
 def _differences(before: Any, now: Any) -> str:

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import digest, strong
+from pyrox_ppl.infer._arrays import (
+    digest,
+    from_numpy,
+    stored_as,
+    strong,
+    to_numpy,
+)
 from pyrox_ppl.infer._fingerprint import environment, program, sites_of
 from pyrox_ppl.infer._resume import (
     check_one_process,
@@ -142,6 +147,7 @@ def fit_minibatches(
     ordered = in_order(svi)
     update = ordered.stable_update if stable_update else ordered.update
     total = epochs * loader.steps_per_epoch
+    loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], start, first)
     size = min(segment or loader.steps_per_epoch, total)
 
     def step(state: Any, batch: Any) -> Any:
@@ -158,6 +164,7 @@ def fit_minibatches(
         size=size,
         update=jax.jit(step),
         evaluate=jax.jit(evaluate),
+        loss=loss,
     )
 
     def describe() -> dict[str, Any]:
@@ -173,7 +180,10 @@ def fit_minibatches(
             },
             "sites": sites_of(svi.model, first, kwargs | svi.static_kwargs),
             "environment": environment(),
-            "program": program(step, (start, first)),
+            **program(step, (start, first)),
+            "evaluation": (
+                {} if held_out is None else program(evaluate, (start, _one(held_out)))
+            ),
             "start": digest(start),
         }
 
@@ -187,7 +197,7 @@ def fit_minibatches(
                     any_environment=any_environment,
                     progress=_beginning(),
                     state=(start, start),
-                    fields={"loss": ((total,), "float32")},
+                    fields={"loss": ((total,), stored_as(loss)[1])},
                     block=size,
                 )
             )
@@ -196,7 +206,7 @@ def fit_minibatches(
     return MinibatchResult(
         svi.get_params(kept),
         kept,
-        jnp.asarray(losses),
+        from_numpy(losses, loss),
         np.array(progress["held_out"]),
         progress["best_epoch"],
     )
@@ -218,6 +228,7 @@ class _Run:
     size: int
     update: Any
     evaluate: Any
+    loss: jax.ShapeDtypeStruct
 
     def __call__(self, start: Any, store: RunStore | None, show: bool) -> Any:
         progress = _beginning() if store is None else store.progress
@@ -239,7 +250,7 @@ class _Run:
                     best = self._end_epoch(state, best, progress)
                 ended = progress["stopped"] or steps == self.total
                 if steps % self.size == 0 or ended:
-                    block = np.asarray(jax.device_get(losses), np.float32)
+                    block = to_numpy(np.stack(jax.device_get(losses)))
                     losses = []
                     if store is None:
                         whole.append(block)
@@ -248,7 +259,8 @@ class _Run:
                             store, dict(progress), (state, best), {"loss": block}
                         )
                         state, best = strong((state, best))
-                    bar.set_postfix_str(_postfix(block, progress), refresh=False)
+                    shown = from_numpy(block, self.loss)
+                    bar.set_postfix_str(_postfix(shown, progress), refresh=False)
                 bar.update(1)
                 if progress["stopped"]:
                     break
@@ -284,11 +296,17 @@ class _Run:
         return best
 
 
-def _postfix(block: np.ndarray, progress: dict[str, Any]) -> str:
-    text = f"loss: {np.mean(block):.4f}"
+def _postfix(block: jax.Array, progress: dict[str, Any]) -> str:
+    text = f"loss: {float(block.mean()):.4f}"
     if progress["held_out"]:
         text += f", held out: {progress['held_out'][-1]:.4f}"
     return text
+
+
+def _one(held_out: Any) -> Any:
+    """A batch of held-out data."""
+    is_loader = isinstance(held_out, MinibatchLoader)
+    return next(held_out.epoch(0)) if is_loader else held_out
 
 
 def _contents(held_out: Any) -> Any:

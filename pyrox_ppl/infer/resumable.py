@@ -206,5 +206,5 @@ def _fingerprint(
         "sites": sites_of(getattr(mcmc.sampler, "model", None), args, kwargs),
         "environment": environment(),
         "start": digest(segments.start),
-        "program": program(segments.segment, segments.example),
+        **program(segments.segment, segments.example),
     }

@@ -135,7 +135,7 @@ def run_svi_resumable(
             "arguments": arguments(args, kwargs, init_params=init_params),
             "sites": sites_of(svi.model, args, kwargs | svi.static_kwargs),
             "environment": environment(),
-            "program": program(advance, example),
+            **program(advance, example),
             "start": digest(start),
         },
         any_environment=any_environment,

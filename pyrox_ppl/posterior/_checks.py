@@ -254,7 +254,8 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
                 "guide's PSIS k",
                 None,
                 "there are no importance weights of this guide",
-                "a guide whose density can be had again (not AutoBNAFNormal).",
+                "to_datatree(..., log_weight=True), and a guide whose density can be "
+                "had again (not AutoBNAFNormal).",
             ),
             None,
         )

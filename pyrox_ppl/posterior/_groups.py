@@ -24,6 +24,7 @@ def of_posterior(
     rng_key: PRNGKeyArray,
     predictive_key: PRNGKeyArray,
     log_likelihood: bool | Sequence[str],
+    log_weight: bool,
 ) -> tuple[dict[str, Any], ModelSites]:
     """The groups that stand on the draws and the data."""
     check_arguments(model, args, kwargs)
@@ -54,7 +55,13 @@ def of_posterior(
     if with_lp:
         stats["lp"] = result["lp"]
     drawn = found.guide
-    if drawn is not None and not drawn.is_point and drawn.has_density and with_lp:
+    if (
+        log_weight
+        and with_lp
+        and drawn is not None
+        and drawn.has_density
+        and not drawn.is_point
+    ):
         weights = log_weights(model, drawn, found.params, args, kwargs)
         if weights is not None:
             stats["log_weight"] = weights[None]

@@ -1,5 +1,6 @@
 """Draws from a trained guide, and how well the guide fits: importance weights."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
-from numpyro.distributions import Delta, Independent
+from numpyro.distributions import Delta, Distribution, Independent
+from numpyro.distributions.transforms import Transform
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
-from numpyro.infer.util import log_density
 
 from pyrox_ppl.infer.dependence import dependence, marked
 from pyrox_ppl.infer.full_data import full_data, is_factor
-from pyrox_ppl.infer.loop import keys_of_draws, map_draws
+from pyrox_ppl.infer.loop import (
+    CHUNK_BYTES,
+    bytes_of,
+    even_size,
+    keys_of_draws,
+    map_draws,
+)
 from pyrox_ppl.infer.trained import with_params
 
 
@@ -130,8 +137,11 @@ def log_weights(
     r"""Log importance weights :math:`\log p(y, \theta) - \log q(\theta)` in float64.
 
     In float32 the sums over data and parameters are off by more than the differences
-    between draws that the Pareto fit is about. None if the guide is a flow that has no
-    inverse (``AutoBNAFNormal``): the density of its draws cannot be had again.
+    between draws that the Pareto fit is about. So the model and the guide run in their
+    own dtype, as they do everywhere else, and the density of every site is evaluated,
+    and summed, in float64 on the values and distributions that they came to. None if
+    the guide is a flow that has no inverse (``AutoBNAFNormal``): the density of its
+    draws cannot be had again.
 
     **Shapes**: ``(draw,)``.
 
@@ -139,35 +149,52 @@ def log_weights(
         Yao, Vehtari, Simpson and Gelman, "Yes, but did it work?: Evaluating variational
         inference", ICML 2018.
     """
+    own_x64 = bool(jax.config.jax_enable_x64)
+    trained = with_params(model, params)
+    guide = full_data(with_params(drawn.guide, params), model=trained)
+    model = full_data(trained)
+
+    def sites(function: Callable, data: dict[str, Any]) -> list[dict[str, Any]]:
+        run = handlers.seed(handlers.substitute(function, data=data), 0)
+        trace = handlers.trace(run).get_trace(*args, **kwargs)
+        return [site for site in trace.values() if site["type"] == "sample"]
+
+    def one(random: dict[str, jax.Array]) -> jax.Array:
+        with jax.enable_x64(own_x64):
+            of_guide = [
+                site
+                for site in sites(guide, random)
+                if not site["is_observed"]
+            ]
+            values = {site["name"]: site["value"] for site in of_guide}
+            of_model = sites(model, values)
+        log_q = sum(jnp.sum(_density(site)) for site in of_guide)
+        log_p = sum(jnp.sum(_scale(site) * _density(site)) for site in of_model)
+        return jnp.asarray(log_p - log_q)
+
+    number = len(next(iter(drawn.random.values())))
+    # A chunk of draws at a time: a copy of all of them may not fit into memory.
+    size = even_size(number, CHUNK_BYTES // max(1, bytes_of(drawn.random) // number))
+    weights = np.empty(number)
     with jax.enable_x64(True):
-        params, args, kwargs = _doubled((params, args, kwargs))
-        guide, model = full_data(drawn.guide, model=model), full_data(model)
-
-        def one(random: dict[str, jax.Array]) -> jax.Array:
-            run = handlers.seed(
-                handlers.substitute(guide, data={**params, **random}), 0
-            )
-            trace = handlers.trace(run).get_trace(*args, **kwargs)
-            values = {
-                name: site["value"]
-                for name, site in trace.items()
-                if site["type"] == "sample" and not site["is_observed"]
-            }
-            of_guide = sum(
-                jnp.sum(site["fn"].log_prob(site["value"]))
-                for site in trace.values()
-                if site["type"] == "sample" and not site["is_observed"]
-            )
-            of_model, _ = log_density(
-                handlers.seed(model, 0), args, kwargs, {**params, **values}
-            )
-            return jnp.asarray(of_model - of_guide)
-
-        random = _doubled(drawn.random)
+        loop = jax.jit(lambda chunk: jax.lax.map(one, chunk))
         try:
-            return np.asarray(jax.jit(lambda r: jax.lax.map(one, r))(random))
+            for start in range(0, number, size):
+                begin = min(start, number - size)
+                where = slice(begin, begin + size)
+                weights[where] = loop({n: v[where] for n, v in drawn.random.items()})
         except NotImplementedError:
             return None
+    return weights
+
+
+def _density(site: dict[str, Any]) -> jax.Array:
+    """The log density of a site's value, element by element, in float64."""
+    return jnp.asarray(_doubled(site["fn"]).log_prob(_doubled(site["value"])))
+
+
+def _scale(site: dict[str, Any]) -> Any:
+    return 1.0 if site["scale"] is None else _doubled(site["scale"])
 
 
 def _is_delta(fn: Any) -> bool:
@@ -177,11 +204,22 @@ def _is_delta(fn: Any) -> bool:
 
 
 def _doubled(tree: Any) -> Any:
-    """Floating arrays in float64."""
+    """Floating arrays in float64, those of distributions and transforms too.
+
+    A distribution is copied with its attributes: a user's own need not be a pytree.
+    """
 
     def double(leaf: Any) -> Any:
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return jnp.asarray(np.asarray(leaf, np.float64))
+        if isinstance(leaf, Distribution | Transform):
+            new = copy.copy(leaf)
+            vars(new).update(_doubled(vars(leaf)))
+            return new
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            return jnp.asarray(leaf, jnp.float64)
+        return leaf
 
-    return jax.tree.map(double, tree)
+    def is_whole(node: Any) -> bool:
+        return isinstance(node, Distribution | Transform)
+
+    return jax.tree.map(double, tree, is_leaf=is_whole)

@@ -40,6 +40,7 @@ def to_datatree(
     num_prior_samples: int = 0,
     predictions: tuple | Mapping[str, Any] | None = None,
     log_likelihood: bool | Sequence[str] = True,
+    log_weight: bool = True,
     warmup: Any = None,
     batch_ndims: int | None = None,
     rng_key: PRNGKeyArray | None = None,
@@ -102,6 +103,8 @@ def to_datatree(
         predictions: New arguments of the model, a tuple or a dictionary of keyword
             arguments, without observations.
         log_likelihood: Whether to compute it, or of which observed sites.
+        log_weight: Whether to compute the importance weights of a guide's draws, one
+            more run of the model and the guide for each.
         warmup: The tree that was made straight after a collected warmup, or its draws
             grouped by chain.
         batch_ndims: The number of sample axes of a dictionary's arrays: 1 (default) or
@@ -162,7 +165,14 @@ def to_datatree(
         groups, sites = {"posterior": found.draws}, no_sites()
     else:
         groups, sites = of_posterior(
-            found, found.model, args, kwargs, rng_key, predictive_key, log_likelihood
+            found,
+            found.model,
+            args,
+            kwargs,
+            rng_key,
+            predictive_key,
+            log_likelihood,
+            log_weight,
         )
     datasets = {name: dataset(name, v, sites) for name, v in groups.items() if v}
     if found.model is not None and not found.is_warmup:
