@@ -28,6 +28,7 @@ from pyrox_ppl.infer._nuts_program import (
     compile_programs,
     diagnostics,
 )
+from pyrox_ppl.infer.flat_nuts import FlatNUTS
 
 _OF_A_RUN = (
     "_init_fn",
@@ -46,14 +47,19 @@ class CompiledMCMC(MCMC):
     compiles again for each ``run``. This class compiles a program that finds initial
     values and one that warms up and samples, with the arguments of the model as their
     inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
-    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the
-    same key and chain method, up to rounding. Every method and attribute is NumPyro's
+    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key and
+    chain method, up to rounding (which chaos enlarges in a long run); only a
+    ``param`` site with a random initial value, which is drawn once per run by the first
+    chain's key, NumPyro may draw for each chain. Every method and attribute is NumPyro's
     (``get_samples``, ``print_summary``, ``warmup``, ``post_warmup_state``, ...).
 
-    What counts as the same: arrays by shape and dtype; numbers, strings and flags by
-    type and value (a new value is compiled anew); functions by identity. Arrays that
-    the model finds outside its arguments are part of the program: to change them, pass
-    them as arguments or make a new object.
+    What counts as the same: arguments that are arrays by shape and dtype, and by which
+    of them are one array; numbers, strings and flags by type and value (a new value is
+    compiled anew). Functions, callable objects, static fields and the model itself
+    count by all that they reach: closures, attributes, bound objects, the globals that
+    they name. What changes there is seen, and compiled anew, so pass it as an argument
+    if it changes often. What cannot be looked into (a generator, a file) is compiled
+    anew for each run, with a warning.
 
     A progress bar costs one small program more.
 
@@ -246,6 +252,14 @@ class CompiledMCMC(MCMC):
             field.removeprefix(drop) for field in asked if field.startswith(drop)
         ]
         fields = [field for field in asked if not field.startswith(drop)]
+        by_site = [f for f in fields if f.startswith(f"{self._sample_field}.")]
+        if by_site and isinstance(self.sampler, FlatNUTS):
+            raise ValueError(
+                f"extra_fields has {by_site}, but FlatNUTS keeps the unconstrained "
+                "values of all sites in one vector: collect them by "
+                "CompiledMCMC(NUTS(model), ...), or leave these fields out, as the "
+                "draws are the constrained values."
+            )
         lower, upper, size, _ = (
             self._collection_params[name]
             for name in ("lower", "upper", "collection_size", "phase")

@@ -30,10 +30,7 @@ class CompiledPredictive(Predictive):
         predictive.posterior_samples = mcmc.get_samples()
         predictive(key, x)
 
-    What counts as the same: arrays by shape and dtype; numbers, strings and flags by
-    type and value (a new value is compiled anew); functions, the model and the guide
-    among them, by identity. Arrays that the model finds outside its arguments are part
-    of the program: to change them, pass them as arguments or make a new object.
+    What counts as the same is said at :class:`CompiledMCMC`.
 
     Draws of a posterior or a prior are predicted two at a time, by ``jax.vmap``, which
     is faster than one and needs little memory; all at once with ``parallel=True``.

@@ -39,8 +39,9 @@ class CompiledSVI(SVI):
     a program that does all of ``init``, and one that takes the steps, with the
     arguments of the model as their inputs, and keeps them: a later ``run`` of as many
     steps with arguments of the same shapes and types compiles nothing. States, losses
-    and parameters are those of NumPyro's ``SVI`` with the same key, up to rounding, but
-    that each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
+    and parameters are those of NumPyro's ``SVI`` with the same guide and key, up to
+    rounding (a :class:`FlatNormal` is not ``AutoNormal``: its steps are its own); but
+    each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
     values of their first. ``update``, ``evaluate`` and the rest are NumPyro's own.
 
     With a :class:`FlatNormal` guide a model of many sites compiles faster still. What

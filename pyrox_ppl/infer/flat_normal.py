@@ -83,10 +83,6 @@ class FlatNormal(AutoDiagonalNormal):
             **kwargs,
         )
 
-    def _get_posterior(self) -> Any:
-        # One event: the plates of the model say nothing about the vector.
-        return super()._get_posterior().to_event(1)
-
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         rng_key = numpyro.prng_key()
         self._start_is_finite = None
@@ -116,8 +112,15 @@ class FlatNormal(AutoDiagonalNormal):
         self._init_latent = found.z
         self._init_locs = self._unpack_latent(found.z)
 
-    def _sample_latent(self, *args: Any, **kwargs: Any) -> jax.Array:
-        latent = super()._sample_latent(*args, **kwargs)
+    def _sample_latent(
+        self, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
+    ) -> jax.Array:
+        posterior = self._get_posterior()
+        # One event: the plates of the model say nothing about the vector.
+        joint = posterior.to_event(len(posterior.batch_shape)).expand_by(sample_shape)
+        latent = numpyro.sample(
+            f"_{self.prefix}_latent", joint, infer={"is_auxiliary": True}
+        )
         if self._forward_mode_differentiation:
             return latent
         # Or XLA fuses the drawing of the vector into the model.
