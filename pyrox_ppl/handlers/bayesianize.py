@@ -137,12 +137,13 @@ class bayesianize(AbstractParameterHandler):
     ) -> None:
         """Sample the standard form outside the block; make the parameter of it."""
         fitted = fit(prior.distribution, parameter)
+        fn: Any = prior.distribution
         noise = {**msg, "name": f"{msg['name']}_decentered", "cond_indep_stack": []}
+        noise["loc_scale"] = (fn.loc, fn.scale)  # for a start at the stored value
         self.to_sample_site(noise, fit(prior.standard, parameter))
         with self.outside():
             apply_stack(noise)
         shape = jnp.shape(noise["value"])
-        fn: Any = prior.distribution
         loc, scale = (jnp.broadcast_to(value, shape) for value in (fn.loc, fn.scale))
         msg["fn"] = fitted  # nothing draws from it: it says what the prior is
         msg["value"] = loc + scale * noise["value"]

@@ -11,6 +11,7 @@ from pyrox_ppl.infer.fit import MinibatchResult as MinibatchResult
 from pyrox_ppl.infer.fit import fit_minibatches as fit_minibatches
 from pyrox_ppl.infer.flat_normal import FlatNormal as FlatNormal
 from pyrox_ppl.infer.flat_nuts import FlatNUTS as FlatNUTS
+from pyrox_ppl.infer.init_to_stored import init_to_stored as init_to_stored
 from pyrox_ppl.infer.minibatch import MinibatchLoader as MinibatchLoader
 from pyrox_ppl.infer.modules import draw_module as draw_module
 from pyrox_ppl.infer.modules import mean_module as mean_module

@@ -3,7 +3,7 @@
 import contextlib
 import enum
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,20 +12,21 @@ import numpy as np
 from jax.core import Tracer
 from numpyro.primitives import _PYRO_STACK
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
+from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
 
 
 class Static:
     """The part of some arguments that is no array: hashable, compared exactly.
 
-    Plain values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
-    functions and classes by identity. Anything else can change unseen, so that it
-    equals nothing but itself: the program is compiled anew for each call.
+    It says which leaves are one array, too: the model sees tied leaves tied. Plain
+    values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
+    functions, callable objects and the static fields of modules by all that they hold
+    now. Anything else can change unseen, so that it equals nothing but itself: the
+    program is compiled anew for each call.
     """
 
-    def __init__(self, treedef: Any, leaves: tuple) -> None:
-        self.treedef, self.leaves = treedef, leaves
-        self._key = (treedef, tuple(_key(leaf) for leaf in leaves))
+    def __init__(self, treedef: Any, leaves: tuple, key: Any) -> None:
+        self.treedef, self.leaves, self._key = treedef, leaves, key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Static) and self._key == other._key
@@ -34,54 +35,102 @@ class Static:
         return hash(self._key)
 
 
-class _Same:
-    """An object compared by identity, and kept alive with the key."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return object.__hash__(self.value)
-
-
-class _Traced:
+class Traced:
     """Stands for an array that is a traced input."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is a traced input of a compiled program."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, np.number)
+    return isinstance(leaf, jax.Array)
+
+
+def take_arrays(
+    arguments: Any, is_traced: Callable[[Any], bool] = is_array
+) -> tuple[list, Any, tuple]:
+    """The arrays of any pytree, each object once, and the structure and other leaves.
+
+    JAX would make two inputs of one array at two places, and the model could no longer
+    see that they are tied.
+    """
+    leaves, treedef = jax.tree.flatten(arguments)
+    arrays: list[Any] = []
+    places: dict[int, int] = {}
+    rest = []
+    for leaf in leaves:
+        if not is_traced(leaf):
+            rest.append(leaf)
+            continue
+        if id(leaf) not in places:
+            places[id(leaf)] = len(arrays)
+            arrays.append(leaf)
+        rest.append(Traced(places[id(leaf)]))
+    return arrays, treedef, tuple(rest)
+
+
+def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
+    """What `take_arrays` took apart."""
+    return jax.tree.unflatten(
+        treedef,
+        [arrays[leaf.place] if isinstance(leaf, Traced) else leaf for leaf in leaves],
+    )
 
 
 def split(arguments: Any) -> tuple[list, Static]:
     """The arrays of any pytree, and the rest of it."""
-    leaves, treedef = jax.tree.flatten(arguments)
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
-    rest = tuple(_Traced if is_array(leaf) else leaf for leaf in leaves)
-    opaque = sorted({type(leaf).__name__ for leaf in rest if _is_opaque(leaf)})
+    arrays, treedef, leaves = take_arrays(arguments)
+    keys, opaque = [], set()
+    for leaf in leaves:
+        key, unseen = _key(leaf)
+        keys.append(key)
+        opaque.update(unseen)
+    structure, unseen = content_key(_structure(treedef))
+    opaque.update(unseen)
     if opaque:
         warnings.warn(
-            f"arguments of type {opaque} can change without notice, so the program is "
-            "compiled anew for each run: pass arrays, numbers, strings or pytrees of "
-            "them to compile once.",
+            f"arguments of type {sorted(opaque)} can change without notice, so the "
+            "program is compiled anew for each run: pass arrays, numbers, strings or "
+            "pytrees of them to compile once.",
             stacklevel=4,
         )
-    return arrays, Static(treedef, rest)
+    return arrays, Static(treedef, leaves, (structure, tuple(keys)))
 
 
 def join(arrays: list, static: Static) -> Any:
     """What `split` took apart."""
-    values = iter(arrays)
-    leaves = [next(values) if leaf is _Traced else leaf for leaf in static.leaves]
-    return jax.tree.unflatten(static.treedef, leaves)
+    return put_arrays(arrays, static.treedef, static.leaves)
+
+
+class Surroundings:
+    """The keys of what a program is made from besides arguments: model, guide, ...
+
+    A program is found again where all that these reach is as it was.
+    """
+
+    def __init__(self) -> None:
+        self._has_run = False
+
+    def key(self, *parts: Any, leave_out: LeaveOut = lambda _: ()) -> Any:
+        """The key of the parts as they are now, and a mark of handlers outside."""
+        key, unseen = content_key(parts, leave_out)
+        if unseen and self._has_run:
+            warnings.warn(
+                f"the model reaches objects of type {sorted(unseen)}, which can change "
+                "without notice, so the program is compiled anew for each run: give "
+                "the model what it needs as arrays or plain values.",
+                stacklevel=4,
+            )
+        self._has_run = True
+        return key, object() if _PYRO_STACK else None
 
 
 def is_staged() -> bool:
     """Whether a ``jit`` or the like is being traced around the caller."""
     return isinstance(jax.device_put(np.zeros(())), Tracer)
-
-
-def stack_mark() -> object:
-    """A part of a key that is new wherever NumPyro's handlers are around the caller."""
-    return object() if _PYRO_STACK else None
 
 
 @contextlib.contextmanager
@@ -100,18 +149,17 @@ def explained_tracing(where: str) -> Iterator[None]:
         raise
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is a traced input of a compiled program."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, np.number)
-    return isinstance(leaf, jax.Array)
+def _structure(treedef: Any) -> Any:
+    """A tree's structure with what its nodes keep beside children: static fields."""
+    data = treedef.node_data()
+    if data is None:
+        return "leaf" if treedef.num_leaves else None
+    return data, [_structure(part) for part in treedef.children()]
 
 
-def _is_opaque(leaf: Any) -> bool:
-    return not (isinstance(leaf, (*_PLAIN, enum.Enum)) or callable(leaf))
-
-
-def _key(leaf: Any) -> Any:
-    if isinstance(leaf, _PLAIN):
-        return type(leaf), repr(leaf)
-    return _Same(object() if _is_opaque(leaf) else leaf)
+def _key(leaf: Any) -> tuple[Any, tuple[str, ...]]:
+    if isinstance(leaf, Traced):
+        return ("traced", leaf.place), ()
+    if isinstance(leaf, (*PLAIN, enum.Enum)) or callable(leaf):
+        return content_key(leaf)
+    return object(), (type(leaf).__name__,)

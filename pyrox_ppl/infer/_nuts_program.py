@@ -16,6 +16,7 @@ from numpyro.util import nested_attrgetter
 from pyrox_ppl.infer._ahead import jit_quickly
 from pyrox_ppl.infer._arguments import Static, join
 from pyrox_ppl.infer._chains import over_chains
+from pyrox_ppl.infer._held_params import hold_params
 
 
 class Plan(NamedTuple):
@@ -64,39 +65,47 @@ class Carry(NamedTuple):
     draws: Any
 
 
+class Shared(NamedTuple):
+    """What all chains share: the key that `param` sites are drawn by, and the data."""
+
+    origin: Any
+    arrays: list[Any]
+
+
 class NUTSProgram:
     """Pure functions over one plan and one kernel; every call traces a fresh copy."""
 
     def __init__(
-        self, kernel: HMC, plan: Plan, postprocess_fn: Callable | None = None
+        self, kernel: HMC, plan: Plan, static: Static, postprocess_fn: Callable | None
     ) -> None:
-        self._kernel, self._plan, self._postprocess = kernel, plan, postprocess_fn
+        self._kernel, self._plan, self._static = kernel, plan, static
+        self._postprocess = postprocess_fn
 
-    def begin(self, chains: Chains, data: tuple) -> tuple[Carry, jax.Array]:
+    def begin(self, chains: Chains, shared: Shared) -> tuple[Carry, jax.Array]:
         """No iteration yet, and which chains begin at a point of finite density."""
-        return self._over_chains(self._begin)(chains, data)
+        return self._over_chains(self._begin)(chains, shared)
 
-    def advance(self, carry: Carry, first: Any, stop: Any, data: tuple) -> Carry:
+    def advance(self, carry: Carry, first: Any, stop: Any, shared: Shared) -> Carry:
         """Iterations from `first` to before `stop`."""
-        shared = (first, stop, data)
-        return self._over_chains(self._advance)(carry, shared)
+        return self._over_chains(self._advance)(carry, (first, stop, shared))
 
     def _over_chains(self, one: Callable) -> Callable:
         return over_chains(one, self._plan.chain_method, self._plan.num_chains)
 
-    def _fresh_kernel(self) -> HMC:
-        """A copy without the functions of an earlier trace (as when it is pickled)."""
-        kernel = copy.copy(self._kernel)
+    def _prepare(self, shared: Shared) -> tuple[HMC, tuple]:
+        """A copy of the kernel, with the params of this run, and the data."""
+        kernel = copy.copy(self._kernel)  # without the functions of an earlier trace
         if isinstance(kernel._inverse_mass_matrix, dict):
             # NumPyro fills it in place.
             kernel._inverse_mass_matrix = dict(kernel._inverse_mass_matrix)
-        return kernel
+        data = join(shared.arrays, self._static)
+        return hold_params(kernel, shared.origin, *data), data
 
     def _init(self, kernel: HMC, rng_key: Any, init_params: Any, data: tuple) -> Any:
         return kernel.init(rng_key, self._plan.num_warmup, init_params, *data)
 
-    def _begin(self, chain: Chains, data: tuple) -> tuple[Carry, jax.Array]:
-        kernel = self._fresh_kernel()
+    def _begin(self, chain: Chains, shared: Shared) -> tuple[Carry, jax.Array]:
+        kernel, data = self._prepare(shared)
         state = self._init(kernel, chain.rng_key, chain.init_params, data)
         if chain.start is not None:
             state = chain.start
@@ -111,10 +120,10 @@ class NUTSProgram:
             lambda leaf: jnp.zeros((self._plan.size, *leaf.shape), leaf.dtype), shapes
         )
 
-    def _advance(self, carry: Carry, shared: tuple) -> Carry:
+    def _advance(self, carry: Carry, given: tuple) -> Carry:
         plan = self._plan
-        first, stop, data = shared
-        kernel = self._fresh_kernel()
+        first, stop, shared = given
+        kernel, data = self._prepare(shared)
         # The kernel's functions close over what `init` finds. XLA drops the rest, and
         # where the gradient is known, it is not traced either.
         state = carry.state
@@ -181,28 +190,23 @@ def compile_programs(
 ) -> dict[str, Callable]:
     """The jitted functions; JAX keeps their programs as long as they are held.
 
-    Their first argument is the key, their last the arrays among the model's arguments.
+    Their first argument is the key, their last what all chains share.
     """
 
     def program(key: tuple) -> NUTSProgram:
-        return NUTSProgram(sampler, key[0], postprocess_fn)
+        return NUTSProgram(sampler, key[0], key[1], postprocess_fn)
 
-    def data(key: tuple, arrays: list) -> Any:
-        static: Static = key[1]
-        return join(arrays, static)
-
-    def begin(key: tuple, chains: Chains, arrays: list) -> tuple:
-        return program(key).begin(chains, data(key, arrays))
+    def begin(key: tuple, chains: Chains, shared: Shared) -> tuple:
+        return program(key).begin(chains, shared)
 
     def some(
-        key: tuple, draws: Any, state: Any, first: Any, stop: Any, arrays: list
+        key: tuple, draws: Any, state: Any, first: Any, stop: Any, shared: Shared
     ) -> Carry:
-        carry = Carry(state, draws)
-        return program(key).advance(carry, first, stop, data(key, arrays))
+        return program(key).advance(Carry(state, draws), first, stop, shared)
 
-    def all_(key: tuple, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
-        carry = Carry(state, None)
-        return order(key, program(key).advance(carry, first, stop, data(key, arrays)))
+    def all_(key: tuple, state: Any, first: Any, stop: Any, shared: Shared) -> tuple:
+        carry = program(key).advance(Carry(state, None), first, stop, shared)
+        return order(key, carry)
 
     def order(key: tuple, carry: Carry) -> tuple:
         return chain_axis_first(carry.draws, key[0]), carry.state

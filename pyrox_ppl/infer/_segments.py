@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpyro.infer import MCMC
+from numpyro.infer import HMC, MCMC
 from numpyro.util import is_prng_key, nested_attrgetter
 
-from pyrox_ppl.infer._arguments import is_array
+from pyrox_ppl.infer._arguments import is_array, put_arrays, take_arrays
 from pyrox_ppl.infer._arrays import is_sharded, strong
 from pyrox_ppl.infer._chains import over_chains, replicate
+from pyrox_ppl.infer._held_params import hold_params
 from pyrox_ppl.infer.compiled_mcmc import CompiledMCMC
 
 
@@ -50,6 +51,11 @@ class Segments:
     ) -> None:
         self._mcmc = mcmc
         self._kernel = copy.copy(mcmc.sampler)  # comes without what it remembers
+        if isinstance(self._kernel, HMC) and self._kernel.model is not None:
+            first = key if is_prng_key(key) else key[0]
+            if mcmc.num_chains > 1 and is_prng_key(key):
+                first = jax.random.split(key, mcmc.num_chains)[0]
+            self._kernel = hold_params(self._kernel, first, args, kwargs)
         self._args, self._kwargs = args, kwargs
         # NumPyro makes the data constants of the program, unless it is told otherwise;
         # a constant is not sharded, so arrays on several devices are never made one.
@@ -57,7 +63,7 @@ class Segments:
             is_data = is_array
         else:
             is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
-        self._data, self._constant = eqx.partition((args, kwargs), is_data)
+        self._data, *self._constant = take_arrays((args, kwargs), is_data)
         if mcmc.num_chains > 1 and mcmc.chain_method == "parallel":
             self._data = replicate(self._data, mcmc.num_chains)
         self.size = size
@@ -183,7 +189,7 @@ class Segments:
         mcmc, constant = self._mcmc, self._constant
 
         def segment(state: Any, draws: Any, steps: Any, data: Any) -> Any:
-            return self._segment(state, draws, steps, eqx.combine(data, constant))
+            return self._segment(state, draws, steps, put_arrays(data, *constant))
 
         if mcmc.num_chains == 1 or self._together:
             return jax.jit(segment)

@@ -29,6 +29,24 @@ from pyrox_ppl.infer.flat_normal import FlatNormal
 # The guides over a vector, but for ours, put sites in another order in a compiled run.
 LIFTABLE = (AutoDelta, AutoNormal, FlatNormal)
 
+# What NumPyro's guides set when they are set up, and the programs find for themselves.
+SET_UP = frozenset(
+    {
+        "prototype_trace",
+        "latent_dim",
+        "_event_dims",
+        "_init_latent",
+        "_init_locs",
+        "_potential_fn",
+        "_potential_fn_gen",
+        "_postprocess_fn",
+        "_prototype_frame_full_sizes",
+        "_prototype_frames",
+        "_prototype_plate_sizes",
+        "_unpack_latent",
+    }
+)
+
 _VALUES = ("value", "args", "kwargs", "fn")
 
 
@@ -95,7 +113,7 @@ def compile_programs(svi: SVI) -> dict[str, Callable]:
     """The jitted functions; JAX keeps their programs as long as they are held.
 
     The first argument of those that call the model is the key: its last two entries
-    are what is no array among the model's arguments, and a mark of handlers outside.
+    are what is no array among the model's arguments, and what the program is made of.
     """
 
     def begin(key: tuple, rng_key: Any, init_params: Any, arrays: list) -> Begun:

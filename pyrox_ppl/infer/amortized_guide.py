@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,8 +24,11 @@ from pyrox_ppl.infer._gaussian import (
     width,
 )
 from pyrox_ppl.infer._local_sites import Locals, local_sites
+from pyrox_ppl.infer.init_to_stored import init_to_stored
 
 Draws = dict[str, jax.Array]
+
+_normal = partial(AutoNormal, init_loc_fn=init_to_stored)
 
 
 class AmortizedGuide:
@@ -62,7 +66,8 @@ class AmortizedGuide:
         family: ``"diagonal"`` or ``"full"``: the covariance of a datum's latents.
         guide: For the other latents: an autoguide's class (or any function from a model
             to an autoguide), or one that is made already, of a model in which
-            ``handlers.block`` hides the local sites.
+            ``handlers.block`` hides the local sites. By default ``AutoNormal``, started
+            by :func:`~pyrox_ppl.infer.init_to_stored`.
         prefix: The root of the names of the encoder's param sites.
 
     Raises:
@@ -104,7 +109,7 @@ class AmortizedGuide:
         plate: str,
         context: Callable,
         family: Family = "diagonal",
-        guide: Callable[[Callable], AutoGuide] | AutoGuide = AutoNormal,
+        guide: Callable[[Callable], AutoGuide] | AutoGuide = _normal,
         prefix: str = "encoder",
     ) -> None:
         if family not in ("diagonal", "full"):

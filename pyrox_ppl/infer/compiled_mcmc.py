@@ -13,14 +13,30 @@ from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
 from pyrox_ppl.infer._ahead import compile_both
-from pyrox_ppl.infer._arguments import explained_tracing, is_staged, split, stack_mark
+from pyrox_ppl.infer._arguments import (
+    Surroundings,
+    explained_tracing,
+    is_staged,
+    split,
+)
 from pyrox_ppl.infer._chains import choose, is_placed, laid_out, replicate
 from pyrox_ppl.infer._nuts_program import (
     Carry,
     Chains,
     Plan,
+    Shared,
     compile_programs,
     diagnostics,
+)
+from pyrox_ppl.infer.flat_nuts import FlatNUTS
+
+_OF_A_RUN = (
+    "_init_fn",
+    "_sample_fn",
+    "_potential_fn_gen",
+    "_postprocess_fn",
+    "_inv_transforms",
+    "_dynamic_support",
 )
 
 
@@ -31,14 +47,19 @@ class CompiledMCMC(MCMC):
     compiles again for each ``run``. This class compiles a program that finds initial
     values and one that warms up and samples, with the arguments of the model as their
     inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
-    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the
-    same key and chain method, up to rounding. Every method and attribute is NumPyro's
+    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key and
+    chain method, up to rounding (which chaos enlarges in a long run); only a
+    ``param`` site with a random initial value, which is drawn once per run by the first
+    chain's key, NumPyro may draw for each chain. Every method and attribute is NumPyro's
     (``get_samples``, ``print_summary``, ``warmup``, ``post_warmup_state``, ...).
 
-    What counts as the same: arrays by shape and dtype; numbers, strings and flags by
-    type and value (a new value is compiled anew); functions by identity. Arrays that
-    the model finds outside its arguments are part of the program: to change them, pass
-    them as arguments or make a new object.
+    What counts as the same: arguments that are arrays by shape and dtype, and by which
+    of them are one array; numbers, strings and flags by type and value (a new value is
+    compiled anew). Functions, callable objects, static fields and the model itself
+    count by all that they reach: closures, attributes, bound objects, the globals that
+    they name. What changes there is seen, and compiled anew, so pass it as an argument
+    if it changes often. What cannot be looked into (a generator, a file) is compiled
+    anew for each run, with a warning.
 
     A progress bar costs one small program more.
 
@@ -127,6 +148,8 @@ class CompiledMCMC(MCMC):
         )
         self.chain_method = choose(chain_method, num_chains)
         self._compiled = compile_programs(self.sampler, self.postprocess_fn)
+        self._surroundings = Surroundings()
+        self._origin: Any = None
 
     def run(
         self,
@@ -156,44 +179,51 @@ class CompiledMCMC(MCMC):
             start = start._replace(rng_key=rng_key)
         plan = self._plan(tuple(extra_fields))
         arrays, static = split((args, kwargs))
-        key = (plan, static, stack_mark())
+        around = self._surroundings.key(
+            self.sampler, self.postprocess_fn, leave_out=_set_by_init
+        )
+        key = (plan, static, around)
         chains = Chains(rng_key, start, init_params)
+        if start is None or self._origin is None:
+            # After a warm-up of this object, params are those that it warmed up with.
+            self._origin = rng_key if is_prng_key(rng_key) else rng_key[0]
+        shared = Shared(self._origin, arrays)
         if self.chain_method == "parallel" and self.num_chains > 1:
-            arrays = replicate(arrays, self.num_chains)
+            shared = replicate(shared, self.num_chains)
         iterate = self._iterate_with_bar if self.progress_bar else self._iterate
         try:
             with explained_tracing("CompiledMCMC"):
-                carry, valid = self._begin(key, chains, arrays)
+                carry, valid = self._begin(key, chains, shared)
                 self._check_valid(valid, chains)
-                draws, last_state = iterate(key, carry, arrays)
+                draws, last_state = iterate(key, carry, shared)
         finally:
             self._set_collection_params()
         self._last_state = last_state
         self._states = dict(zip(plan.fields, draws, strict=True))
         self._states_flat = None
 
-    def _begin(self, key: tuple, chains: Chains, arrays: list) -> tuple:
+    def _begin(self, key: tuple, chains: Chains, shared: Shared) -> tuple:
         if is_staged():
-            return self._compiled["begin staged"](key, chains, arrays)
+            return self._compiled["begin staged"](key, chains, shared)
 
         def then(begun: Any) -> tuple:
             carry = laid_out(begun[0], key[0].chain_method, self.num_chains)
             draws = (carry.draws,) if self.progress_bar else ()
-            return key, *draws, carry.state, np.int32(0), np.int32(0), arrays
+            return key, *draws, carry.state, np.int32(0), np.int32(0), shared
 
         begin = self._compiled["begin"]
-        inputs = key, chains, arrays
+        inputs = key, chains, shared
         # Results of placed inputs are placed, too, which only chains' are foreseen.
         if self.chain_method == "parallel" or not is_placed(inputs[1:]):
             second = self._compiled["some" if self.progress_bar else "all"]
             compile_both(begin, inputs, second, then)
         return begin(*inputs)
 
-    def _iterate(self, key: tuple, carry: Carry, arrays: list) -> tuple:
+    def _iterate(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
         bounds = np.int32(0), np.int32(key[0].upper)
-        return self._compiled["all"](key, carry.state, *bounds, arrays)
+        return self._compiled["all"](key, carry.state, *bounds, shared)
 
-    def _iterate_with_bar(self, key: tuple, carry: Carry, arrays: list) -> tuple:
+    def _iterate_with_bar(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
         plan: Plan = key[0]
         step = self.progress_rate or max(plan.upper // 20, 1)
         how = f", {plan.num_chains} chains {plan.chain_method}"
@@ -204,7 +234,7 @@ class CompiledMCMC(MCMC):
                 # Bounds are traced inputs, so that one program serves all of them.
                 bounds = np.int32(first), np.int32(stop)
                 carry = self._compiled["some"](
-                    key, carry.draws, carry.state, *bounds, arrays
+                    key, carry.draws, carry.state, *bounds, shared
                 )
                 name = phase or ("warmup" if stop <= plan.lower else "sample")
                 bar.set_description(
@@ -222,6 +252,14 @@ class CompiledMCMC(MCMC):
             field.removeprefix(drop) for field in asked if field.startswith(drop)
         ]
         fields = [field for field in asked if not field.startswith(drop)]
+        by_site = [f for f in fields if f.startswith(f"{self._sample_field}.")]
+        if by_site and isinstance(self.sampler, FlatNUTS):
+            raise ValueError(
+                f"extra_fields has {by_site}, but FlatNUTS keeps the unconstrained "
+                "values of all sites in one vector: collect them by "
+                "CompiledMCMC(NUTS(model), ...), or leave these fields out, as the "
+                "draws are the constrained values."
+            )
         lower, upper, size, _ = (
             self._collection_params[name]
             for name in ("lower", "upper", "collection_size", "phase")
@@ -290,3 +328,8 @@ class CompiledMCMC(MCMC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._compiled = compile_programs(self.sampler, self.postprocess_fn)
+
+
+def _set_by_init(value: Any) -> tuple[str, ...]:
+    """What a kernel keeps of an earlier run, and the programs do not use."""
+    return _OF_A_RUN if isinstance(value, HMC) else ()

@@ -11,7 +11,7 @@ from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from pyrox_ppl.infer._arguments import Static, explained_tracing, join, split
+from pyrox_ppl.infer._arguments import Surroundings, explained_tracing, join, split
 from pyrox_ppl.infer.amortized_guide import AmortizedGuide
 
 
@@ -30,10 +30,7 @@ class CompiledPredictive(Predictive):
         predictive.posterior_samples = mcmc.get_samples()
         predictive(key, x)
 
-    What counts as the same: arrays by shape and dtype; numbers, strings and flags by
-    type and value (a new value is compiled anew); functions, the model and the guide
-    among them, by identity. Arrays that the model finds outside its arguments are part
-    of the program: to change them, pass them as arguments or make a new object.
+    What counts as the same is said at :class:`CompiledMCMC`.
 
     Draws of a posterior or a prior are predicted two at a time, by ``jax.vmap``, which
     is faster than one and needs little memory; all at once with ``parallel=True``.
@@ -77,7 +74,7 @@ class CompiledPredictive(Predictive):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._compiled = _compile()
+        self._compiled, self._surroundings = _compile(self), Surroundings()
 
     def __call__(self, rng_key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The predicted sites, by name; as NumPyro's ``Predictive``.
@@ -99,9 +96,11 @@ class CompiledPredictive(Predictive):
             )
         if _PYRO_STACK:
             return now(rng_key, *args, **kwargs)
+        model, guide = settings.pop("model"), settings.pop("guide")
         arrays, static = split((settings, args, kwargs))
+        key = (static, self._surroundings.key(model, guide))
         with explained_tracing("CompiledPredictive"):
-            return self._compiled(static, rng_key, arrays)
+            return self._compiled(key, rng_key, arrays)
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments, as the attributes are now."""
@@ -123,7 +122,7 @@ class CompiledPredictive(Predictive):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._compiled = _compile()
+        self._compiled = _compile(self)
 
 
 def _is_new(guide: Any) -> bool:
@@ -137,11 +136,12 @@ def _is_new(guide: Any) -> bool:
     return isinstance(guide, AutoGuide) and guide.prototype_trace is None
 
 
-def _compile() -> Callable:
+def _compile(owner: CompiledPredictive) -> Callable:
     """The jitted function; JAX keeps its programs as long as it is held."""
 
-    def program(static: Static, rng_key: Any, arrays: list) -> dict[str, Any]:
-        settings, args, kwargs = join(arrays, static)
+    def program(key: tuple, rng_key: Any, arrays: list) -> dict[str, Any]:
+        settings, args, kwargs = join(arrays, key[0])
+        settings |= {"model": owner.model, "guide": owner.guide}
         predictive = Predictive(**settings)
         if _in_pairs(predictive):
             return _predict_pairs(predictive, settings, rng_key, args, kwargs)

@@ -10,8 +10,14 @@ from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
-from pyrox_ppl.infer._arguments import explained_tracing, is_staged, split, stack_mark
+from pyrox_ppl.infer._arguments import (
+    Surroundings,
+    explained_tracing,
+    is_staged,
+    split,
+)
 from pyrox_ppl.infer._svi_program import (
+    SET_UP,
     Begun,
     Steps,
     can_begin_compiled,
@@ -33,8 +39,9 @@ class CompiledSVI(SVI):
     a program that does all of ``init``, and one that takes the steps, with the
     arguments of the model as their inputs, and keeps them: a later ``run`` of as many
     steps with arguments of the same shapes and types compiles nothing. States, losses
-    and parameters are those of NumPyro's ``SVI`` with the same key, up to rounding, but
-    that each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
+    and parameters are those of NumPyro's ``SVI`` with the same guide and key, up to
+    rounding (a :class:`FlatNormal` is not ``AutoNormal``: its steps are its own); but
+    each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
     values of their first. ``update``, ``evaluate`` and the rest are NumPyro's own.
 
     With a :class:`FlatNormal` guide a model of many sites compiles faster still. What
@@ -93,6 +100,8 @@ class CompiledSVI(SVI):
     ) -> None:
         super().__init__(model, guide, optim, loss, **static_kwargs)
         self._compiled = compile_programs(self)
+        self._surroundings = Surroundings()
+        self._set_by_init = SET_UP
 
     def init(
         self, rng_key: Any, *args: Any, init_params: Any = None, **kwargs: Any
@@ -109,6 +118,7 @@ class CompiledSVI(SVI):
             NumPyro's ``SVIState``.
         """
         first, before = self.constrain_fn is None, self._bounds()
+        attributes = self._guides_attributes()
         begun = None
         if can_begin_compiled(self.guide) and not is_staged():
             arrays, key = self._key(args, kwargs)
@@ -120,6 +130,12 @@ class CompiledSVI(SVI):
             # What is not finite may mean that there are no initial values: NumPyro says
             # so, and at which site.
             state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+        self._set_by_init |= {
+            name
+            for old, new in zip(attributes, self._guides_attributes(), strict=True)
+            for name, value in new.items()
+            if name != "_guides" and old.get(name) is not value
+        }
         if not first and not _are_same(before, self._bounds()):
             self._compiled = compile_programs(self)
         return state
@@ -199,7 +215,15 @@ class CompiledSVI(SVI):
     def _key(self, args: tuple, kwargs: dict, *plan: Any) -> tuple[list, tuple]:
         """The arrays among the arguments, and what the program depends on besides."""
         arrays, static = split((args, kwargs))
-        return arrays, (*plan, static, stack_mark())
+        guides = parts_of(self.guide)
+
+        def leave_out(value: Any) -> frozenset[str]:
+            is_guide = any(value is guide for guide in guides)
+            return self._set_by_init if is_guide else frozenset()
+
+        parts = [getattr(self, name) for name in _PARTS]
+        around = self._surroundings.key(*parts, leave_out=leave_out)
+        return arrays, (*plan, static, around)
 
     def _call(self, program: str, *inputs: Any) -> Any:
         with explained_tracing("CompiledSVI"):
@@ -212,6 +236,9 @@ class CompiledSVI(SVI):
             if news:
                 vars(guide).update(news)
         self.constrain_fn = begun.constrain.value()
+
+    def _guides_attributes(self) -> list[dict[str, Any]]:
+        return [dict(getattr(guide, "__dict__", {})) for guide in parts_of(self.guide)]
 
     def _bounds(self) -> list[Any]:
         """The numbers in maps to supports, which are constants of the programs."""

@@ -1,5 +1,6 @@
 """FlatNormal: NumPyro's mean-field guide with all sites in one vector."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpyro
 from jax import lax
 from jax.core import Tracer
-from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions.transforms import UnpackTransform
 from numpyro.infer.autoguide import AutoDiagonalNormal
 
 from pyrox_ppl.infer._uniform_search import search, uniform_radius
+from pyrox_ppl.infer._vector import Vector, ravel
+from pyrox_ppl.infer.init_to_stored import init_to_stored
 
 
 class FlatNormal(AutoDiagonalNormal):
@@ -27,7 +29,8 @@ class FlatNormal(AutoDiagonalNormal):
     of many sites compiles in a fraction of the time: there is one draw, and an
     optimiser with two arrays instead of two per site; and the vector is kept apart from
     the network, so that a step is not slower than ``AutoNormal``'s, as that of
-    ``AutoDiagonalNormal`` is.
+    ``AutoDiagonalNormal`` is. With the same key it does not take the steps of either:
+    the noise is drawn for the whole vector in another order, and the start is another.
 
     **Sites**: ``param`` sites ``auto_loc`` and ``auto_scale`` of shape ``(D,)``; the
     model's latent sites, constrained, under their names. Latent sites in a plate that
@@ -37,9 +40,9 @@ class FlatNormal(AutoDiagonalNormal):
     Args:
         model: The NumPyro model.
         prefix: The beginning of the names of the ``param`` sites.
-        init_loc_fn: As ``AutoNormal`` has it.
+        init_loc_fn: As ``AutoNormal`` has it, by default :func:`init_to_stored`.
         init_scale: The standard deviations at the start, unconstrained.
-        forward_mode_differentiation: As ``AutoNormal`` has it.
+        **kwargs: The other arguments of ``AutoDiagonalNormal``.
 
     Raises:
         RuntimeError: At the first call, if the model has no latent sites.
@@ -63,15 +66,32 @@ class FlatNormal(AutoDiagonalNormal):
         ((4,), ['scale', 'x'])
     """
 
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        prefix: str = "auto",
+        init_loc_fn: Callable = init_to_stored,
+        init_scale: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            prefix=prefix,
+            init_loc_fn=init_loc_fn,
+            init_scale=init_scale,
+            **kwargs,
+        )
+
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         rng_key = numpyro.prng_key()
         self._start_is_finite = None
         super()._setup_prototype(*args, **kwargs)
         # NumPyro's order is that of the model, or of the names where it is compiled.
-        self._init_latent, unravel = ravel_pytree(self._init_locs)
+        self._init_latent = ravel(self._init_locs)
+        fused = self._forward_mode_differentiation
         self._unpack_latent = UnpackTransform(
-            lambda vector: self._apart(unravel(vector)),
-            lambda sites: ravel_pytree(sites)[0],
+            Vector(self._init_locs, fused=fused), ravel
         )
         radius = uniform_radius(self.init_loc_fn)
         if not isinstance(rng_key, Tracer) or radius is None:
@@ -92,11 +112,16 @@ class FlatNormal(AutoDiagonalNormal):
         self._init_latent = found.z
         self._init_locs = self._unpack_latent(found.z)
 
-    def _sample_latent(self, *args: Any, **kwargs: Any) -> jax.Array:
-        return self._apart(super()._sample_latent(*args, **kwargs))
-
-    def _apart(self, values: Any) -> Any:
-        """Keep XLA from fusing the drawing and cutting of the vector into the model."""
+    def _sample_latent(
+        self, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
+    ) -> jax.Array:
+        posterior = self._get_posterior()
+        # One event: the plates of the model say nothing about the vector.
+        joint = posterior.to_event(len(posterior.batch_shape)).expand_by(sample_shape)
+        latent = numpyro.sample(
+            f"_{self.prefix}_latent", joint, infer={"is_auxiliary": True}
+        )
         if self._forward_mode_differentiation:
-            return values
-        return lax.optimization_barrier(values)
+            return latent
+        # Or XLA fuses the drawing of the vector into the model.
+        return lax.optimization_barrier(latent)

@@ -5,17 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.flatten_util import ravel_pytree
 from numpyro.infer import NUTS
 from numpyro.infer.hmc import hmc
-from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import ParamInfo, initialize_model
 from numpyro.util import is_prng_key
 
 from pyrox_ppl.infer._uniform_search import search, uniform_radius
+from pyrox_ppl.infer._vector import Vector, ravel
+from pyrox_ppl.infer.init_to_stored import init_to_stored
 
 
 class FlatNUTS(NUTS):
@@ -28,7 +27,13 @@ class FlatNUTS(NUTS):
 
     work on it: one addition where NUTS has one per site, so a model of many sites
     compiles faster. It is the same sampler otherwise, for NumPyro's ``MCMC`` and for
-    :class:`~pyrox_ppl.infer.CompiledMCMC`.
+    :class:`~pyrox_ppl.infer.CompiledMCMC`. Its draws are of the same posterior, but
+    with the same key they are not those of NUTS: the momentum is drawn for the whole
+    vector, and the start is another one.
+
+    The state has no sites, so that ``extra_fields=("z.site",)`` needs NUTS. A kernel
+    that is built around it and looks sites up, such as ``HMCECS``, gets the NUTS of the
+    same settings (see :meth:`wrap_model`).
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
@@ -40,7 +45,7 @@ class FlatNUTS(NUTS):
         dense_mass: Whether the mass matrix is full; blocks of sites need NUTS.
         inverse_mass_matrix: An array of shape ``(D,)`` or ``(D, D)``, in the order of
             the sorted names.
-        init_strategy: As NUTS has it.
+        init_strategy: As NUTS has it, by default :func:`init_to_stored`.
         **kwargs: The other arguments of ``numpyro.infer.NUTS``.
 
     Raises:
@@ -74,7 +79,7 @@ class FlatNUTS(NUTS):
         *,
         dense_mass: bool = False,
         inverse_mass_matrix: Any = None,
-        init_strategy: Callable = init_to_uniform,
+        init_strategy: Callable = init_to_stored,
         **kwargs: Any,
     ) -> None:
         if not callable(model) or "potential_fn" in kwargs:
@@ -124,9 +129,9 @@ class FlatNUTS(NUTS):
         )
         found = info.param_info
         batched = not is_prng_key(rng_key)
-        ravel = jax.vmap(_ravel) if batched else _ravel
+        join = jax.vmap(ravel) if batched else ravel
         one = jax.tree.map(lambda v: v[0], found.z) if batched else found.z
-        unravel = _Unravel(one, fused=self._forward_mode_differentiation)
+        unravel = Vector(one, fused=self._forward_mode_differentiation)
 
         self._potential_fn_gen = _on_vector(info.potential_fn, unravel)
         self._postprocess_fn = _on_vector(info.postprocess_fn, unravel)
@@ -143,10 +148,10 @@ class FlatNUTS(NUTS):
                     "init_params must have an unconstrained value for each of the "
                     f"sites {sorted(one)}, got {sorted(init_params)}."
                 )
-            return ravel(init_params)
+            return join(init_params)
         if radius is None or not searches:
-            return found._replace(z=ravel(found.z), z_grad=ravel(found.z_grad))
-        start = jax.eval_shape(_ravel, one)
+            return found._replace(z=join(found.z), z_grad=join(found.z_grad))
+        start = jax.eval_shape(ravel, one)
         potential = self._potential_fn_gen(*model_args, **model_kwargs)
 
         def find(rng_key: Any) -> ParamInfo:
@@ -168,27 +173,17 @@ class FlatNUTS(NUTS):
             raise RuntimeError("get_constrain_fn needs an initialised kernel.")
         return self._postprocess_fn(*model_args, **(model_kwargs or {}))
 
-    def wrap_model(self, wrapper: Callable) -> "FlatNUTS":
-        """A copy of this kernel for ``wrapper(self.model)``."""
-        kernel = copy.copy(self)
-        kernel._sites_model = wrapper(self._sites_model)
-        kernel._potential_fn_gen = kernel._postprocess_fn = None
-        return kernel
+    def wrap_model(self, wrapper: Callable) -> NUTS:
+        """NUTS with these settings for ``wrapper(self.model)``, its state by site.
 
-
-class _Unravel:
-    """The vector as values by site.
-
-    Without the barrier XLA fuses the pieces of the vector into the model, and the
-    joining of their gradients into its gradient, which takes it long to compile.
-    """
-
-    def __init__(self, sites: dict[str, jax.Array], *, fused: bool) -> None:
-        self._unravel, self._fused = ravel_pytree(sites)[1], fused
-
-    def __call__(self, vector: jax.Array) -> dict[str, jax.Array]:
-        sites = self._unravel(vector)
-        return sites if self._fused else lax.optimization_barrier(sites)
+        It is for kernels that change the model of another one, and these (``HMCECS``,
+        ``HMCGibbs``) look sites up in the state, which a vector has not.
+        """
+        kernel = NUTS(self.model)
+        vars(kernel).update(vars(copy.copy(self)))
+        del kernel._sites_model
+        kernel._model = self.model
+        return kernel.wrap_model(wrapper)
 
 
 def _on_vector(make: Callable, unravel: Callable) -> Callable:
@@ -200,6 +195,3 @@ def _on_vector(make: Callable, unravel: Callable) -> Callable:
 
     return make_on_vector
 
-
-def _ravel(sites: dict[str, jax.Array]) -> jax.Array:
-    return jnp.asarray(ravel_pytree(sites)[0])

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
+from pyrox_ppl.infer._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer._arrays import (
     digest,
     from_numpy,
@@ -106,10 +106,10 @@ def run_svi_resumable(
     update = ordered.stable_update if stable_update else ordered.update
 
     # A constant of a program is not sharded: arrays on several devices are arguments.
-    data, constant = eqx.partition((args, kwargs), is_sharded)
+    data, *constant = take_arrays((args, kwargs), is_sharded)
 
     def advance(state: Any, steps: Any, data: Any) -> Any:
-        args, kwargs = eqx.combine(data, constant)
+        args, kwargs = put_arrays(data, *constant)
 
         def body(i: Any, carry: Any) -> Any:
             state, losses = carry

@@ -1,0 +1,260 @@
+"""A key of all that decides what a Python object does: equal keys, same behaviour."""
+
+import enum
+import functools
+import sys
+import sysconfig
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.distributions import Distribution
+
+from pyrox_ppl.infer._arrays import digest_rows
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
+
+# What has no state that could change, or none that the user could reach.
+_FIXED = (
+    types.ModuleType,
+    types.CodeType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.EllipsisType,
+    types.NotImplementedType,
+    range,
+    np.ufunc,
+    jax.Array,
+    jax.Device,
+    type(threading.Lock()),
+    type(threading.RLock()),
+)
+_CONTAINERS = (list, tuple, set, frozenset, dict, deque, types.MappingProxyType)
+_HEAP_TYPE = 1 << 9
+_INSTALLED = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
+    | {sysconfig.get_path("platlib"), str(Path(__file__).parents[1]), "<frozen"}
+)
+
+LeaveOut = Callable[[Any], Iterable[str]]
+
+
+class Same:
+    """An object compared by identity, and kept alive with the key."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return object.__hash__(self.value)
+
+
+def content_key(
+    value: Any, leave_out: LeaveOut = lambda _: ()
+) -> tuple[Any, tuple[str, ...]]:
+    """A hashable key of an object, and the types in it that cannot be looked into.
+
+    It follows attributes, containers, closures, defaults, bound objects, and the
+    globals that the user's own functions name. Plain values count by type and value,
+    NumPy arrays by contents, JAX's arrays, which cannot change, by identity. What
+    cannot be looked into makes the key unequal to any other.
+
+    Args:
+        value: Any object.
+        leave_out: The names of attributes of an object that do not count.
+    """
+    walk = _Walk(leave_out)
+    key = walk.key(value)
+    return key, tuple(sorted(walk.unseen))
+
+
+class _Walk:
+    """One pass over all that an object reaches, each object once."""
+
+    def __init__(self, leave_out: LeaveOut) -> None:
+        self._leave_out = leave_out
+        self._places: dict[int, int] = {}
+        self._visited: list[Any] = []  # so that no identity is used twice
+        self.unseen: set[str] = set()
+
+    def key(self, value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return Same(value)
+        if isinstance(value, PLAIN):
+            return type(value), repr(value)
+        if isinstance(value, _FIXED) or type(value) is object:
+            return Same(value)
+        if id(value) in self._places:
+            return "again", self._places[id(value)]
+        self._places[id(value)] = len(self._visited)
+        self._visited.append(value)
+        return type(value).__name__, *self._parts(value)
+
+    def _parts(self, value: Any) -> tuple:
+        match value:
+            case np.ndarray() if value.dtype.hasobject:
+                return value.shape, self.key(value.ravel().tolist())
+            case np.ndarray():
+                return digest_rows(value), Same(type(value))
+            case type():
+                return Same(value), self._class(value)
+            case types.FunctionType():
+                return self._function(value)
+            case types.MethodType():
+                return self.key(value.__func__), self.key(value.__self__)
+            case types.BuiltinFunctionType():
+                return self._builtin(value)
+            case functools.partial():
+                parts = value.func, value.args, value.keywords, vars(value)
+                return tuple(self.key(part) for part in parts)
+            case property():
+                parts = value.fget, value.fset, value.fdel
+                return tuple(self.key(part) for part in parts)
+            case staticmethod() | classmethod():
+                return (self.key(value.__func__),)
+            case slice():
+                return self.key(value.start), self.key(value.stop), self.key(value.step)
+            case weakref.ref():
+                return (self.key(value()),)
+            case Distribution():
+                # Its other attributes are computed from these when they are asked for.
+                return self.key(type(value)), self.key(value.tree_flatten())
+        return self._instance(value)
+
+    def _instance(self, value: Any) -> tuple:
+        kind = type(value)
+        if isinstance(value, _CONTAINERS):
+            return self.key(kind), self._contents(value), self._attributes(value)
+        if kind.__module__.partition(".")[0] == "jaxlib" or hasattr(
+            value, "__wrapped__"
+        ):
+            inner = getattr(value, "__wrapped__", None)
+            attributes = self._attributes(value) if _is_python(kind) else ()
+            return Same(value), self.key(inner), attributes
+        if _is_python(kind):
+            return self.key(kind), self._attributes(value)
+        self.unseen.add(kind.__name__)
+        return (object(),)
+
+    def _contents(self, value: Any) -> Any:
+        if isinstance(value, set | frozenset):
+            # No order: an element is compared as it compares itself, or not at all.
+            if all(isinstance(one, (*PLAIN, enum.Enum)) for one in value):
+                return frozenset(self.key(one) for one in value)
+            self.unseen.add(type(value).__name__)
+            return object()
+        if isinstance(value, Mapping):
+            factory = self.key(getattr(value, "default_factory", None))
+            pairs = ((self.key(k), self.key(v)) for k, v in value.items())
+            return factory, *pairs
+        return tuple(self.key(one) for one in value)
+
+    def _attributes(self, value: Any) -> tuple:
+        leave_out = set(self._leave_out(value))
+        return tuple(
+            (name, self.key(part))
+            for name, part in _attributes_of(value)
+            if name not in leave_out
+        )
+
+    def _builtin(self, value: Any) -> tuple:
+        owner = value.__self__
+        if owner is None or isinstance(owner, types.ModuleType | type):
+            return (Same(value),)
+        return value.__name__, self.key(owner)
+
+    def _function(self, value: types.FunctionType) -> tuple:
+        parts = value.__defaults__, value.__kwdefaults__, vars(value)
+        cells = tuple(self._cell(cell) for cell in value.__closure__ or ())
+        named = () if _is_installed(value.__code__.co_filename) else self._named(value)
+        code = Same(value.__code__), Same(value.__globals__)
+        return *code, cells, named, *(self.key(part) for part in parts)
+
+    def _cell(self, cell: Any) -> Any:
+        try:
+            return self.key(cell.cell_contents)
+        except ValueError:
+            return "empty"
+
+    def _named(self, function: types.FunctionType) -> tuple:
+        """The globals that a function of the user's names, and parts of modules."""
+        names = sorted(set(_names(function.__code__)))
+        known = function.__globals__
+        found = [(name, known[name]) for name in names if name in known]
+        keys = [(name, self.key(value)) for name, value in found]
+        for module, value in found:
+            file = getattr(value, "__file__", None)
+            if isinstance(value, types.ModuleType) and not _is_installed(file or "<"):
+                keys += [
+                    (f"{module}.{name}", self.key(vars(value)[name]))
+                    for name in names
+                    if name in vars(value)
+                ]
+        return tuple(keys)
+
+    def _class(self, value: type) -> tuple:
+        """What the user's own classes hold: methods, and values that may be set."""
+        return tuple(
+            (name, self.key(part))
+            for kind in value.__mro__
+            if not _is_installed(_file_of(kind))
+            for name, part in vars(kind).items()
+            if isinstance(part, types.FunctionType) or not _is_private(name)
+        )
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names in a function's code, that of functions within it, too."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _names(part)
+
+
+def _is_installed(file: str) -> bool:
+    """Whether code is of a library, whose globals are no settings of the user's."""
+    return file.startswith(_INSTALLED)
+
+
+def _file_of(kind: type) -> str:
+    if kind.__module__ == "builtins":
+        return "<frozen"
+    module = sys.modules.get(kind.__module__)
+    return getattr(module, "__file__", None) or "<"
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("__") or name == "_abc_impl"
+
+
+def _is_python(kind: type) -> bool:
+    """Whether all of an object's state is in attributes that can be seen."""
+    heap = [c for c in kind.__mro__ if c.__flags__ & _HEAP_TYPE]
+    bases = {c for c in kind.__mro__ if c not in heap}
+    seen = kind.__dictoffset__ != 0 or any("__slots__" in vars(c) for c in heap)
+    return bool(heap) and bases <= {object} and seen
+
+
+def _attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes of an object, those in slots among them."""
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                mangled = f"_{kind.__name__.lstrip('_')}{name}"
+                private = name.startswith("__") and not name.endswith("__")
+                name = mangled if private else name
+                if hasattr(value, name):
+                    yield name, getattr(value, name)
