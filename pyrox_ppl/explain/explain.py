@@ -102,19 +102,15 @@ class _Watch(Messenger):
         super().__init__()
         self.rows: dict[str, ExplainedParameter] = {}
 
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "parameter":
-            msg["full_name"] = msg["name"]  # a constant's is deleted after this
-
     def parameter_was_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
         """Note a parameter, unless it is a second read."""
-        handler, name = None, msg.get("name", msg.get("full_name", parameter.name))
+        handler, name = None, msg["name"]
         for other in _PYRO_STACK:
             if not isinstance(other, AbstractParameterHandler):
                 continue
-            for answered, answer in other.block.answered.items():
+            for answer in other.block.answered.values():
                 if answer.message is msg:
-                    handler, name = type(other).__name__, msg.get("name", answered)
+                    handler = type(other).__name__
                 elif answer.message["value"] is msg["value"]:
                     return
         becomes = "constant" if handler is None else _becomes(msg)
@@ -132,7 +128,7 @@ class _Watch(Messenger):
 
 def _becomes(msg: dict[str, Any]) -> str:
     """What the handlers made of a parameter's message."""
-    if msg["type"] not in _SITES or "name" not in msg:
+    if msg["type"] not in _SITES:
         return "generated"
     return "observed" if msg.get("is_observed") else msg["type"]
 

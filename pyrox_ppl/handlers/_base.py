@@ -3,11 +3,13 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
 
@@ -16,27 +18,7 @@ from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
 from pyrox_ppl._where import matches as matches
 from pyrox_ppl._where import selection
-
-
-class Plates:
-    """Every plate but one: the plates that do not multiply a parameter.
-
-    NumPyro's plates ask ``name in infer["block_plates"]``.
-    """
-
-    def __init__(self, but: str | None = None) -> None:
-        self.but = but
-
-    def __contains__(self, name: object) -> bool:
-        return name != self.but
-
-
-class _GlobalSites(Messenger):
-    """Keeps plates further out from multiplying the sites that a prior samples."""
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "sample":
-            msg["infer"] = {"block_plates": Plates(), **msg["infer"]}
+from pyrox_ppl.handlers._stack import at_the_read, heard_by, site_of, value_from
 
 
 class Answer(NamedTuple):
@@ -48,6 +30,7 @@ class Answer(NamedTuple):
     stored: Any
     plate: Any
     message: dict[str, Any]
+    inside: tuple[Messenger, ...]
 
 
 @dataclasses.dataclass
@@ -60,6 +43,7 @@ class Block:
     read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
     answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
     matched: set[str] = dataclasses.field(default_factory=set)
+    taken: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class AbstractParameterHandler(Messenger):
@@ -125,14 +109,19 @@ class AbstractParameterHandler(Messenger):
         if any(msg["stored"] is value for value in given):
             # Bound in this very block, then read as part of another module.
             msg["value"] = msg["stored"]
-            keep_inside(msg)
             return
         if not self._is_selected(parameter):
             return
+        here = self._depth()
+        for handler in _PYRO_STACK[:here]:
+            if isinstance(handler, AbstractParameterHandler):
+                handler.block.taken[parameter.name] = self._label
         if parameter.name in block.answered:
-            _recall(msg, block.answered[parameter.name])
+            _recall(msg, block.answered[parameter.name], here)
             return
-        block.answered[parameter.name] = Answer(msg["stored"], msg["plate"], msg)
+        inside = tuple(_PYRO_STACK[here + 1 :])
+        first = Answer(msg["stored"], msg["plate"], msg, inside)
+        block.answered[parameter.name] = first
         self.answer(msg, parameter)
 
     def prepare(self) -> Any:
@@ -164,55 +153,33 @@ class AbstractParameterHandler(Messenger):
             )
 
     def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
-        """Make a parameter's message that of an ordinary, global ``numpyro.sample``."""
+        """Make a parameter's message that of an ordinary ``numpyro.sample``."""
         msg["fn"] = fn
         msg["args"] = ()
         msg["kwargs"] = {"rng_key": None, "sample_shape": ()}
         msg["intermediates"] = []
         msg["is_observed"] = False
-        self.to_site(msg, "sample")
+        msg["type"] = "sample"
 
-    def to_site(self, msg: dict[str, Any], site_type: str) -> None:
-        """Make a parameter's message that of a global site of a type.
+    def at_the_read(
+        self, msg: dict[str, Any], parameter: Parameter, plate: Any = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """A context for sites that belong to a parameter: they stand at its read.
 
-        Plates further out are told to leave it alone, but for the one that ``bind`` was
-        asked for. That one, if it stands inside the block, has let the message pass
-        when it was no site yet: it is applied here.
+        They are in no plate but the one that is given. No parameter handler inside the
+        block, nor this one, hears of what is read meanwhile: only those outside do.
         """
-        plate = msg["plate"]
-        msg["type"] = site_type
-        if plate is not None and plate in _PYRO_STACK[self._depth() :]:
-            plate.process_message(msg)
-        msg["infer"] = {"block_plates": Plates(None if plate is None else plate.name)}
-
-    def check_outside(self, parameter: Parameter) -> None:
-        """Raise if nothing stands outside the block that could draw a sample."""
-        if self._depth() == 0:
-            raise ValueError(
-                f"{self._label} turns {parameter.name!r} into a site, but no NumPyro "
-                "handler outside can give it a value: run this inside a model, or in "
-                "`with numpyro.handlers.seed(rng_seed=0):`."
-            )
+        return at_the_read(
+            self._depth(),
+            msg["parameter"].name,
+            parameter.name,
+            skip=AbstractParameterHandler,
+            plate=plate,
+        )
 
     def _depth(self) -> int:
         """The place of this handler on NumPyro's stack."""
         return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
-
-    @contextlib.contextmanager
-    def outside(self) -> Iterator[None]:
-        """Run the body as if it stood outside the block, and its sites global.
-
-        Handlers inside the block (a plate, a scope, a ``block``) do not see the
-        messages sent meanwhile; those outside do.
-        """
-        here = self._depth()
-        inner = _PYRO_STACK[here:]
-        del _PYRO_STACK[here:]
-        try:
-            with _GlobalSites():
-                yield
-        finally:
-            _PYRO_STACK[here:] = inner
 
     def _is_selected(self, parameter: Parameter) -> bool:
         matching = [p for p in self._patterns if matches(parameter.name, p)]
@@ -237,13 +204,7 @@ def refuse_complex(parameter: Parameter, why: str) -> None:
         )
 
 
-def keep_inside(msg: dict[str, Any]) -> None:
-    """Show an answered message to no handler further out, and to no trace."""
-    msg["stop"] = True
-    del msg["name"]
-
-
-def _recall(msg: dict[str, Any], first: Answer) -> None:
+def _recall(msg: dict[str, Any], first: Answer, here: int) -> None:
     """Answer a second read by the value of the first; none further out sees it."""
     if msg["stored"] is not first.stored or msg["plate"] is not first.plate:
         raise ValueError(
@@ -252,5 +213,22 @@ def _recall(msg: dict[str, Any], first: Answer) -> None:
             f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` "
             "or by calling it inside `with scope(name):`."
         )
-    msg["value"] = first.message["value"]
-    keep_inside(msg)
+    msg["value"] = value = first.message["value"]
+    site_type = "param" if first.message["type"] == "param" else "sample"
+    for handler, site in heard_by(site_of(msg, site_type), _PYRO_STACK[here + 1 :]):
+        if not any(handler is other for other in first.inside):
+            given = value_from(handler, site)
+            if given is not None and not _same(given, value):
+                raise ValueError(
+                    f"{msg['name']!r} was read before in this block, where it got its "
+                    f"value; the `{type(handler).__name__}` around this read has "
+                    "another one. Put that handler around both reads, or give this "
+                    "read a block or a `scope` of its own."
+                )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are known to be the same."""
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return one is other
+    return np.array_equal(one, other)

@@ -12,9 +12,9 @@ from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
     Block,
     Where,
-    keep_inside,
 )
 from pyrox_ppl.handlers._fit import fit
+from pyrox_ppl.handlers._stack import check_is_new
 
 
 class amortize(AbstractParameterHandler):
@@ -118,11 +118,10 @@ class amortize(AbstractParameterHandler):
         """Give the parameter its generated value, or make it a sample site."""
         value = self._value(msg, parameter)
         if isinstance(value, dist.Distribution):
-            self.check_outside(parameter)
+            check_is_new(msg, "sample")
             self.to_sample_site(msg, fit(value, parameter))
             return
         msg["value"] = self._fit_array(value, parameter, msg["plate"])
-        keep_inside(msg)
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a value was generated that no parameter was there for."""
@@ -159,7 +158,7 @@ class amortize(AbstractParameterHandler):
         value = block.prepared[path]
         if isinstance(value, dist.Distribution) or not callable(value):
             return value
-        with self.outside():
+        with self.at_the_read(msg, parameter):
             return value(msg["stored"])
 
     def _fit_array(self, value: Any, parameter: Parameter, plate: Any) -> jax.Array:

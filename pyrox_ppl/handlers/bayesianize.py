@@ -20,6 +20,7 @@ from pyrox_ppl.handlers._base import (
     refuse_complex,
 )
 from pyrox_ppl.handlers._fit import fit
+from pyrox_ppl.handlers._stack import check_is_new, is_fixed
 
 Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
 
@@ -103,12 +104,15 @@ class bayesianize(AbstractParameterHandler):
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
         """Make the parameter a sample site."""
         refuse_complex(parameter, "priors are over real numbers")
-        self.check_outside(parameter)
-        prior = self._prior(parameter)
-        if isinstance(prior, NonCentered):
-            self._decenter(msg, prior, parameter)
-        else:
+        check_is_new(msg, "sample")
+        prior = self._prior(msg, parameter)
+        if not isinstance(prior, NonCentered):
             self.to_sample_site(msg, fit(prior, parameter))
+        elif is_fixed(msg):
+            # There is nothing to sample in a standard form.
+            self.to_sample_site(msg, fit(prior.distribution, parameter))
+        else:
+            self._decenter(msg, prior, parameter)
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a key of `prior` was left without effect."""
@@ -135,25 +139,26 @@ class bayesianize(AbstractParameterHandler):
     def _decenter(
         self, msg: dict[str, Any], prior: NonCentered, parameter: Parameter
     ) -> None:
-        """Sample the standard form outside the block; make the parameter of it."""
+        """Sample the standard form; make the parameter of it."""
         fitted = fit(prior.distribution, parameter)
-        noise = {**msg, "name": f"{msg['name']}_decentered", "cond_indep_stack": []}
+        name = f"{parameter.name}_decentered"
+        noise = {**msg, "name": name, "cond_indep_stack": []}
         self.to_sample_site(noise, fit(prior.standard, parameter))
-        with self.outside():
+        with self.at_the_read(msg, parameter, msg["plate"]):
             apply_stack(noise)
         shape = jnp.shape(noise["value"])
         fn: Any = prior.distribution
         loc, scale = (jnp.broadcast_to(value, shape) for value in (fn.loc, fn.scale))
         msg["fn"] = fitted  # nothing draws from it: it says what the prior is
         msg["value"] = loc + scale * noise["value"]
-        self.to_site(msg, "deterministic")
+        msg["type"] = "deterministic"
 
-    def _prior(self, parameter: Parameter) -> Any:
-        """What the user's prior says of a parameter; its sites stand outside."""
+    def _prior(self, msg: dict[str, Any], parameter: Parameter) -> Any:
+        """What the user's prior says of a parameter; its sites stand at the read."""
         key = self._winner(parameter.name)
         rule = None if key is None else self._rules[key]
         if rule is not None and not isinstance(rule, dist.Distribution):
-            with self.outside():
+            with self.at_the_read(msg, parameter):
                 rule = rule(parameter)
         if rule is None:
             raise ValueError(
