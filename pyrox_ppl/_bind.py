@@ -15,7 +15,6 @@ from pyrox_ppl._parameter import (
     check_name,
     class_name,
     parameters_of,
-    path_name,
 )
 
 _Module = TypeVar("_Module")
@@ -66,7 +65,12 @@ def bind[Module](
     Equinox module (or any pytree of arrays) takes part through this function.
 
     **Sites**: one per selected parameter, named by its path in the module:
-    ``<name>.layers.0.weight``. The same array at two places is one site.
+    ``<name>.layers.0.weight``. The same array at two places is one site, named by the
+    first of them. That they are the same cannot be seen of a module that is an argument
+    of the ``jit`` around the read, where each place is a tracer of its own and becomes
+    a site of its own: let the compiled function close over the module, or say in the
+    module that they are one (``eqx.nn.Shared``). Running state (``eqx.nn.State``, and
+    what an ``eqx.nn.StateIndex`` starts at) is no parameter.
 
     Args:
         module: Any Equinox module or pytree.
@@ -130,8 +134,8 @@ def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
     """Put values in the place of parameters, named by their dotted paths."""
     leaves, treedef = jax.tree.flatten(module)
     for read in parameters_of(module, class_name(module)):
-        name = path_name(read.parameter.path)
-        if name in values:
+        name = next((path for path in read.parameter.paths if path in values), None)
+        if name is not None:
             for position in read.positions:
                 leaves[position] = values[name].astype(read.parameter.dtype)
     return jax.tree.unflatten(treedef, leaves)
@@ -147,7 +151,7 @@ def _bind[Module](
         read
         for read in parameters_of(module, root)
         if not any(read.stored is leaf for leaf in bound_before)
-        and path_name(read.parameter.path) not in replaced
+        and not any(path in replaced for path in read.parameter.paths)
     ]
     if reads:
         _check_transforms(reads, module)

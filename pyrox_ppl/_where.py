@@ -14,6 +14,11 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
+def names_match(parameter: Parameter, pattern: str) -> bool:
+    """Whether a glob matches a name of a parameter: a tied array has several."""
+    return any(matches(name, pattern) for name in parameter.names)
+
+
 def selection(where: Where, default: Predicate) -> tuple[tuple[str, ...], Predicate]:
     """The globs of `where`, and the predicate that they make; `default` for None."""
     if where is None:
@@ -28,4 +33,4 @@ def selection(where: Where, default: Predicate) -> tuple[tuple[str, ...], Predic
             f"got {where!r}."
         )
     globs = tuple(patterns)
-    return globs, lambda p: any(matches(p.name, glob) for glob in globs)
+    return globs, lambda p: any(names_match(p, glob) for glob in globs)

@@ -16,7 +16,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from pyrox_ppl._parameter import Parameter, generator
 from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
-from pyrox_ppl._where import matches as matches
+from pyrox_ppl._where import names_match as names_match
 from pyrox_ppl._where import selection
 from pyrox_ppl.handlers._stack import at_the_read, heard_by, site_of, value_from
 
@@ -182,7 +182,7 @@ class AbstractParameterHandler(Messenger):
         return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
 
     def _is_selected(self, parameter: Parameter) -> bool:
-        matching = [p for p in self._patterns if matches(parameter.name, p)]
+        matching = [p for p in self._patterns if names_match(parameter, p)]
         self.block.matched.update(matching)
         return self._selects(parameter)
 

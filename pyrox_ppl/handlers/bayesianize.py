@@ -16,7 +16,7 @@ from pyrox_ppl.handlers._base import (
     Block,
     Where,
     list_parameters,
-    matches,
+    names_match,
     refuse_complex,
 )
 from pyrox_ppl.handlers._fit import fit
@@ -48,7 +48,8 @@ class bayesianize(AbstractParameterHandler):
         prior: Instead of `prior_std`: a distribution whose shape broadcasts to each
             parameter's; a callable ``Parameter -> Distribution`` (those that people use
             are in :mod:`pyrox_ppl.priors`); or a dict from globs on the parameter's
-            name to either, the first match wins and ``"*"`` is the fallback. A callable
+            name to either, the first match wins and ``"*"`` is the fallback (a tied
+            array has the name of each of its places). A callable
             may sample sites of its own (a hierarchical scale): these are global, too.
             If it returns :class:`~pyrox_ppl.priors.NonCentered`, the parameter is a
             deterministic site, made from ``<parameter>_decentered``.
@@ -117,13 +118,14 @@ class bayesianize(AbstractParameterHandler):
     def check_effect(self, block: Block) -> None:
         """Raise as well if a key of `prior` was left without effect."""
         super().check_effect(block)
-        winners = {self._winner(name) for name in block.answered}
+        answered = [block.read[name] for name in block.answered]
+        winners = {self._winner(parameter) for parameter in answered}
         for key in self._keys:
             if key in winners or key == _FALLBACK:
                 continue
-            if any(matches(name, key) for name in block.answered):
+            if any(names_match(parameter, key) for parameter in answered):
                 why = "comes after keys that match the same parameters: put it first"
-            elif any(matches(name, key) for name in block.read):
+            elif any(names_match(p, key) for p in block.read.values()):
                 why = "matches only parameters that are not selected: see `where`"
             else:
                 why = "matches no parameter"
@@ -131,9 +133,10 @@ class bayesianize(AbstractParameterHandler):
                 f"the prior key {key!r} of bayesianize {why}. {list_parameters(block)}"
             )
 
-    def _winner(self, name: str) -> str | None:
-        """The key that decides for a name."""
-        keys = (key for key in self._rules if key != _FALLBACK and matches(name, key))
+    def _winner(self, parameter: Parameter) -> str | None:
+        """The key that decides for a parameter: the first that matches a name of it."""
+        named = (key for key in self._rules if key != _FALLBACK)
+        keys = (key for key in named if names_match(parameter, key))
         return next(keys, _FALLBACK if _FALLBACK in self._rules else None)
 
     def _decenter(
@@ -155,7 +158,7 @@ class bayesianize(AbstractParameterHandler):
 
     def _prior(self, msg: dict[str, Any], parameter: Parameter) -> Any:
         """What the user's prior says of a parameter; its sites stand at the read."""
-        key = self._winner(parameter.name)
+        key = self._winner(parameter)
         rule = None if key is None else self._rules[key]
         if rule is not None and not isinstance(rule, dist.Distribution):
             with self.at_the_read(msg, parameter):
