@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -56,9 +57,11 @@ class AbstractParameterHandler(Messenger):
     """
 
     def __init__(self, fn: Callable | None, where: Where) -> None:
+        _check_model(fn, type(self))
         super().__init__(fn)
         self._patterns, self._selects = selection(where, self.selects_by_default)
         self._block: Block | None = None
+        self._is_called = False
 
     @property
     def entered_at(self) -> TraceMark | None:
@@ -76,7 +79,19 @@ class AbstractParameterHandler(Messenger):
     def _label(self) -> str:
         return type(self).__name__
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_called = self.fn is not None
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._is_called = False
+
     def __enter__(self) -> None:
+        if self.fn is not None and not self._is_called:
+            raise TypeError(
+                f"{self._label} got {self.fn!r} as the model to decorate, and is used "
+                f"in a `with`, where that would not run: {_by_keyword(type(self))}."
+            )
         if self._block is not None:
             raise ValueError(
                 f"this {self._label} object is entered already: make one per block."
@@ -98,6 +113,8 @@ class AbstractParameterHandler(Messenger):
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
             self.check_effect(block)
+        if exc_value is not None:
+            note_forgotten_vmap(exc_value)
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "parameter":
@@ -147,9 +164,10 @@ class AbstractParameterHandler(Messenger):
         if not block.answered:
             raise ValueError(
                 f"a {self._label} block intercepted no parameter: the model would run "
-                f"without it, silently. {list_parameters(block)}Call the module inside "
-                "the block (one that is not of pyrox_ppl.nn through `bind(module, "
-                "name)`, unbound before), or widen `where`."
+                f"without it, silently. {list_parameters(block)}Read the module inside "
+                "the block, unbound before, or widen `where`. A module of pyrox_ppl.nn "
+                "reads itself when it is called; any other one, an eqx.nn.MLP say, by "
+                '`net = px.bind(mlp, "net")`.'
             )
 
     def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
@@ -188,11 +206,54 @@ class AbstractParameterHandler(Messenger):
 
 
 def list_parameters(block: Block) -> str:
-    """The parameters that reached the handler, for an error message."""
-    if not block.read:
-        return "No parameter was read inside it."
-    rows = (f"  {p.name} {p.shape} {p.role}" for p in block.read.values())
-    return "The parameters read inside it:\n" + "\n".join(rows) + "\n"
+    """The parameters that reached the handler, or did not, for an error message."""
+    text = "No parameter was read inside it. "
+    if block.read:
+        rows = [
+            " ".join(
+                (f"  {p.name} {p.shape} {p.role}", *map("= {}".format, p.names[1:]))
+            )
+            for p in block.read.values()
+        ]
+        text = "\n".join(["The parameters read inside it:", *rows, ""])
+    elif block.taken:
+        text = ""
+    if block.taken:
+        rows = [f"  {name} by {label}" for name, label in block.taken.items()]
+        text += "\n".join(["A block further in took:", *rows, ""])
+    return text
+
+
+def note_forgotten_vmap(error: BaseException) -> None:
+    """Add to JAX's error of a product of wrong widths what is often its cause."""
+    note = (
+        "An Equinox module takes one input, without axes for a batch: did you mean "
+        "`jax.vmap(net)(x)`?"
+    )
+    known = note in getattr(error, "__notes__", ())
+    if isinstance(error, TypeError) and "dot_general" in str(error) and not known:
+        error.add_note(note)
+
+
+def _by_keyword(cls: type) -> str:
+    """How the arguments of a handler are given."""
+    kinds = inspect.signature(cls).parameters.values()
+    names = [f"{p.name}=" for p in kinds if p.kind is p.KEYWORD_ONLY]
+    return f"give what is no model by keyword ({', '.join(names)})"
+
+
+def _check_model(fn: Any, cls: type) -> None:
+    """Raise if what a handler is to decorate is no model, but another argument."""
+    if fn is None or (callable(fn) and not isinstance(fn, Distribution)):
+        return
+    number = (
+        isinstance(fn, int | float) and "prior_std" in inspect.signature(cls).parameters
+    )
+    raise TypeError(
+        f"the only positional argument of {cls.__name__} is the model that it "
+        f"decorates, got {fn!r}: {_by_keyword(cls)}"
+        + (f", here prior_std={fn!r}." if number else ".")
+    )
 
 
 def refuse_complex(parameter: Parameter, why: str) -> None:

@@ -11,6 +11,7 @@ from numpyro.primitives import apply_stack
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._prior import NonCentered, Rule
+from pyrox_ppl._where import check_takes_parameter
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
     Block,
@@ -178,9 +179,17 @@ def _rules(prior: Any) -> dict[str, Any]:
     for key, rule in rules.items():
         if not isinstance(key, str):
             raise TypeError(f"a prior key must be a glob on names, got {key!r}.")
+        if isinstance(rule, type):
+            raise TypeError(
+                f"a prior must be a distribution, such as {rule.__name__}(0.0, 1.0), or "
+                f"a callable Parameter -> Distribution, got the class {rule.__name__} "
+                f"for {key!r}."
+            )
         if not (isinstance(rule, dist.Distribution) or callable(rule)):
             raise TypeError(
                 "a prior must be a NumPyro distribution or a callable Parameter -> "
                 f"Distribution, got {rule!r} for {key!r}."
             )
+        if not isinstance(rule, dist.Distribution):
+            check_takes_parameter("prior", rule)
     return rules
