@@ -1,20 +1,20 @@
 """bind(): reads every parameter of a module, one NumPyro message per parameter."""
 
 import abc
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from numpyro.primitives import _PYRO_STACK, apply_stack
+from numpyro.primitives import _PYRO_STACK
 
+from pyrox_ppl._message import is_plate, read_value
 from pyrox_ppl._parameter import (
     Read,
     check_name,
     class_name,
     parameters_of,
-    path_name,
 )
 
 _Module = TypeVar("_Module")
@@ -65,7 +65,12 @@ def bind[Module](
     Equinox module (or any pytree of arrays) takes part through this function.
 
     **Sites**: one per selected parameter, named by its path in the module:
-    ``<name>.layers.0.weight``. The same array at two places is one site.
+    ``<name>.layers.0.weight``. The same array at two places is one site, named by the
+    first of them. That they are the same cannot be seen of a module that is an argument
+    of the ``jit`` around the read, where each place is a tracer of its own and becomes
+    a site of its own: let the compiled function close over the module, or say in the
+    module that they are one (``eqx.nn.Shared``). Running state (``eqx.nn.State``, and
+    what an ``eqx.nn.StateIndex`` starts at) is no parameter.
 
     Args:
         module: Any Equinox module or pytree.
@@ -135,8 +140,8 @@ def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
     """Put values in the place of parameters, named by their dotted paths."""
     leaves, treedef = jax.tree.flatten(module)
     for read in parameters_of(module, class_name(module)):
-        name = path_name(read.parameter.path)
-        if name in values:
+        name = next((path for path in read.parameter.paths if path in values), None)
+        if name is not None:
             for position in read.positions:
                 leaves[position] = values[name].astype(read.parameter.dtype)
     return jax.tree.unflatten(treedef, leaves)
@@ -152,12 +157,12 @@ def _bind[Module](
         read
         for read in parameters_of(module, root)
         if not any(read.stored is leaf for leaf in bound_before)
-        and path_name(read.parameter.path) not in replaced
+        and not any(path in replaced for path in read.parameter.paths)
     ]
     if reads:
         _check_transforms(reads, module)
     for read in reads:
-        value = _read(read, frame)
+        value = read_value(read, frame)
         for position in read.positions:
             leaves[position] = value
     if frame is not None:
@@ -166,63 +171,6 @@ def _bind[Module](
             for leaf, old in zip(leaves, jax.tree.leaves(module), strict=True)
         ]
     return _mark_bound(jax.tree.unflatten(treedef, leaves))
-
-
-def _read(read: Read, plate: Any) -> jax.Array:
-    """Send one message; return the answer with the parameter's shape and dtype."""
-    parameter, stored, _ = read
-    message: dict[str, Any] = {
-        "type": "parameter",
-        "name": parameter.name,
-        "args": (stored,),
-        "kwargs": {},
-        "value": None,
-        "scale": None,
-        "cond_indep_stack": [],
-        "infer": {},
-        "parameter": parameter,
-        "stored": stored,
-        "plate": plate,
-    }
-    message["fn"] = _constant(message)
-    apply_stack(message)
-    for handler in _PYRO_STACK:
-        watch = getattr(handler, "parameter_was_read", None)
-        if watch is not None:
-            watch(parameter, message)
-    value = jnp.asarray(message["value"])
-    shapes = [parameter.shape]
-    if plate is not None:
-        shapes.append(
-            (plate.subsample_size,) + (1,) * (-plate.dim - 1) + parameter.shape
-        )
-    if value.shape not in shapes:
-        raise ValueError(
-            f"the value for {parameter.name!r} has shape {value.shape}, but the "
-            f"parameter has shape {shapes[-1]}. If it was substituted, it comes from "
-            "another module; a prior given to `lift` must have the parameter's shape."
-        )
-    if value is stored and message["type"] != "parameter":
-        # A site that holds the stored value: handlers tell what is read by identity.
-        value = jnp.copy(value)
-    # NumPyro draws float64 under x64, and float32 for bfloat16. The handler that
-    # answered holds this message: a second read gets the cast value, too.
-    message["value"] = value = value.astype(parameter.dtype)
-    return value
-
-
-def _constant(message: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
-    """NumPyro's default for the message: the stored array, and no entry in a trace.
-
-    ``trace`` records every message that has a name, and inference trips over a type
-    that it does not know.
-    """
-
-    def constant(stored: jax.Array) -> jax.Array:
-        del message["name"]
-        return stored
-
-    return constant
 
 
 def _check_transforms(reads: list[Read], module: Any) -> None:
@@ -253,8 +201,8 @@ def _check_transforms(reads: list[Read], module: Any) -> None:
 
 
 def _active_plate(name: str) -> Any:
-    """The plate of that name on NumPyro's stack (funsor's plate is another class)."""
-    plates = {h.name: h for h in _PYRO_STACK if hasattr(h, "subsample_size")}
+    """The plate of that name on NumPyro's stack."""
+    plates = {h.name: h for h in _PYRO_STACK if is_plate(h)}
     if name not in plates:
         raise ValueError(
             f"bind(..., plate={name!r}) must be called inside `with numpyro.plate("

@@ -28,13 +28,17 @@ class Parameter:
         dtype: dtype of the stored array; the value that replaces it is cast to it.
         role: ``"generator"`` if the parameter makes a conditioning (it belongs to a
             conditioner, or to a network that generates features), or if its module
-            holds no generator at all; ``"backbone"`` otherwise.
+            holds no generator at all; ``"backbone"`` otherwise. An array that is tied
+            is a generator if it is one at any of its places.
         fan_in: The number of inputs that one output sums over: the product of all axes
             but the first (``eqx.nn.Linear`` keeps its weight as (out, in)). A ``bias``,
             a vector or a scalar takes the fan-in of the ``weight`` beside it, else 1.
         stored: The array that the module holds, for a prior around it or a start at it.
             It is no part of the record's ``repr``, nor of its equality.
         tied: The paths of the other places in the module that hold the same array.
+        paths: The dotted path in the module of each of its places.
+        names: The name at each of its places, that of the site first. A glob in
+            ``where``, or as a key of ``prior``, may match any of them.
 
     Example:
         >>> import jax
@@ -60,6 +64,17 @@ class Parameter:
     fan_in: int
     stored: Any = dataclasses.field(default=None, repr=False, compare=False)
     tied: tuple[tuple[str | int, ...], ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name at each place that holds the array, that of the site first."""
+        root = self.name.removesuffix(path_name(self.path))
+        return (self.name, *(root + path_name(path) for path in self.tied))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dotted path of each place that holds the array, the site's first."""
+        return tuple(path_name(path) for path in (self.path, *self.tied))
 
 
 def backbone(parameter: Parameter) -> bool:
@@ -98,6 +113,7 @@ class _Leaf(NamedTuple):
     value: Any
     role: Role | None
     fan_in: int
+    is_state: bool = False
 
 
 def check_name(name: str) -> str:
@@ -128,7 +144,8 @@ def parameters_of(module: Any, root: str) -> list[Read]:
     """Every parameter of `module` in tree order, each tied array once.
 
     A parameter is an array leaf of floating (or complex) dtype; integer arrays, PRNG
-    keys, functions and Python numbers are constants.
+    keys, functions and Python numbers are constants, and so is the running state of
+    Equinox (what a ``StateIndex`` starts at, and a ``State``).
     """
     leaves = list(_walk(module, (), None, 1))
     holds_generator = any(leaf.role == "generator" for leaf in leaves)
@@ -136,7 +153,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
     positions: dict[int, list[int]] = {}
     first: dict[int, _Leaf] = {}
     for position, leaf in enumerate(leaves):
-        if eqx.is_inexact_array(leaf.value):
+        if eqx.is_inexact_array(leaf.value) and not leaf.is_state:
             positions.setdefault(id(leaf.value), []).append(position)
             first.setdefault(id(leaf.value), leaf)
     reads: dict[str, Read] = {}
@@ -153,7 +170,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             path=leaf.path,
             shape=leaf.value.shape,
             dtype=leaf.value.dtype,
-            role=leaf.role or default,
+            role=_role([leaves[i].role or default for i in positions[tie]]),
             fan_in=leaf.fan_in,
             stored=leaf.value,
             tied=tuple(leaves[position].path for position in positions[tie][1:]),
@@ -162,10 +179,19 @@ def parameters_of(module: Any, root: str) -> list[Read]:
     return list(reads.values())
 
 
+def _role(roles: list[Role]) -> Role:
+    """The role of an array with these roles at its places."""
+    return "generator" if "generator" in roles else "backbone"
+
+
 def _walk(
     node: Any, path: tuple[str | int, ...], role: Role | None, fan_in: int
 ) -> Iterator[_Leaf]:
     """The leaves below `node` in the order of ``jax.tree.leaves``."""
+    if isinstance(node, eqx.nn.StateIndex | eqx.nn.State):
+        for leaf in jax.tree.leaves(node):
+            yield _Leaf(path, leaf, role, fan_in, is_state=True)
+        return
     children = [
         (entry[0], child)
         for entry, child in jax.tree_util.tree_flatten_with_path(

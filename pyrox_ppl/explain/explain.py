@@ -1,6 +1,7 @@
 """explain: what a model will do with its parameters, before it runs."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from pyrox_ppl.explain.explanation import (
     ExplainedSite,
     Explanation,
 )
-from pyrox_ppl.handlers._base import AbstractParameterHandler
+from pyrox_ppl.handlers._base import AbstractParameterHandler, note_forgotten_vmap
 
 _SITES = ("sample", "deterministic", "param")
 
@@ -32,6 +33,8 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
     The model is run abstractly, with shapes in place of numbers (``jax.eval_shape``):
     nothing is drawn, computed or compiled, whatever the sizes. What would raise when
     the model runs (a glob that matches nothing, a prior that does not fit) raises here.
+    A parameter that is read in a block and outside it has a row for each, and a note:
+    outside it is the stored constant.
 
     **Sites**: none are made.
 
@@ -84,7 +87,12 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
         return prior(rng_key, *args, **kwargs)
 
-    jax.eval_shape(run)
+    try:
+        jax.eval_shape(run)
+    except TypeError as error:
+        _check_arguments(model, args, kwargs, error)
+        note_forgotten_vmap(error)
+        raise
     parameters = tuple(watch.rows.values())
     own = {row.name for row in parameters if row.becomes != "constant"}
     return Explanation(
@@ -95,26 +103,35 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
     )
 
 
+def _check_arguments(
+    model: Callable, args: tuple, kwargs: dict[str, Any], error: TypeError
+) -> None:
+    """Raise if the model cannot be called with the arguments that were given."""
+    try:
+        inspect.signature(model).bind(*args, **kwargs)
+    except TypeError as why:
+        raise TypeError(
+            "explain runs the model, which cannot be called with the arguments given: "
+            f"{why}. Give the model's own after it: explain(model, x, ...)."
+        ) from error
+
+
 class _Watch(Messenger):
     """Hears of every parameter that is read, and of what the handlers made of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: dict[str, ExplainedParameter] = {}
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "parameter":
-            msg["full_name"] = msg["name"]  # a constant's is deleted after this
+        self.rows: dict[tuple[str, str | None], ExplainedParameter] = {}
 
     def parameter_was_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
         """Note a parameter, unless it is a second read."""
-        handler, name = None, msg.get("name", msg.get("full_name", parameter.name))
+        handler, name = None, msg["name"]
         for other in _PYRO_STACK:
             if not isinstance(other, AbstractParameterHandler):
                 continue
-            for answered, answer in other.block.answered.items():
+            for answer in other.block.answered.values():
                 if answer.message is msg:
-                    handler, name = type(other).__name__, msg.get("name", answered)
+                    handler = type(other).__name__
                 elif answer.message["value"] is msg["value"]:
                     return
         becomes = "constant" if handler is None else _becomes(msg)
@@ -127,12 +144,13 @@ class _Watch(Messenger):
             prior=_describe(fn) if isinstance(fn, Distribution) else None,
             parameter=dataclasses.replace(parameter, stored=None),
         )
-        self.rows.setdefault(name, row)
+        # One that a block answers may be read outside it, too: that is another row.
+        self.rows.setdefault((name, handler), row)
 
 
 def _becomes(msg: dict[str, Any]) -> str:
     """What the handlers made of a parameter's message."""
-    if msg["type"] not in _SITES or "name" not in msg:
+    if msg["type"] not in _SITES:
         return "generated"
     return "observed" if msg.get("is_observed") else msg["type"]
 

@@ -63,7 +63,8 @@ class Explanation:
     """What :func:`explain` found; it prints as a table, in a notebook as HTML.
 
     Attributes:
-        parameters: Every parameter that the model reads.
+        parameters: Every parameter that the model reads, once for every meaning that it
+            has there.
         sites: Every other site of the model.
         parameter_sites: The sites of the parameters themselves.
     """
@@ -89,6 +90,15 @@ class Explanation:
         """How many numbers of the modules stay the constants that are stored."""
         rows = (row for row in self.parameters if row.becomes == "constant")
         return sum(math.prod(row.parameter.shape) for row in rows)
+
+    @property
+    def also_constant(self) -> tuple[str, ...]:
+        """Names of the parameters that one block answers, and that are also read as
+        the constants that are stored: outside that block.
+        """
+        made = {row.name for row in self.parameters if row.becomes != "constant"}
+        rows = (row for row in self.parameters if row.becomes == "constant")
+        return tuple(row.name for row in rows if row.name in made)
 
     def memory(self, num_samples: int) -> int:
         """Bytes of `num_samples` draws of every sample and deterministic site.
@@ -154,9 +164,15 @@ class Explanation:
         ]
         return [table for table in tables if table[1]]
 
-    def _totals(self) -> tuple[str, str]:
-        return (
+    def _totals(self) -> list[str]:
+        totals = [
             f"latent dimension {self.latent_dim:,}, learned {self.learned:,}, "
             f"constant {self.constant:,}",
             f"1,000 draws of every site take {in_bytes(self.memory(1000))}",
-        )
+        ]
+        if self.also_constant:
+            totals.append(
+                "read outside their block, too, as the constants that are stored: "
+                + ", ".join(self.also_constant)
+            )
+        return totals

@@ -3,40 +3,23 @@
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from pyrox_ppl._parameter import Parameter, generator
 from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
-from pyrox_ppl._where import matches as matches
+from pyrox_ppl._where import names_match as names_match
 from pyrox_ppl._where import selection
-
-
-class Plates:
-    """Every plate but one: the plates that do not multiply a parameter.
-
-    NumPyro's plates ask ``name in infer["block_plates"]``.
-    """
-
-    def __init__(self, but: str | None = None) -> None:
-        self.but = but
-
-    def __contains__(self, name: object) -> bool:
-        return name != self.but
-
-
-class _GlobalSites(Messenger):
-    """Keeps plates further out from multiplying the sites that a prior samples."""
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] == "sample":
-            msg["infer"] = {"block_plates": Plates(), **msg["infer"]}
+from pyrox_ppl.handlers._stack import at_the_read, heard_by, site_of, value_from
 
 
 class Answer(NamedTuple):
@@ -48,6 +31,7 @@ class Answer(NamedTuple):
     stored: Any
     plate: Any
     message: dict[str, Any]
+    inside: tuple[Messenger, ...]
 
 
 @dataclasses.dataclass
@@ -60,6 +44,7 @@ class Block:
     read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
     answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
     matched: set[str] = dataclasses.field(default_factory=set)
+    taken: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class AbstractParameterHandler(Messenger):
@@ -72,9 +57,11 @@ class AbstractParameterHandler(Messenger):
     """
 
     def __init__(self, fn: Callable | None, where: Where) -> None:
+        _check_model(fn, type(self))
         super().__init__(fn)
         self._patterns, self._selects = selection(where, self.selects_by_default)
         self._block: Block | None = None
+        self._is_called = False
 
     @property
     def entered_at(self) -> TraceMark | None:
@@ -92,7 +79,19 @@ class AbstractParameterHandler(Messenger):
     def _label(self) -> str:
         return type(self).__name__
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_called = self.fn is not None
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._is_called = False
+
     def __enter__(self) -> None:
+        if self.fn is not None and not self._is_called:
+            raise TypeError(
+                f"{self._label} got {self.fn!r} as the model to decorate, and is used "
+                f"in a `with`, where that would not run: {_by_keyword(type(self))}."
+            )
         if self._block is not None:
             raise ValueError(
                 f"this {self._label} object is entered already: make one per block."
@@ -114,6 +113,8 @@ class AbstractParameterHandler(Messenger):
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None:
             self.check_effect(block)
+        if exc_value is not None:
+            note_forgotten_vmap(exc_value)
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "parameter":
@@ -125,14 +126,19 @@ class AbstractParameterHandler(Messenger):
         if any(msg["stored"] is value for value in given):
             # Bound in this very block, then read as part of another module.
             msg["value"] = msg["stored"]
-            keep_inside(msg)
             return
         if not self._is_selected(parameter):
             return
+        here = self._depth()
+        for handler in _PYRO_STACK[:here]:
+            if isinstance(handler, AbstractParameterHandler):
+                handler.block.taken[parameter.name] = self._label
         if parameter.name in block.answered:
-            _recall(msg, block.answered[parameter.name])
+            _recall(msg, block.answered[parameter.name], here)
             return
-        block.answered[parameter.name] = Answer(msg["stored"], msg["plate"], msg)
+        inside = tuple(_PYRO_STACK[here + 1 :])
+        first = Answer(msg["stored"], msg["plate"], msg, inside)
+        block.answered[parameter.name] = first
         self.answer(msg, parameter)
 
     def prepare(self) -> Any:
@@ -158,74 +164,96 @@ class AbstractParameterHandler(Messenger):
         if not block.answered:
             raise ValueError(
                 f"a {self._label} block intercepted no parameter: the model would run "
-                f"without it, silently. {list_parameters(block)}Call the module inside "
-                "the block (one that is not of pyrox_ppl.nn through `bind(module, "
-                "name)`, unbound before), or widen `where`."
+                f"without it, silently. {list_parameters(block)}Read the module inside "
+                "the block, unbound before, or widen `where`. A module of pyrox_ppl.nn "
+                "reads itself when it is called; any other one, an eqx.nn.MLP say, by "
+                '`net = px.bind(mlp, "net")`.'
             )
 
     def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
-        """Make a parameter's message that of an ordinary, global ``numpyro.sample``."""
+        """Make a parameter's message that of an ordinary ``numpyro.sample``."""
         msg["fn"] = fn
         msg["args"] = ()
         msg["kwargs"] = {"rng_key": None, "sample_shape": ()}
         msg["intermediates"] = []
         msg["is_observed"] = False
-        self.to_site(msg, "sample")
+        msg["type"] = "sample"
 
-    def to_site(self, msg: dict[str, Any], site_type: str) -> None:
-        """Make a parameter's message that of a global site of a type.
+    def at_the_read(
+        self, msg: dict[str, Any], parameter: Parameter, plate: Any = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """A context for sites that belong to a parameter: they stand at its read.
 
-        Plates further out are told to leave it alone, but for the one that ``bind`` was
-        asked for. That one, if it stands inside the block, has let the message pass
-        when it was no site yet: it is applied here.
+        They are in no plate but the one that is given. No parameter handler inside the
+        block, nor this one, hears of what is read meanwhile: only those outside do.
         """
-        plate = msg["plate"]
-        msg["type"] = site_type
-        if plate is not None and plate in _PYRO_STACK[self._depth() :]:
-            plate.process_message(msg)
-        msg["infer"] = {"block_plates": Plates(None if plate is None else plate.name)}
-
-    def check_outside(self, parameter: Parameter) -> None:
-        """Raise if nothing stands outside the block that could draw a sample."""
-        if self._depth() == 0:
-            raise ValueError(
-                f"{self._label} turns {parameter.name!r} into a site, but no NumPyro "
-                "handler outside can give it a value: run this inside a model, or in "
-                "`with numpyro.handlers.seed(rng_seed=0):`."
-            )
+        return at_the_read(
+            self._depth(),
+            msg["parameter"].name,
+            parameter.name,
+            skip=AbstractParameterHandler,
+            plate=plate,
+        )
 
     def _depth(self) -> int:
         """The place of this handler on NumPyro's stack."""
         return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
 
-    @contextlib.contextmanager
-    def outside(self) -> Iterator[None]:
-        """Run the body as if it stood outside the block, and its sites global.
-
-        Handlers inside the block (a plate, a scope, a ``block``) do not see the
-        messages sent meanwhile; those outside do.
-        """
-        here = self._depth()
-        inner = _PYRO_STACK[here:]
-        del _PYRO_STACK[here:]
-        try:
-            with _GlobalSites():
-                yield
-        finally:
-            _PYRO_STACK[here:] = inner
-
     def _is_selected(self, parameter: Parameter) -> bool:
-        matching = [p for p in self._patterns if matches(parameter.name, p)]
+        matching = [p for p in self._patterns if names_match(parameter, p)]
         self.block.matched.update(matching)
         return self._selects(parameter)
 
 
 def list_parameters(block: Block) -> str:
-    """The parameters that reached the handler, for an error message."""
-    if not block.read:
-        return "No parameter was read inside it."
-    rows = (f"  {p.name} {p.shape} {p.role}" for p in block.read.values())
-    return "The parameters read inside it:\n" + "\n".join(rows) + "\n"
+    """The parameters that reached the handler, or did not, for an error message."""
+    text = "No parameter was read inside it. "
+    if block.read:
+        rows = [
+            " ".join(
+                (f"  {p.name} {p.shape} {p.role}", *map("= {}".format, p.names[1:]))
+            )
+            for p in block.read.values()
+        ]
+        text = "\n".join(["The parameters read inside it:", *rows, ""])
+    elif block.taken:
+        text = ""
+    if block.taken:
+        rows = [f"  {name} by {label}" for name, label in block.taken.items()]
+        text += "\n".join(["A block further in took:", *rows, ""])
+    return text
+
+
+def note_forgotten_vmap(error: BaseException) -> None:
+    """Add to JAX's error of a product of wrong widths what is often its cause."""
+    note = (
+        "An Equinox module takes one input, without axes for a batch: did you mean "
+        "`jax.vmap(net)(x)`?"
+    )
+    known = note in getattr(error, "__notes__", ())
+    if isinstance(error, TypeError) and "dot_general" in str(error) and not known:
+        error.add_note(note)
+
+
+def _by_keyword(cls: type) -> str:
+    """How the arguments of a handler are given."""
+    kinds = inspect.signature(cls).parameters.values()
+    names = [f"{p.name}=" for p in kinds if p.kind is p.KEYWORD_ONLY]
+    return f"give what is no model by keyword ({', '.join(names)})"
+
+
+def _check_model(fn: Any, cls: type) -> None:
+    """Raise if what a handler is to decorate is no model, but another argument."""
+    if fn is None or (callable(fn) and not isinstance(fn, Distribution)):
+        return
+    number = (
+        isinstance(fn, int | float) and "prior_std" in inspect.signature(cls).parameters
+    )
+    raise TypeError(
+        f"the only positional argument of {cls.__name__} is the model that it "
+        f"decorates, got {fn!r}: {_by_keyword(cls)}"
+        + (f", here prior_std={fn!r}." if number else ".")
+    )
 
 
 def refuse_complex(parameter: Parameter, why: str) -> None:
@@ -237,13 +265,7 @@ def refuse_complex(parameter: Parameter, why: str) -> None:
         )
 
 
-def keep_inside(msg: dict[str, Any]) -> None:
-    """Show an answered message to no handler further out, and to no trace."""
-    msg["stop"] = True
-    del msg["name"]
-
-
-def _recall(msg: dict[str, Any], first: Answer) -> None:
+def _recall(msg: dict[str, Any], first: Answer, here: int) -> None:
     """Answer a second read by the value of the first; none further out sees it."""
     if msg["stored"] is not first.stored or msg["plate"] is not first.plate:
         raise ValueError(
@@ -252,5 +274,22 @@ def _recall(msg: dict[str, Any], first: Answer) -> None:
             f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` "
             "or by calling it inside `with scope(name):`."
         )
-    msg["value"] = first.message["value"]
-    keep_inside(msg)
+    msg["value"] = value = first.message["value"]
+    site_type = "param" if first.message["type"] == "param" else "sample"
+    for handler, site in heard_by(site_of(msg, site_type), _PYRO_STACK[here + 1 :]):
+        if not any(handler is other for other in first.inside):
+            given = value_from(handler, site)
+            if given is not None and not _same(given, value):
+                raise ValueError(
+                    f"{msg['name']!r} was read before in this block, where it got its "
+                    f"value; the `{type(handler).__name__}` around this read has "
+                    "another one. Put that handler around both reads, or give this "
+                    "read a block or a `scope` of its own."
+                )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are known to be the same."""
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return one is other
+    return np.array_equal(one, other)

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from pyrox_ppl._parameter import Parameter, path_name
+from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
     Block,
     Where,
-    keep_inside,
 )
 from pyrox_ppl.handlers._fit import fit
+from pyrox_ppl.handlers._stack import check_is_new
 
 
 class amortize(AbstractParameterHandler):
@@ -25,8 +25,8 @@ class amortize(AbstractParameterHandler):
     weights of ``g`` alone, and ``with learn(), amortize(...)`` trains these.
     :class:`pyrox_ppl.nn.HyperNetwork` is a generator for any module; any function of
     the context that returns a mapping is one, too. Its keys are the parameters' paths
-    in the module, joined by dots (``"layers.0.weight"``, without the root); its values
-    are
+    in the module, joined by dots (``"layers.0.weight"``, without the root; a tied array
+    goes by the path of any of its places, and is replaced at all); its values are
 
     - arrays, of the parameter's shape;
     - NumPyro distributions: a sample site under the parameter's name, which is a prior
@@ -112,25 +112,20 @@ class amortize(AbstractParameterHandler):
 
     def selects_by_default(self, parameter: Parameter) -> bool:
         """Whether the generator has a value for a parameter."""
-        return path_name(parameter.path) in self.block.prepared
+        return any(path in self.block.prepared for path in parameter.paths)
 
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
         """Give the parameter its generated value, or make it a sample site."""
         value = self._value(msg, parameter)
         if isinstance(value, dist.Distribution):
-            self.check_outside(parameter)
+            check_is_new(msg, "sample")
             self.to_sample_site(msg, fit(value, parameter))
             return
         msg["value"] = self._fit_array(value, parameter, msg["plate"])
-        keep_inside(msg)
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a value was generated that no parameter was there for."""
-        read = {
-            path_name(path)
-            for parameter in block.read.values()
-            for path in (parameter.path, *parameter.tied)
-        }
+        read = {path for p in block.read.values() for path in p.paths}
         unread = [key for key in block.prepared if key not in read]
         if unread:
             raise ValueError(
@@ -144,15 +139,23 @@ class amortize(AbstractParameterHandler):
 
     def _value(self, msg: dict[str, Any], parameter: Parameter) -> Any:
         """What the generator has for a parameter, functions applied."""
-        path, block = path_name(parameter.path), self.block
-        if path not in block.prepared:
+        block = self.block
+        keys = [path for path in parameter.paths if path in block.prepared]
+        if not keys:
             raise ValueError(
                 f"`where` of amortize selects {parameter.name!r}, and the generator "
-                f"has no value for {path!r}: {_both(block)}Leave it out by `where`, or "
-                "generate it."
+                f"has no value for {parameter.paths[0]!r}: {_both(block)}Leave it out "
+                "by `where`, or generate it."
+            )
+        path, *others = keys
+        if any(block.prepared[other] is not block.prepared[path] for other in others):
+            raise ValueError(
+                f"the generator has several values for {parameter.name!r}, which is "
+                f"one array at several places: {keys}. Generate one of them, or untie "
+                "the places."
             )
         for name, first in block.answered.items():
-            same = path_name(block.read[name].path) == path
+            same = path in block.read[name].paths
             if same and first.stored is not msg["stored"]:
                 raise ValueError(
                     f"two different modules would get the generated value for "
@@ -163,7 +166,7 @@ class amortize(AbstractParameterHandler):
         value = block.prepared[path]
         if isinstance(value, dist.Distribution) or not callable(value):
             return value
-        with self.outside():
+        with self.at_the_read(msg, parameter):
             return value(msg["stored"])
 
     def _fit_array(self, value: Any, parameter: Parameter, plate: Any) -> jax.Array:

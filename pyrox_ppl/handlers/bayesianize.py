@@ -11,15 +11,17 @@ from numpyro.primitives import apply_stack
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._prior import NonCentered, Rule
+from pyrox_ppl._where import check_takes_parameter
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
     Block,
     Where,
     list_parameters,
-    matches,
+    names_match,
     refuse_complex,
 )
 from pyrox_ppl.handlers._fit import fit
+from pyrox_ppl.handlers._stack import check_is_new, is_fixed
 
 Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
 
@@ -47,7 +49,8 @@ class bayesianize(AbstractParameterHandler):
         prior: Instead of `prior_std`: a distribution whose shape broadcasts to each
             parameter's; a callable ``Parameter -> Distribution`` (those that people use
             are in :mod:`pyrox_ppl.priors`); or a dict from globs on the parameter's
-            name to either, the first match wins and ``"*"`` is the fallback. A callable
+            name to either, the first match wins and ``"*"`` is the fallback (a tied
+            array has the name of each of its places). A callable
             may sample sites of its own (a hierarchical scale): these are global, too.
             If it returns :class:`~pyrox_ppl.priors.NonCentered`, the parameter is a
             deterministic site, made from ``<parameter>_decentered``.
@@ -103,23 +106,27 @@ class bayesianize(AbstractParameterHandler):
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
         """Make the parameter a sample site."""
         refuse_complex(parameter, "priors are over real numbers")
-        self.check_outside(parameter)
-        prior = self._prior(parameter)
-        if isinstance(prior, NonCentered):
-            self._decenter(msg, prior, parameter)
-        else:
+        check_is_new(msg, "sample")
+        prior = self._prior(msg, parameter)
+        if not isinstance(prior, NonCentered):
             self.to_sample_site(msg, fit(prior, parameter))
+        elif is_fixed(msg):
+            # There is nothing to sample in a standard form.
+            self.to_sample_site(msg, fit(prior.distribution, parameter))
+        else:
+            self._decenter(msg, prior, parameter)
 
     def check_effect(self, block: Block) -> None:
         """Raise as well if a key of `prior` was left without effect."""
         super().check_effect(block)
-        winners = {self._winner(name) for name in block.answered}
+        answered = [block.read[name] for name in block.answered]
+        winners = {self._winner(parameter) for parameter in answered}
         for key in self._keys:
             if key in winners or key == _FALLBACK:
                 continue
-            if any(matches(name, key) for name in block.answered):
+            if any(names_match(parameter, key) for parameter in answered):
                 why = "comes after keys that match the same parameters: put it first"
-            elif any(matches(name, key) for name in block.read):
+            elif any(names_match(p, key) for p in block.read.values()):
                 why = "matches only parameters that are not selected: see `where`"
             else:
                 why = "matches no parameter"
@@ -127,34 +134,36 @@ class bayesianize(AbstractParameterHandler):
                 f"the prior key {key!r} of bayesianize {why}. {list_parameters(block)}"
             )
 
-    def _winner(self, name: str) -> str | None:
-        """The key that decides for a name."""
-        keys = (key for key in self._rules if key != _FALLBACK and matches(name, key))
+    def _winner(self, parameter: Parameter) -> str | None:
+        """The key that decides for a parameter: the first that matches a name of it."""
+        named = (key for key in self._rules if key != _FALLBACK)
+        keys = (key for key in named if names_match(parameter, key))
         return next(keys, _FALLBACK if _FALLBACK in self._rules else None)
 
     def _decenter(
         self, msg: dict[str, Any], prior: NonCentered, parameter: Parameter
     ) -> None:
-        """Sample the standard form outside the block; make the parameter of it."""
+        """Sample the standard form; make the parameter of it."""
         fitted = fit(prior.distribution, parameter)
         fn: Any = prior.distribution
-        noise = {**msg, "name": f"{msg['name']}_decentered", "cond_indep_stack": []}
+        name = f"{parameter.name}_decentered"
+        noise = {**msg, "name": name, "cond_indep_stack": []}
         noise["loc_scale"] = (fn.loc, fn.scale)  # for a start at the stored value
         self.to_sample_site(noise, fit(prior.standard, parameter))
-        with self.outside():
+        with self.at_the_read(msg, parameter, msg["plate"]):
             apply_stack(noise)
         shape = jnp.shape(noise["value"])
         loc, scale = (jnp.broadcast_to(value, shape) for value in (fn.loc, fn.scale))
         msg["fn"] = fitted  # nothing draws from it: it says what the prior is
         msg["value"] = loc + scale * noise["value"]
-        self.to_site(msg, "deterministic")
+        msg["type"] = "deterministic"
 
-    def _prior(self, parameter: Parameter) -> Any:
-        """What the user's prior says of a parameter; its sites stand outside."""
-        key = self._winner(parameter.name)
+    def _prior(self, msg: dict[str, Any], parameter: Parameter) -> Any:
+        """What the user's prior says of a parameter; its sites stand at the read."""
+        key = self._winner(parameter)
         rule = None if key is None else self._rules[key]
         if rule is not None and not isinstance(rule, dist.Distribution):
-            with self.outside():
+            with self.at_the_read(msg, parameter):
                 rule = rule(parameter)
         if rule is None:
             raise ValueError(
@@ -171,9 +180,17 @@ def _rules(prior: Any) -> dict[str, Any]:
     for key, rule in rules.items():
         if not isinstance(key, str):
             raise TypeError(f"a prior key must be a glob on names, got {key!r}.")
+        if isinstance(rule, type):
+            raise TypeError(
+                f"a prior must be a distribution, such as {rule.__name__}(0.0, 1.0), or "
+                f"a callable Parameter -> Distribution, got the class {rule.__name__} "
+                f"for {key!r}."
+            )
         if not (isinstance(rule, dist.Distribution) or callable(rule)):
             raise TypeError(
                 "a prior must be a NumPyro distribution or a callable Parameter -> "
                 f"Distribution, got {rule!r} for {key!r}."
             )
+        if not isinstance(rule, dist.Distribution):
+            check_takes_parameter("prior", rule)
     return rules

@@ -8,6 +8,7 @@ from numpyro.util import identity
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.handlers._base import AbstractParameterHandler, Where, refuse_complex
+from pyrox_ppl.handlers._stack import check_is_new
 
 
 class learn(AbstractParameterHandler):
@@ -76,6 +77,7 @@ class learn(AbstractParameterHandler):
             "optimisers would follow its gradient in JAX's convention, which climbs in "
             "the imaginary part",
         )
+        check_is_new(msg, "param")
         stored, plate = msg["stored"], msg["plate"]
         if plate is not None:
             lead = (plate.size, *(1,) * (-plate.dim - 1))
@@ -87,4 +89,4 @@ class learn(AbstractParameterHandler):
             msg["kwargs"] = {"event_dim": len(parameter.shape)}
         msg["fn"] = identity
         msg["args"] = (stored,)
-        self.to_site(msg, "param")
+        msg["type"] = "param"

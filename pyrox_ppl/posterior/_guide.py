@@ -162,9 +162,7 @@ def log_weights(
     def one(random: dict[str, jax.Array]) -> jax.Array:
         with jax.enable_x64(own_x64):
             of_guide = [
-                site
-                for site in sites(guide, random)
-                if not site["is_observed"]
+                site for site in sites(guide, random) if not site["is_observed"]
             ]
             values = {site["name"]: site["value"] for site in of_guide}
             of_model = sites(model, values)

@@ -113,19 +113,6 @@ def test_a_module_bound_twice_by_hand_is_read_once():
     np.testing.assert_array_equal(*run(model))
 
 
-def test_two_blocks_that_read_one_module_are_told_apart_by_numpyro():
-    film = make_film()
-
-    def model():
-        with px.bayesianize():
-            film(H, Z)
-        with px.bayesianize():
-            film(H, Z)
-
-    with pytest.raises(AssertionError, match="unique names"):
-        sites(model)
-
-
 def test_the_same_handler_object_runs_one_block_after_another():
     film = make_film()
     model = px.bayesianize(lambda: film(H, Z) - film(H, Z))

@@ -103,10 +103,10 @@ def test_a_bound_plain_network_inside_another_module_is_not_read_again():
 
 
 def test_a_stack_without_handlers_gets_the_module_back_and_no_message(monkeypatch):
-    def refuse(msg):
+    def refuse(read, plate):
         raise AssertionError("a message was sent")
 
-    monkeypatch.setattr("pyrox_ppl._bind.apply_stack", refuse)
+    monkeypatch.setattr("pyrox_ppl._bind.read_value", refuse)
     film = make_film()
     assert px.bind(film) is film
     film(H, Z)

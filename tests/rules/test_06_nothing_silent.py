@@ -108,15 +108,6 @@ def test_a_block_whose_parameters_an_inner_block_takes_raises():
         sites(model)
 
 
-def test_parameters_that_numpyro_block_hides_are_not_intercepted():
-    def model():
-        with px.bayesianize(), numpyro.handlers.block():
-            make_film()(H, Z)
-
-    with pytest.raises(ValueError, match="No parameter was read"):
-        sites(model)
-
-
 def test_the_innermost_handler_that_selects_decides_and_the_rest_passes_on():
     def model():
         with (
