@@ -16,6 +16,7 @@ import pyrox_ppl as px
 KEY = jax.random.key(0)
 CHAINS, DRAWS = 2, 8
 NUMBER = CHAINS * DRAWS
+FITTED = 40
 WARMUP, STEPS = 12, 20
 CLOSE = {"rtol": 2e-3, "atol": 2e-3}
 
@@ -145,7 +146,7 @@ class Runs:
             y=own.y,
             guide=guide,
             model=own.model,
-            num_samples=NUMBER,
+            num_samples=FITTED,
             rng_key=KEY,
         )
 
@@ -165,6 +166,14 @@ def state_of(fit: Any) -> Any:
     """The mutable state that SVI left, or None."""
     found = fit.state.mutable_state
     return None if found is None else found["state"]
+
+
+def state_of_run(own: Runs) -> Any:
+    """The mutable state under which MCMC samples: that after NumPyro's first pass."""
+    start = own.crossing.kind.state
+    if start is None or "mean" not in start:
+        return start
+    return {"mean": 0.1 * own.crossing.x.mean(0)}
 
 
 def draws_in(tree: Any, group: str = "posterior") -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from crossing_runs import over, own
+from crossing_runs import KEY, NUMBER, over, own
 from crossings import CROSSINGS, NON_CENTRED
 
 import pyrox_ppl as px
@@ -39,8 +39,6 @@ def test_what_becomes_of_every_parameter(own):
 def test_the_scale_under_the_prior(own):
     crossing = own.crossing
     explanation = px.explain(crossing.model, crossing.x, y=crossing.y)
-    from crossing_runs import KEY, NUMBER
-
     found = explanation.prior_scale(KEY, NUMBER)
     hands = own.hands(crossing.x, own.draws, params={})
     f = np.stack([hand.f for hand in hands])
