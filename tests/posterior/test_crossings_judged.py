@@ -1,0 +1,173 @@
+"""Every crossing judged, summed up, kept on disk and drawn: against the hand."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from arviz_stats.base.array import array_stats
+from crossing_runs import (
+    CHAINS,
+    CLOSE,
+    DRAWS,
+    check_joint,
+    check_prediction,
+    draws_in,
+    over,
+    own,
+    state_of,
+)
+from scipy.special import logsumexp
+
+import pyrox_ppl as px
+
+__all__ = ["own"]
+pytestmark = pytest.mark.rank_promotion
+SOME = ("mlp-horseshoe", "plate-normal", "learned-normal", "state-normal", "walk-normal")
+FITS = ("plate-normal", "learned-normal", "state-normal", "batchnorm-normal")
+
+
+@pytest.fixture(autouse=True)
+def _pictures():
+    plt.switch_backend("agg")
+    yield
+    plt.close("all")
+
+
+def called_alone(crossing):
+    return crossing.kind.inputs is not None and not crossing.kind.groups
+
+
+def check_functions(functions, f):
+    """Statistics of functions against those of their values by hand."""
+    values = f.reshape(CHAINS, DRAWS, -1).astype(np.float64)
+    assert functions.std.shape == values.shape[2:]
+    np.testing.assert_allclose(functions.std, values.std((0, 1)), **CLOSE)
+    rhat = array_stats.rhat(values, chain_axis=0, draw_axis=1)
+    np.testing.assert_allclose(functions.rhat, rhat, rtol=0.02)
+
+
+@over(where=called_alone)
+def test_the_functions_of_a_module(own):
+    x = own.crossing.new_x
+    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    module = own.crossing.kind.module
+    found = px.diagnose(own.tree, module, *inputs, name="net", loo=False, batch_size=3)
+    check_functions(found.functions, own.f(x))
+
+
+@over()
+def test_the_functions_of_a_model(own):
+    x = own.crossing.new_x
+    found = px.diagnose(own.tree, own.crossing.model, x, loo=False)
+    check_functions(found.functions, own.f(x))
+
+
+@over(often=("mlp-hierarchical", *SOME))
+def test_the_functions_in_a_tree(own):
+    found = px.diagnose(own.tree, loo=False)
+    check_functions(found.functions, own.f(own.crossing.x))
+
+
+@over(often=FITS)
+def test_a_fit_is_judged_by_its_weights(own):
+    draws, kwargs = draws_in(own.fitted), {"params": own.fit.params}
+    hands = own.hands(own.crossing.x, draws, state=state_of(own.fit), **kwargs)
+    check_joint(own.fitted["sample_stats"]["lp"].values.ravel(), hands)
+    found = px.diagnose(own.fitted, own.crossing.model, own.crossing.x, loo=False)
+    weights = own.fitted["sample_stats"]["log_weight"].values.ravel()
+    k = float(array_stats.psislw(-(weights - weights.max()))[1])
+    assert found.pareto_k == pytest.approx(k, abs=1e-6)
+    assert (k > 0.7) <= ("guide's PSIS k" in found.failed)
+    np.testing.assert_array_equal(found.loss, np.asarray(own.fit.losses))
+
+
+@over()
+def test_a_row_for_every_latent_site(own):
+    table = px.summary(own.tree)
+    assert set(table.index) == own.crossing.latent()
+    for site, row in table.iterrows():
+        draws = own.by_chain[site].astype(np.float64)
+        flat = draws.reshape(CHAINS, DRAWS, -1)
+        sizes = flat[..., 0] if draws.ndim == 2 else np.sqrt((flat**2).mean(-1))
+        assert row["size"] == flat.shape[-1]
+        assert row["of"] == ("value" if draws.ndim == 2 else "rms")
+        for statistic, expected in (("mean", sizes.mean()), ("sd", sizes.std())):
+            assert row[statistic] == pytest.approx(expected, rel=1e-2), statistic
+        rhat = array_stats.rhat(sizes[..., None], chain_axis=0, draw_axis=1)
+        assert row["r_hat"] == pytest.approx(float(rhat[0]), abs=2e-3)
+
+
+@over(often=("mlp-hierarchical", *SOME))
+def test_scores_of_other_data(own):
+    x = own.crossing.new_x
+    y = own.crossing.y_at(x)
+    tree = own.tree_of(x)
+    found = px.calibration(tree, levels=(0.5, 0.9))
+    densities = np.stack([hand.log_likelihood for hand in own.hands(x)])
+    pointwise = logsumexp(densities, 0) - np.log(len(densities))
+    assert found.elpd == pytest.approx(pointwise.sum(), rel=1e-3, abs=0.05)
+    se = pointwise.std() * np.sqrt(pointwise.size)
+    assert found.elpd_se == pytest.approx(se, rel=1e-2, abs=0.05)
+    drawn = draws_in(tree, "posterior_predictive")["y"].astype(np.float64)
+    np.testing.assert_allclose(drawn, own.f(x), atol=0.12)  # six times the noise
+    lower, upper = np.quantile(drawn, [0.05, 0.95], axis=0)
+    assert found.coverage[1] == pytest.approx(((lower <= y) & (y <= upper)).mean())
+    distance = np.abs(drawn[:, None] - drawn[None]).mean((0, 1))
+    crps = np.abs(drawn - y).mean(0) - distance / 2
+    np.testing.assert_allclose(found.crps, crps, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.pit, (drawn < y).mean(0), atol=2 / len(drawn))
+
+
+@over(
+    often=("mlp-NonCentered", "ties-normal", "gru-normal", "learned-normal"),
+    where=called_alone,
+)
+def test_what_comes_back_from_disk(own, tmp_path):
+    module, x = own.crossing.kind.module, own.crossing.new_x
+    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    for path in (tmp_path / "fit.nc", tmp_path / "fit.zip"):
+        px.save(path, own.tree, module, name="net")
+        saved = px.load(path)
+        ours = px.predict(saved.module, saved.posterior, *inputs, name=saved.name)
+        check_prediction(ours, own.f(x))
+        before = px.predict(module, own.tree, *inputs, name="net")
+        np.testing.assert_array_equal(ours.mean, before.mean)
+        assert set(draws_in(saved.posterior)) == set(own.draws)
+
+
+@over(often=FITS)
+def test_a_fit_that_comes_back_from_disk(own, tmp_path):
+    draws, x = draws_in(own.fitted), own.crossing.new_x
+    kwargs = {"params": own.fit.params, "state": state_of(own.fit)}
+    hands = own.hands(x, draws, **kwargs)
+    px.save(tmp_path / "fit.nc", own.fitted, own.crossing.kind.module, name="net")
+    saved = px.load(tmp_path / "fit.nc")
+    ours = px.predict(own.crossing.model, saved.posterior, x)["f"]
+    check_prediction(ours, np.stack([hand.f for hand in hands]))
+    theta = {p: np.mean([h.theta[p] for h in hands], 0) for p in hands[0].theta}
+    mean = px.mean_module(saved.module, saved.posterior, name="net")
+    for path, expected in theta.items():
+        found = mean
+        for key in path.split("."):
+            found = found[int(key)] if key.isdigit() else getattr(found, key)
+        np.testing.assert_allclose(np.ravel(found), np.ravel(expected), **CLOSE)
+
+
+@over(often=("mlp-horseshoe", "gru-normal"), where=called_alone)
+def test_pictures_show_the_function(own):
+    x = own.crossing.new_x
+    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    module, params = own.crossing.kind.module, own.params
+    fit = px.predict(module, own.draws, *inputs, name="net", params=params)
+    f, places = own.f(x)[..., 0], np.arange(len(x))
+    axes = px.plot_fit(fit, places)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), f.mean(0), **CLOSE)
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    ends = np.quantile(f, [0.05, 0.95], axis=0)
+    assert band.min() == pytest.approx(ends.min(), abs=5e-3)
+    assert band.max() == pytest.approx(ends.max(), abs=5e-3)
+    diagnosis = px.diagnose(own.tree, module, *inputs, name="net", loo=False)
+    drawn = px.plot_diagnostics(diagnosis).axes[0].lines[0].get_ydata()
+    values = own.f(x).reshape(CHAINS, DRAWS, -1)
+    rhat = array_stats.rhat(values, chain_axis=0, draw_axis=1)
+    np.testing.assert_allclose(drawn, rhat, rtol=0.02)
+    assert type(px.plot_calibration(own.tree)).__name__ == "PlotCollection"
