@@ -16,6 +16,9 @@ from pyrox_ppl.handlers import learn as learn
 from pyrox_ppl.handlers import scope as scope
 
 if TYPE_CHECKING:
+    from pyrox_ppl import infer as infer
+    from pyrox_ppl import posterior as posterior
+    from pyrox_ppl._show_versions import show_versions as show_versions
     from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
     from pyrox_ppl.infer import draw_module as draw_module
     from pyrox_ppl.infer import mean_module as mean_module
@@ -47,6 +50,7 @@ _LAZY = {
     "save": "posterior",
     "summary": "posterior",
     "to_datatree": "posterior",
+    "show_versions": "_show_versions",
 }
 
 __all__ = [
@@ -72,15 +76,18 @@ __all__ = [
     "priors",
     "save",
     "scope",
+    "show_versions",
     "summary",
     "to_datatree",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the part that has the name, or that is named."""
-    if name in _LAZY.values():
-        return importlib.import_module(f"pyrox_ppl.{name}")
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"pyrox_ppl.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker, `px.wrong` would be there
+
+    def __getattr__(name: str) -> Any:
+        """Import the part that has the name, or that is named."""
+        if name in _LAZY.values():
+            return importlib.import_module(f"pyrox_ppl.{name}")
+        if name in _LAZY:
+            return getattr(importlib.import_module(f"pyrox_ppl.{_LAZY[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,8 @@ ALLOWED = {
     "explain": CORE | {"_bind", "handlers", "nn"},
     "infer": CORE | {"_bind", "handlers", "nn"},
     "posterior": CORE | {"_bind", "handlers", "nn", "infer"},
-    "__init__": TOPS,
+    "_show_versions": {"_version"},
+    "__init__": TOPS | {"_show_versions"},
 }
 
 

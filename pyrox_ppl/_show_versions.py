@@ -1,0 +1,80 @@
+"""show_versions: what a bug report needs to say, in one block to paste."""
+
+import collections
+import importlib.metadata
+import platform
+
+import jax
+
+from pyrox_ppl._version import __version__
+
+# What a result depends on, then what the extras install.
+_DISTRIBUTIONS = (
+    "jax",
+    "jaxlib",
+    "numpyro",
+    "equinox",
+    "einops",
+    "jaxtyping",
+    "numpy",
+    "xarray",
+    "arviz",
+    "arviz-base",
+    "arviz-stats",
+    "arviz-plots",
+    "matplotlib",
+    "h5netcdf",
+    "h5py",
+    "zarr",
+    "optax",
+    "quax",
+    "blackjax",
+)
+
+
+def show_versions() -> None:
+    """Print the versions and devices that a bug report needs, in one block to paste.
+
+    Versions are read from the installed metadata: nothing is imported for them. JAX
+    starts its backend to list the devices, if it has not yet.
+
+    Example:
+        >>> import pyrox_ppl as px
+        >>> px.show_versions()  # doctest: +ELLIPSIS
+        pyrox_ppl     0...
+        python        3...
+        platform      ...
+        jax           0...
+        jax x64       ...
+    """
+    lines = {
+        "pyrox_ppl": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+    }
+    lines |= {name: _version_of(name) for name in _DISTRIBUTIONS}
+    lines |= {
+        **_devices(),
+        "jax x64": str(jax.config.jax_enable_x64),
+    }
+    for name, value in lines.items():
+        print(f"{name:<13} {value}")
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> dict[str, str]:
+    """Backend and devices; why there are none is part of the report."""
+    try:
+        backend, devices = jax.default_backend(), jax.devices()
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        return {"jax backend": f"none ({why})", "jax devices": "none"}
+    kinds = collections.Counter(device.device_kind for device in devices)
+    counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return {"jax backend": backend, "jax devices": counts}
