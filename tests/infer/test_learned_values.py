@@ -45,6 +45,7 @@ def test_params_reach_every_way_out():
     np.testing.assert_allclose(diagnosis.functions.std, f.std(0)[:, 0], atol=1e-5)
 
 
+@pytest.mark.rank_promotion
 def test_a_fit_predicts_with_its_params():
     def model(x, y=None):
         with px.bayesianize(where="*.1.*"), px.learn(where="*.0.*"):

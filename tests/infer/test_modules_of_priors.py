@@ -109,11 +109,10 @@ DRAWN = {"net.weight": jnp.ones((4, 3, 2)), "net.bias": jnp.ones((4, 3))}
 
 
 def test_a_misspelt_parameter_is_no_other_site():
-    other = DRAWN | {"net.out": jnp.ones((4, 5, 3)), "net.noise": jnp.ones(4)}
-    assert px.draw_module(LINEAR, other, 0, name="net").bias.tolist() == [1.0] * 3
     misspelt = {"net.weigth": DRAWN["net.weight"], "net.bias": DRAWN["net.bias"]}
     deeper = DRAWN | {"net.head.weight": jnp.ones((4, 1, 3))}
-    for draws in (misspelt, deeper):
+    other = DRAWN | {"net.weights": jnp.ones((4, 5, 3))}
+    for draws in (misspelt, deeper, other):
         with pytest.raises(
             ValueError, match=r"(?s)weig.*no parameters.*leave them out"
         ):
@@ -132,6 +131,9 @@ def test_a_tree_knows_which_sites_are_parameters():
     predicted = px.predict(LINEAR, tree, X, name="net")
     np.testing.assert_allclose(predicted.mean, drawn["net.f"].mean(0), atol=1e-5)
     narrow = eqx.nn.Linear(2, 3, use_bias=False, key=KEY)
-    whole = px.to_datatree(Predictive(model_of(None, {}), num_samples=9)(KEY, X))
-    with pytest.raises(ValueError, match=r"'net\.bias'\] are no parameters"):
-        px.predict(narrow, whole, X, name="net")
+    whole = Predictive(model_of(None, {}), num_samples=9)(KEY, X)
+    y = whole.pop("y")[0]
+    with_model = px.to_datatree(whole, X, y=y, model=model_of(None, {}))
+    for draws in (whole, px.to_datatree(whole), with_model):
+        with pytest.raises(ValueError, match=r"'net\.bias'\] are no parameters"):
+            px.predict(narrow, draws, X, name="net")
