@@ -168,15 +168,14 @@ def _strangers(
     """Sites under the root that are, or may be, parameters of another module.
 
     A tree that was made with its model says which sites are parameters. Of a
-    dictionary, sites that go with a parameter (its scale, what it is made from) are
-    none, and, where no parameter lacks draws, nor is what is called as no parameter is.
+    dictionary, only those that go with a parameter (its scale, what it is made from)
+    are known to be none.
     """
     records = {
         site: about.get("parameter")
         for site, about in draws.about.items()
         if site in draws.values
     }
-    endings = {site.rpartition(".")[2] for site in reads}
     strangers = []
     for site in draws.values:
         if not _is_under(site, root) or site in reads:
@@ -185,9 +184,7 @@ def _strangers(
             path = records.get(site)
             if path and site == f"{root}.{path}":
                 strangers.append(site)
-        elif not any(_goes_with(site, parameter) for parameter in known) and (
-            len(known) < len(reads) or site.rpartition(".")[2] in endings
-        ):
+        elif not any(_goes_with(site, parameter) for parameter in known):
             strangers.append(site)
     return strangers
 

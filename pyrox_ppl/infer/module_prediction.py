@@ -181,7 +181,7 @@ def predict_function(
 @eqx.filter_jit
 def _evaluate(
     module: Any, values: dict[int, jax.Array], points: Points, batched: bool
-) -> jax.Array:
+) -> Any:
     """The values of every draw, one draw after the other.
 
     Compiled once for every structure and shape, and kept from call to call: whatever
@@ -189,7 +189,7 @@ def _evaluate(
     """
     leaves, treedef = jax.tree.flatten(module)
 
-    def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> jax.Array:
+    def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> Any:
         number, values = draw
         of_draw = [values.get(position, leaf) for position, leaf in enumerate(leaves)]
         net = _mark_bound(jax.tree.unflatten(treedef, of_draw))

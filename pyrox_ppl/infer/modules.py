@@ -32,9 +32,8 @@ def posterior_modules[Module](
     **Sites**: matched by the rule of :func:`~pyrox_ppl.bind`: the root, then the path.
     What goes with a parameter that has draws is left aside: ``<parameter>.scale``,
     ``<parameter>_decentered``, and so on. Any other site under the root that is no
-    parameter may be one that is misspelt, and raises; a DataTree that was made with
-    the model knows better, and so it is with a dictionary that has draws of every
-    parameter, unless the site is called like one (``....weight``).
+    parameter (a deterministic ``net.out``) may be one of another module, or misspelt:
+    in a dictionary it raises, where a DataTree that was made with the model knows.
 
     A tied array gets its draws in all of its places. It is known by being one array
     (and by the record in a DataTree): copied (``copy.deepcopy``, ``jax.tree.map``), it
