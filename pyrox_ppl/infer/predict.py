@@ -32,7 +32,12 @@ def predict(
     over the draws (divided by S), and exact quantiles. Quantiles need every draw of a
     point, so the points are taken in blocks, and within a block the draws one after the
     other inside one ``jit``. Of a model: the same of every site that is not drawn
-    already, noise included, with the numbers of NumPyro's ``Predictive``. Nothing can
+    already, noise included, with the numbers of NumPyro's ``Predictive``: deterministic
+    sites are computed, whatever the draws say of them, and what was not drawn (a latent
+    that was summed out, a dropout mask) is drawn for every draw. Only a non-centred
+    parameter that was drawn, and its ``<parameter>_decentered`` not, stays as drawn.
+    Plates that take minibatches are whole; those that only scale have the rows of the
+    inputs; observations inside a ``scan`` or ``cond`` are drawn too. Nothing can
     cut a model's data into blocks, so where draws times points would be too many, the
     model runs again for every block.
 

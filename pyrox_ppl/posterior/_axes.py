@@ -38,20 +38,23 @@ def plate_labels(trace: Mapping[str, Any]) -> dict[tuple[str, int], str]:
 
 
 def plate_axes(
-    site: Mapping[str, Any], labels: Mapping[tuple[str, int], str]
+    name: str, trace: Mapping[str, Any], labels: Mapping[tuple[str, int], str]
 ) -> tuple[str | None, ...]:
     """The names of a site's axes from the right, None for those on no plate.
 
     NumPyro does not say how many axes of a deterministic site belong to one member of
-    its plates. Those of a module's parameter are known. Of others the sizes say it, or
-    else no axis is named.
+    its plates. Those of a module's parameter are known, and those of what was drawn as
+    noise. Of others the sizes say it, or else no axis is named.
     """
+    site, noise = trace[name], trace.get(f"{name}_decentered")
     shape = np.shape(site["value"])
     frames = site["cond_indep_stack"]
     if site["type"] == "sample":
         events = [site["fn"].event_dim]
     elif site.get("parameter") is not None:
         events = [len(site["parameter"].shape)]
+    elif noise is not None and noise["type"] == "sample":
+        events = [noise["fn"].event_dim]
     else:
         events = [
             event

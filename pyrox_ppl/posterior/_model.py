@@ -126,7 +126,7 @@ class ModelSites:
             has_discrete_latent=bool(discrete),
             discrete=Discrete.of(summed - draws.keys(), trace, model, args, kwargs),
             plates={
-                name: plate_axes(site, labels)
+                name: plate_axes(name, trace, labels)
                 for name, site in trace.items()
                 if site["type"] in ("sample", "deterministic")
             },

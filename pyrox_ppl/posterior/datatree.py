@@ -62,10 +62,13 @@ def to_datatree(
       (minus NumPyro's potential energy); ``diverging``, and what else was collected by
       ``mcmc.run(..., extra_fields=...)``, under ArviZ's names; for a guide
       ``log_weight``, :math:`\log p(y, \theta) - \log q(\theta)` in float64 (not for a
-      flow without an inverse, such as ``AutoBNAFNormal``);
+      flow without an inverse, such as ``AutoBNAFNormal``, nor where a call of the guide
+      does not say how dense its draws are: ``AutoLaplaceApproximation``, ``AutoDAIS``);
     - ``posterior_predictive``: a new draw of every observed site;
-    - ``log_likelihood``: the log density of every observation, ``factor`` left out;
-      not there where a discrete latent was summed out, of which there is no draw;
+    - ``log_likelihood``: the log density of every observation, ``factor`` left out. A
+      site that depends on a discrete latent that was summed out, of which there is no
+      draw, is there if it is named in `log_likelihood`: its density is then the
+      marginal, :math:`\log \sum_z p(z \mid \theta)\, p(y_i \mid z, \theta)`;
     - ``log_prior``: the log density of every latent site under its prior, summed over
       all axes that are on no plate;
     - ``prior``, ``prior_predictive``: draws from the prior, if asked for;
@@ -73,21 +76,29 @@ def to_datatree(
     - ``observed_data``: the observations;
     - ``constant_data``: the other arrays among the arguments, under the names of the
       model's parameters;
-    - ``params``, ``guide_params``: the trained values of the ``param`` sites of the
-      model, and of its guide;
+    - ``params``, ``guide_params``: the trained values of the ``param`` and ``mutable``
+      sites of the model, and of the ``param`` sites of its guide. A value that is a
+      tree of arrays (the state of a network's layers) is there array by array, as
+      ``<site>.<path>``;
     - ``optimization``: for SVI the ``loss`` of every ``step``;
     - ``warmup_posterior``, ``warmup_sample_stats``: what ``mcmc.warmup(...,
       collect_warmup=True)`` collected; straight after it, these alone.
 
-    A plate that takes minibatches is made whole, so the data are all of the data. Where
+    A plate that takes minibatches is made whole, so the data are all of the data; one
+    whose random indices nothing uses (``plate("row", N, subsample_size=len(x))``) only
+    scales, and has as many rows as the data given. Deterministic sites are computed
+    from the arguments given here. What was not drawn, such as a discrete latent that
+    was summed out, a dropout mask (``numpyro.prng_key()``) or a state inside a ``scan``
+    that depends on an observation, is drawn for every draw, as in ``Predictive``. Where
     a mask hides some of a site's entries, the others alone are in ``observed_data``,
     ``posterior_predictive`` and ``log_likelihood``, along an axis ``<site>_entry``,
     their places as the coordinates ``<site>_<axis>``.
 
     **Shapes**: ``(chain, draw, *site)`` in the groups of draws, with one chain, too (a
     guide's draws are one chain, a point estimate is one draw); ``(*site)`` in the
-    others. An axis that is on a plate has the plate's name. A linear map's weight has
-    the axes ``<module>.out`` and ``<module>.in``, its bias ``<module>.out``. A variable
+    others. An axis that is on a plate has the plate's name; ``_axis`` follows the name
+    of an axis where a variable is called the same. A linear map's weight has the axes
+    ``<module>.out`` and ``<module>.in``, its bias ``<module>.out``. A variable
     that is a module's parameter says in its ``attrs`` which one (``parameter``), its
     ``role`` and, if it belongs to a sequence such as ``layers``, its index (``layer``).
 
@@ -97,7 +108,9 @@ def to_datatree(
         *args: The arguments that the inference was given, observations included.
         model: The model of draws, or of a guide that does not know it.
         guide: The guide that `source` is a result of.
-        params: Trained values of ``param`` sites for a dictionary of draws.
+        params: Trained values of ``param`` and ``mutable`` sites for a dictionary of
+            draws: ``{**fit.params, **fit.state.mutable_state}``. A result of
+            ``svi.run`` has both in it.
         num_samples: How many draws to take from a guide.
         num_prior_samples: How many draws to take from the prior.
         predictions: New arguments of the model, a tuple or a dictionary of keyword
@@ -121,8 +134,10 @@ def to_datatree(
 
     Raises:
         TypeError: If `source` is none of these.
-        ValueError: If it has no draws or no model, or if the model with these
-            arguments does not have the sites that were drawn.
+        ValueError: If it has no draws or no model; if the model with these arguments
+            does not have the sites that were drawn; if a part of the model has trained
+            values and another has none; if a marginal that is asked for cannot be
+            had; if a site is called ``chain`` or ``draw``.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist

@@ -1,0 +1,110 @@
+"""Draws of guides: those of the guide's posterior, whatever its call is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import autoguide as auto
+
+import pyrox_ppl as px
+
+KEY = jax.random.key(0)
+GUIDE_KEY = jax.random.split(KEY)[1]
+Y = jnp.array([0.5, 1.0, 2.5])
+
+
+def model(y=None):
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    b = numpyro.sample("b", dist.LogNormal(0.0, 0.5))
+    with numpyro.plate("row", 3):
+        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def listed(model):
+    guide = auto.AutoGuideList(model)
+    guide.append(auto.AutoLaplaceApproximation(handlers.block(model, hide=["b"])))
+    guide.append(auto.AutoNormal(handlers.block(model, hide=["a"])))
+    return guide
+
+
+def fit(guide, steps=60):
+    svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    return svi.run(KEY, steps, Y, progress_bar=False)
+
+
+@pytest.mark.rank_promotion
+@pytest.mark.parametrize("make", [auto.AutoLaplaceApproximation, listed])
+def test_draws_of_a_laplace_approximation_are_of_its_posterior(make):
+    guide = make(model)
+    found = fit(guide)
+    tree = px.to_datatree(found, Y, guide=guide, num_samples=50, rng_key=KEY)
+    theirs = guide.sample_posterior(GUIDE_KEY, found.params, sample_shape=(50,))
+    assert tree.attrs["point_estimate"] == 0
+    np.testing.assert_allclose(tree.posterior["a"][0], theirs["a"], rtol=1e-5)
+    assert tree.posterior["b"].shape == (1, 50)
+    assert tree.posterior["b"].std() > 0.05
+    assert "log_weight" not in tree.sample_stats  # its call has another density
+    spread = px.predict(model, tree, sites=["y"])["y"].std
+    assert (spread > 1.0).all()  # the noise alone has a spread of one
+
+
+@pytest.mark.rank_promotion
+def test_the_spread_of_a_laplace_approximation_is_that_by_hand():
+    def normal(y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", 3):
+            numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    guide = auto.AutoLaplaceApproximation(normal)
+    svi = SVI(normal, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    found = svi.run(KEY, 400, Y, progress_bar=False)
+    draws = px.to_datatree(found, Y, guide=guide, num_samples=4000).posterior["a"]
+    assert float(draws.mean()) == pytest.approx(4.0 / 4, abs=0.03)
+    assert float(draws.std()) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.rank_promotion
+@pytest.mark.parametrize(
+    "make", [auto.AutoDiagonalNormal, auto.AutoNormal, auto.AutoDAIS]
+)
+def test_a_guide_whose_call_is_its_posterior_draws_what_predictive_draws(make):
+    guide = make(model)
+    found = fit(guide, 5)
+    tree = px.to_datatree(found, Y, guide=guide, num_samples=20, rng_key=KEY)
+    theirs = Predictive(guide, params=found.params, num_samples=20)(GUIDE_KEY, Y)
+    for name in ("a", "b"):
+        np.testing.assert_allclose(tree.posterior[name][0], theirs[name], rtol=1e-4)
+    # A guide that adds a factor to its density has none of its draws alone.
+    assert ("log_weight" in tree.sample_stats) == (make is not auto.AutoDAIS)
+
+
+def test_a_point_is_one_draw():
+    guide = auto.AutoDelta(model)
+    tree = px.to_datatree(fit(guide, 5), Y, guide=guide, num_samples=20)
+    assert tree.posterior["a"].shape == (1, 1)
+    assert tree.attrs["point_estimate"] == 1
+
+
+def test_a_guide_has_the_rows_of_its_model():
+    data = jnp.linspace(-1.0, 1.0, 6)
+
+    def local(y):
+        with numpyro.plate("row", 6, subsample_size=2) as rows:
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+    def guide(y):
+        loc = numpyro.param("loc", jnp.array(0.5))
+        with numpyro.plate("row", 6, subsample_size=2):  # does not use the rows
+            numpyro.sample("z", dist.Normal(loc, 0.1))
+
+    tree = px.to_datatree(
+        {"loc": jnp.array(0.5)}, data, guide=guide, model=local, num_samples=3
+    )
+    assert tree.posterior["z"].dims == ("chain", "draw", "row")
+    assert tree.posterior["z"].shape == (1, 3, 6)
+    assert tree.log_likelihood["y"].shape == (1, 3, 6)
