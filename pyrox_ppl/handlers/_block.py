@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from jax.core import Tracer
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from pyrox_ppl._parameter import Parameter
@@ -82,6 +82,6 @@ def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values are known to be the same."""
-    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+    if isinstance(one, Tracer) or isinstance(other, Tracer):
         return one is other
     return np.array_equal(one, other)
