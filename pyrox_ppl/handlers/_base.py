@@ -140,8 +140,8 @@ class AbstractParameterHandler(Messenger):
                 f"a {self._label} block intercepted no parameter: the model would run "
                 f"without it, silently. {list_parameters(block)}Read the module inside "
                 "the block, unbound before, or widen `where`. A module of pyrox_ppl.nn "
-                "reads itself when it is called; any other one, an eqx.nn.MLP say, by "
-                '`net = px.bind(mlp, "net")`.'
+                "reads itself when it is called; any other one through `bind(module, "
+                'name)`: of an eqx.nn.MLP say `net = px.bind(mlp, "net")`.'
             )
 
     def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
