@@ -21,8 +21,9 @@ class NonCentered:
 
     **Sites**: ``<parameter>_decentered``, a sample site (the name that NumPyro's
     ``LocScaleReparam`` gives), and ``<parameter>``, a deterministic one. In a plate
-    that ``bind`` was asked for, both are in it. To set such a parameter from outside,
-    set the former; ``condition`` does not reach the latter.
+    that ``bind`` was asked for, both are in it. Where ``condition`` or ``do`` fixes the
+    parameter, there is no noise to sample: it is a sample site itself, with
+    `distribution` as its law, and the former is absent.
 
     Args:
         distribution: A location-scale distribution over the real numbers: ``Normal``,

@@ -93,9 +93,7 @@ class Explanation:
 
     @property
     def also_constant(self) -> tuple[str, ...]:
-        """Names of the parameters that one block answers, and that are also read as
-        the constants that are stored: outside that block.
-        """
+        """Names of parameters that a block answers, and that are constants outside."""
         made = {row.name for row in self.parameters if row.becomes != "constant"}
         rows = (row for row in self.parameters if row.becomes == "constant")
         return tuple(row.name for row in rows if row.name in made)

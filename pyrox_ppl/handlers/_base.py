@@ -1,4 +1,4 @@
-"""The common part of the handlers: selection, memory, and the closing checks."""
+"""The common part of the handlers: selection, and the closing checks."""
 
 import abc
 import contextlib
@@ -6,11 +6,9 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
 
@@ -19,32 +17,8 @@ from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
 from pyrox_ppl._where import names_match as names_match
 from pyrox_ppl._where import selection
-from pyrox_ppl.handlers._stack import at_the_read, heard_by, site_of, value_from
-
-
-class Answer(NamedTuple):
-    """The first read of a parameter: what was read, and the message with its value.
-
-    The message alone does not do: ``numpyro.handlers.reparam`` strips it.
-    """
-
-    stored: Any
-    plate: Any
-    message: dict[str, Any]
-    inside: tuple[Messenger, ...]
-
-
-@dataclasses.dataclass
-class Block:
-    """What a handler remembers between entering its block and leaving it."""
-
-    entered_at: TraceMark
-    cleanup: contextlib.ExitStack
-    prepared: Any
-    read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
-    answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
-    matched: set[str] = dataclasses.field(default_factory=set)
-    taken: dict[str, str] = dataclasses.field(default_factory=dict)
+from pyrox_ppl.handlers._block import Answer, Block, list_parameters, recall
+from pyrox_ppl.handlers._stack import at_the_read
 
 
 class AbstractParameterHandler(Messenger):
@@ -134,7 +108,7 @@ class AbstractParameterHandler(Messenger):
             if isinstance(handler, AbstractParameterHandler):
                 handler.block.taken[parameter.name] = self._label
         if parameter.name in block.answered:
-            _recall(msg, block.answered[parameter.name], here)
+            recall(msg, block.answered[parameter.name], here)
             return
         inside = tuple(_PYRO_STACK[here + 1 :])
         first = Answer(msg["stored"], msg["plate"], msg, inside)
@@ -166,8 +140,8 @@ class AbstractParameterHandler(Messenger):
                 f"a {self._label} block intercepted no parameter: the model would run "
                 f"without it, silently. {list_parameters(block)}Read the module inside "
                 "the block, unbound before, or widen `where`. A module of pyrox_ppl.nn "
-                "reads itself when it is called; any other one, an eqx.nn.MLP say, by "
-                '`net = px.bind(mlp, "net")`.'
+                "reads itself when it is called; any other one through `bind(module, "
+                'name)`: of an eqx.nn.MLP say `net = px.bind(mlp, "net")`.'
             )
 
     def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
@@ -203,25 +177,6 @@ class AbstractParameterHandler(Messenger):
         matching = [p for p in self._patterns if names_match(parameter, p)]
         self.block.matched.update(matching)
         return self._selects(parameter)
-
-
-def list_parameters(block: Block) -> str:
-    """The parameters that reached the handler, or did not, for an error message."""
-    text = "No parameter was read inside it. "
-    if block.read:
-        rows = [
-            " ".join(
-                (f"  {p.name} {p.shape} {p.role}", *map("= {}".format, p.names[1:]))
-            )
-            for p in block.read.values()
-        ]
-        text = "\n".join(["The parameters read inside it:", *rows, ""])
-    elif block.taken:
-        text = ""
-    if block.taken:
-        rows = [f"  {name} by {label}" for name, label in block.taken.items()]
-        text += "\n".join(["A block further in took:", *rows, ""])
-    return text
 
 
 def note_forgotten_vmap(error: BaseException) -> None:
@@ -263,33 +218,3 @@ def refuse_complex(parameter: Parameter, why: str) -> None:
             f"{parameter.name!r} is complex ({parameter.dtype}), and {why}: keep its "
             "real and imaginary parts as two arrays, or leave it out by `where`."
         )
-
-
-def _recall(msg: dict[str, Any], first: Answer, here: int) -> None:
-    """Answer a second read by the value of the first; none further out sees it."""
-    if msg["stored"] is not first.stored or msg["plate"] is not first.plate:
-        raise ValueError(
-            f"two different modules read their parameters under the same name "
-            f"{msg['name']!r}: one of shape {first.stored.shape}, one of shape "
-            f"{msg['stored'].shape}. Give each its own name, by `bind(module, name)` "
-            "or by calling it inside `with scope(name):`."
-        )
-    msg["value"] = value = first.message["value"]
-    site_type = "param" if first.message["type"] == "param" else "sample"
-    for handler, site in heard_by(site_of(msg, site_type), _PYRO_STACK[here + 1 :]):
-        if not any(handler is other for other in first.inside):
-            given = value_from(handler, site)
-            if given is not None and not _same(given, value):
-                raise ValueError(
-                    f"{msg['name']!r} was read before in this block, where it got its "
-                    f"value; the `{type(handler).__name__}` around this read has "
-                    "another one. Put that handler around both reads, or give this "
-                    "read a block or a `scope` of its own."
-                )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are known to be the same."""
-    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
-        return one is other
-    return np.array_equal(one, other)

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK, Messenger
 
@@ -90,9 +90,7 @@ def _clash(
         return not (replayed or (lifted and stored is msg["stored"]))
     if stored is None:
         return False
-    traced = isinstance(stored, jax.core.Tracer) or isinstance(
-        msg["stored"], jax.core.Tracer
-    )
+    traced = isinstance(stored, Tracer) or isinstance(msg["stored"], Tracer)
     if replayed and traced and stored.shape == msg["stored"].shape:
         return False  # a guide's argument and a model's may be the same array
     return stored is not msg["stored"] or _plate(before) != _plate(msg)

@@ -10,9 +10,9 @@ import numpyro.distributions as dist
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
-    Block,
     Where,
 )
+from pyrox_ppl.handlers._block import Block
 from pyrox_ppl.handlers._fit import fit
 from pyrox_ppl.handlers._stack import check_is_new
 

@@ -14,12 +14,11 @@ from pyrox_ppl._prior import NonCentered, Rule
 from pyrox_ppl._where import check_takes_parameter
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
-    Block,
     Where,
-    list_parameters,
     names_match,
     refuse_complex,
 )
+from pyrox_ppl.handlers._block import Block, list_parameters
 from pyrox_ppl.handlers._fit import fit
 from pyrox_ppl.handlers._stack import check_is_new, is_fixed
 
@@ -39,7 +38,9 @@ class bayesianize(AbstractParameterHandler):
     **Sites**: one per selected parameter, under its name, with the prior as its
     distribution; all its axes are event axes. A plate around the block does not
     multiply them. The value is cast to the parameter's dtype on its way into the
-    module.
+    module. NumPyro's handlers inside the block act on the sites as if
+    ``numpyro.sample`` had been called where the module is read; what stands around the
+    first read of a parameter counts, since the block reads it once.
 
     Args:
         fn: A model to decorate; without it the handler is a context manager.
@@ -182,9 +183,9 @@ def _rules(prior: Any) -> dict[str, Any]:
             raise TypeError(f"a prior key must be a glob on names, got {key!r}.")
         if isinstance(rule, type):
             raise TypeError(
-                f"a prior must be a distribution, such as {rule.__name__}(0.0, 1.0), or "
-                f"a callable Parameter -> Distribution, got the class {rule.__name__} "
-                f"for {key!r}."
+                f"a prior must be a distribution, such as Normal(0.0, 1.0), or a "
+                "callable Parameter -> Distribution, got the class "
+                f"{rule.__name__} for {key!r}: call it."
             )
         if not (isinstance(rule, dist.Distribution) or callable(rule)):
             raise TypeError(

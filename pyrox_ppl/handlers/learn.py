@@ -26,7 +26,9 @@ class learn(AbstractParameterHandler):
     **Sites**: one param per selected parameter, under its name, of its shape and dtype,
     unconstrained. A plate around the block does not subsample it. For
     ``bind(..., plate=name)`` it has a member for each of the plate in front, all
-    started at the stored value.
+    started at the stored value. NumPyro's handlers inside the block act on them as if
+    ``numpyro.param`` had been called where the module is read. Two blocks that read one
+    module share its sites; so do a model and its guide.
 
     Args:
         fn: A model or guide to decorate; without it the handler is a context manager.
@@ -35,7 +37,10 @@ class learn(AbstractParameterHandler):
 
     Raises:
         ValueError: If a glob of `where` matches nothing, if the block intercepts
-            nothing, or if two different modules are read under one name.
+            nothing, or if two different modules are read under one name: in the block,
+            in another block of the model, or in model and guide where ``SVI`` sees them
+            (a module that is an argument of a compiled step is a tracer there, and is
+            told apart by its shape alone).
         TypeError: If a selected parameter is complex.
 
     References:

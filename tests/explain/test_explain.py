@@ -15,6 +15,7 @@ from numpyro.infer.autoguide import AutoDiagonalNormal
 from numpyro.infer.reparam import LocScaleReparam
 
 import pyrox_ppl as px
+from pyrox_ppl.nn import SIREN
 
 LINEAR = eqx.nn.Linear(2, 3, key=jax.random.key(0))
 
@@ -169,3 +170,31 @@ def test_what_would_raise_raises_here():
     with pytest.raises(ValueError, match="matches no parameter"):
         px.explain(misspelt)
     sites(lambda: px.bayesianize(lambda: px.bind(LINEAR, "net"))())  # the next is clean
+
+
+def test_a_read_outside_the_block_has_a_row_of_its_own_and_a_note():
+    net = SIREN.init(1, 4, 1, depth=2, key=jax.random.key(0))
+
+    def model(x):
+        with px.bayesianize():
+            slope = jax.vmap(jax.grad(lambda t: net(t[None])[0]))(x[:, 0])
+        return slope + net(x)[:, 0] + net(x)[:, 0]
+
+    explanation = px.explain(model, jnp.ones((3, 1)))
+    rows = [(row.name, row.becomes) for row in explanation.parameters]
+    names = [f"siren.layers.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")]
+    assert sorted(rows) == sorted((n, b) for n in names for b in ("sample", "constant"))
+    assert explanation.latent_dim == explanation.constant == 4 + 4 + 4 + 1
+    assert sorted(explanation.also_constant) == sorted(names)
+    assert "read outside their block, too" in str(explanation)
+
+
+def test_two_blocks_that_share_a_learned_module_have_one_row():
+    def model():
+        for _ in range(2):
+            with px.learn():
+                px.bind(LINEAR, "net")
+
+    explanation = px.explain(model)
+    assert [row.becomes for row in explanation.parameters] == ["param", "param"]
+    assert explanation.also_constant == ()
