@@ -23,9 +23,16 @@ def each_row(function: Callable, rows: jax.Array) -> jax.Array:
             )
         scalar = function
         function = lambda row: scalar(row[0])  # noqa: E731
-    if rows.ndim == 1 or isinstance(function, AbstractModule):
-        return function(rows)
-    out = jax.vmap(function)(rows.reshape(-1, rows.shape[-1]))
+    try:
+        if rows.ndim == 1 or isinstance(function, AbstractModule):
+            return function(rows)
+        out = jax.vmap(function)(rows.reshape(-1, rows.shape[-1]))
+    except TypeError as error:  # as JAX raises it for shapes that do not fit
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"{name} does not take a vector of shape {rows.shape[-1:]}, of which it is "
+            f"given one at a time (the shape of all is {rows.shape}): {error}"
+        ) from error
     return out.reshape(*rows.shape[:-1], *out.shape[1:])
 
 

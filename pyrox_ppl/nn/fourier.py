@@ -174,7 +174,13 @@ class RandomKitchenSinks(AbstractModule):
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """``phi(x) beta + b``; `key` is ignored, as Equinox's networks take it."""
-        features = each_row(self.rff, jnp.asarray(x))
+        features = check_width(
+            self,
+            "what rff makes",
+            each_row(self.rff, jnp.asarray(x)),
+            "out_features",
+            self.readout.weight.shape[-1],
+        )
         return linear(self.readout.weight, self.readout.bias, features)
 
 
