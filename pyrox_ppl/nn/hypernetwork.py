@@ -214,10 +214,11 @@ class HyperNetwork(AbstractModule):
             points, context = row
             return jax.vmap(generator._put(rest, context))(points)
 
-        def shared(row: jax.Array) -> jax.Array:
-            return one((x[0], row))
+        def shared(context: jax.Array) -> jax.Array:
+            return one((x[0], context))
 
-        function, rows = (one, (x, z)) if len(x) == len(z) else (shared, z)
+        function: Callable = one if len(x) == len(z) else shared
+        rows: Any = (x, z) if len(x) == len(z) else z
         try:
             if batch_size is None or x.size == 0:  # `lax.map` divides by the size
                 return jax.vmap(function)(rows)
