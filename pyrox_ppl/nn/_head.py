@@ -129,7 +129,7 @@ def spread_of(stored: jax.Array, parameter: Parameter) -> jax.Array:
     # Relative to the largest, for squares overflow and vanish.
     largest = jnp.max(entries, initial=0.0)
     relative = entries / jnp.where(largest > 0, largest, 1.0)
-    rms = largest * jnp.sqrt(jnp.mean(jnp.square(relative)))
+    rms = largest * jnp.sqrt(jnp.sum(jnp.square(relative)) / max(stored.size, 1))
     return jnp.where(rms > 0, rms, 1.0 / math.sqrt(3.0 * parameter.fan_in))
 
 

@@ -120,6 +120,19 @@ def test_no_rows_and_no_contexts_give_none_and_gradients_of_zero(case: Case):
         assert not np.any(slope)
 
 
+@pytest.mark.wrong_types
+@every_case
+def test_what_is_no_array_is_named(case: Case):
+    for place, argument in enumerate(case.arguments):
+        arguments = zeros(case, *[()] * len(case.arguments))
+        for bad in (None, "x", [[1.0], [1.0, 2.0]]):
+            arguments[place] = bad
+            with pytest.raises(
+                TypeError, match=f"^{argument.name} of .* an array, got"
+            ):
+                case.build()(*arguments)
+
+
 @every_case
 def test_a_scalar_is_named(case: Case):
     for place, argument in enumerate(case.arguments):
