@@ -81,7 +81,7 @@ def _traced(function: Callable, network: Any, point: jax.ShapeDtypeStruct) -> An
     """The trace of a call at one point, its failure being one of the mode."""
     try:
         traced = jax.make_jaxpr(lambda x: function(network, x))(point)
-    except Exception as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         does = "does not work" if function is _layered else "cannot be compared"
         raise _another(
             network,

@@ -8,7 +8,7 @@ import jax
 from pyrox_ppl._bind import AbstractModule
 
 
-def each_row(function: Callable, rows: jax.Array) -> jax.Array:
+def each_row(function: Callable, rows: jax.Array) -> Any:
     """Apply along the last axis: Equinox's own networks take one vector at a time.
 
     A single vector is not made a batch of one, and a module of this package, which
