@@ -91,8 +91,8 @@ def test_a_wrong_width_is_named_with_what_came_and_what_was_expected(
         case.build()(*arguments)
     assert str((*batch, width)) in str(error.value)
     assert f"{argument.named}={argument.width}" in str(error.value)
-    # The features inside are what takes the arguments of a readout of features.
-    inside = {"ConditionedRFFNet": "HyperFourier", "RandomKitchenSinks": "RBFFourier"}
+    # The features inside take the arguments of their readout.
+    inside = {"ConditionedRFFNet": "HyperFourierFeatures"}
     name = case.name.split("-")[0]
     assert f" {inside.get(name, name)}" in str(error.value)
 
