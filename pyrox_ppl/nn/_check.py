@@ -28,7 +28,12 @@ def check_width(
 
     Any width will do where `width` is None.
     """
-    array = jnp.asarray(array)
+    try:
+        array = jnp.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} of {type(module).__name__} must be an array, got {array!r}."
+        ) from error
     if array.ndim == 0 or width not in (None, array.shape[-1]):
         entries = argument if width is None else f"{argument}={width}"
         raise ValueError(

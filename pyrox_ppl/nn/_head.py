@@ -125,7 +125,11 @@ def saves(shape: tuple[int, ...], rank: int, features: int) -> bool:
 
 def spread_of(stored: jax.Array, parameter: Parameter) -> jax.Array:
     """The scale of a parameter: its root mean square; of zeros, a linear layer's."""
-    rms = jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(stored, jnp.float32))))
+    entries = jnp.abs(jnp.asarray(stored, jnp.promote_types(stored.dtype, jnp.float32)))
+    # Relative to the largest, for squares overflow and vanish.
+    largest = jnp.max(entries, initial=0.0)
+    relative = entries / jnp.where(largest > 0, largest, 1.0)
+    rms = largest * jnp.sqrt(jnp.sum(jnp.square(relative)) / max(stored.size, 1))
     return jnp.where(rms > 0, rms, 1.0 / math.sqrt(3.0 * parameter.fan_in))
 
 

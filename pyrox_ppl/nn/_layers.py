@@ -55,7 +55,7 @@ def check_layers(network: Any, in_features: int) -> None:
         return
     rng = np.random.default_rng(0)
     # Out of a `jit` or `vmap` that the network is made in, which numbers would join.
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.default_matmul_precision("highest"):
         for scale in _SCALES * _DRAWS:
             redrawn = _redrawn(network, rng)
             x = jnp.asarray(scale * rng.normal(size=(_POINTS, in_features)))
@@ -81,7 +81,7 @@ def _traced(function: Callable, network: Any, point: jax.ShapeDtypeStruct) -> An
     """The trace of a call at one point, its failure being one of the mode."""
     try:
         traced = jax.make_jaxpr(lambda x: function(network, x))(point)
-    except Exception as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         does = "does not work" if function is _layered else "cannot be compared"
         raise _another(
             network,

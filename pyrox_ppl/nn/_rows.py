@@ -8,24 +8,33 @@ import jax
 from pyrox_ppl._bind import AbstractModule
 
 
-def each_row(function: Callable, rows: jax.Array) -> jax.Array:
+def each_row(function: Callable, rows: jax.Array) -> Any:
     """Apply along the last axis: Equinox's own networks take one vector at a time.
 
     A single vector is not made a batch of one, and a module of this package, which
     takes any batch, gets the batch as it is. A network of a ``"scalar"`` takes the one
     entry of each vector.
     """
-    if _takes_scalar(function):
-        if rows.shape[-1] != 1:
-            raise ValueError(
-                f"{type(function).__name__} takes a scalar, so that each row must have "
-                f"1 entry, and the shape is {rows.shape}."
-            )
-        scalar = function
-        function = lambda row: scalar(row[0])  # noqa: E731
-    if rows.ndim == 1 or isinstance(function, AbstractModule):
-        return function(rows)
-    out = jax.vmap(function)(rows.reshape(-1, rows.shape[-1]))
+    name = getattr(function, "__name__", type(function).__name__)
+    scalar = _takes_scalar(function)
+    if scalar and rows.shape[-1] != 1:
+        raise ValueError(
+            f"{name} takes a scalar, so that each row must have 1 entry, and the shape "
+            f"is {rows.shape}."
+        )
+
+    def one(row: jax.Array) -> Any:
+        return function(row[0] if scalar else row)
+
+    try:
+        if rows.ndim == 1 or isinstance(function, AbstractModule):
+            return one(rows)
+        out = jax.vmap(one)(rows.reshape(-1, rows.shape[-1]))
+    except TypeError as error:  # as JAX raises it for shapes that do not fit
+        raise ValueError(
+            f"{name} does not take a vector of shape {rows.shape[-1:]}, of which it is "
+            f"given one at a time (the shape of all is {rows.shape}): {error}"
+        ) from error
     return out.reshape(*rows.shape[:-1], *out.shape[1:])
 
 

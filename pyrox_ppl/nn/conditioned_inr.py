@@ -158,6 +158,8 @@ def _width(layer: Any, attribute: str) -> int:
     if not isinstance(width, int):
         raise ValueError(
             f"ConditionedINR cannot tell the width of {type(layer).__name__}: give "
-            f"it an integer attribute `{attribute}`."
+            f"it an integer attribute `{attribute}`. (A layer that has none, such as a "
+            "function between two others, belongs into the layer before it; or use "
+            "mode='input'.)"
         )
     return width

@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._linear import linear
-from pyrox_ppl.nn._rows import each_row
+from pyrox_ppl.nn._rows import each_row, told_in_features
 from pyrox_ppl.nn._sine import cos, sin
 
 
@@ -174,7 +174,14 @@ class RandomKitchenSinks(AbstractModule):
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """``phi(x) beta + b``; `key` is ignored, as Equinox's networks take it."""
-        features = each_row(self.rff, jnp.asarray(x))
+        x = check_width(self, "x", x, "in_features", told_in_features(self.rff))
+        features = check_width(
+            self,
+            "what rff makes",
+            each_row(self.rff, x),
+            "out_features",
+            self.readout.weight.shape[-1],
+        )
         return linear(self.readout.weight, self.readout.bias, features)
 
 

@@ -201,4 +201,11 @@ class ConditionedRFFNet(AbstractModule):
 
     def forward(self, x: Any, z: Any) -> jax.Array:
         """``phi(x; z) beta + b``."""
-        return linear(self.readout.weight, self.readout.bias, self.feat(x, z))
+        features = check_width(
+            self,
+            "what feat makes",
+            self.feat(x, z),
+            "out_features",
+            self.readout.weight.shape[-1],
+        )
+        return linear(self.readout.weight, self.readout.bias, features)

@@ -21,6 +21,7 @@ from pyrox_ppl.nn._head import (
     saves,
     spread_of,
 )
+from pyrox_ppl.nn._rows import each_row
 from pyrox_ppl.nn._target import paths_of, selected
 
 
@@ -156,7 +157,7 @@ class HyperNetwork(AbstractModule):
                 f"(cond_dim,) = ({self.cond_dim},). For several, use jax.vmap around "
                 "it, or `map`."
             )
-        features = z if self.trunk is None else self.trunk(z)
+        features = z if self.trunk is None else each_row(self.trunk, z)
         values = {path: head(features) for path, head in self.heads.items()}
         return {path: values[head] for path, head in self._head_of().items()}
 
@@ -213,12 +214,20 @@ class HyperNetwork(AbstractModule):
             points, context = row
             return jax.vmap(generator._put(rest, context))(points)
 
-        if x.shape[0] == z.shape[0]:
-            return jax.lax.map(one, (x, z), batch_size=batch_size or z.shape[0])
-        shared = x[0]
-        return jax.lax.map(
-            lambda row: one((shared, row)), z, batch_size=batch_size or z.shape[0]
-        )
+        def shared(context: jax.Array) -> jax.Array:
+            return one((x[0], context))
+
+        function: Callable = one if len(x) == len(z) else shared
+        rows: Any = (x, z) if len(x) == len(z) else z
+        try:
+            if batch_size is None or x.size == 0:  # `lax.map` divides by the size
+                return jax.vmap(function)(rows)
+            return jax.lax.map(function, rows, batch_size=batch_size)
+        except TypeError as error:  # as JAX raises it for shapes that do not fit
+            raise ValueError(
+                f"x has shape {x.shape}, and {type(target).__name__} does not take one "
+                f"of its points, of shape {x.shape[2:]}: {error}"
+            ) from error
 
     def _head_of(self) -> dict[str, str]:
         """Every path that a value goes to -> the path that its head is under."""
@@ -265,7 +274,7 @@ class HyperNetwork(AbstractModule):
 def _width_of(trunk: Callable, cond_dim: int) -> int:
     """The width of the vector that a trunk makes of a context."""
     raw = jax.ShapeDtypeStruct((cond_dim,), jnp.zeros(()).dtype)
-    out = eqx.filter_eval_shape(as_stored(trunk), raw)
+    out = eqx.filter_eval_shape(each_row, as_stored(trunk), raw)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 1:
         raise ValueError(

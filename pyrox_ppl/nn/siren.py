@@ -202,6 +202,7 @@ class SIREN(AbstractModule):
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """Layer after layer; `key` is ignored, as Equinox's networks take it."""
+        x = check_width(self, "x", x, "in_features", self.layers[0].in_features)
         for layer in self.layers:
             x = layer(x)
         return x

@@ -102,6 +102,15 @@ def test_a_field_starts_as_its_network_with_all_its_activations(name, mode):
     np.testing.assert_allclose(point, expected[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["feature", "input"])
+def test_a_network_of_a_scalar_takes_points_of_one_coordinate(mode):
+    inner = perturbed(eqx.nn.MLP("scalar", "scalar", 4, 2, key=KEY))
+    field = conditioned(inner, mode=mode)
+    assert field.in_features == 1
+    np.testing.assert_allclose(field(X[:, :1], Z), jax.vmap(inner)(X[:, 0]), rtol=1e-4)
+    np.testing.assert_allclose(field(X[0, :1], Z[0]), inner(X[0, 0]), rtol=1e-4)
+
+
 @pytest.mark.parametrize("gamma", ["one_plus_tanh", "exp", "softplus", "identity"])
 @pytest.mark.parametrize("mode", ["feature", "input"])
 def test_a_field_starts_as_its_network_for_every_gamma_and_every_context(gamma, mode):

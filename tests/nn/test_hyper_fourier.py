@@ -107,6 +107,31 @@ class Scaled(eqx.Module):
         return jnp.sin(self.scale * x[..., :1] * z[..., :1])
 
 
+def test_features_of_another_number_than_they_tell_are_named():
+    field = ConditionedRFFNet.init(
+        feat=Scaled(jnp.ones(()), 3), out_features=1, key=KEY
+    )
+    message = r"what feat makes has shape \(4, 6, 1\), but Cond.*out_features=3 entries"
+    with pytest.raises(ValueError, match=message):
+        field(X, Z)
+
+
+def test_a_context_that_the_network_does_not_take_is_named():
+    module = make(lambda z: NET(z), cond_dim=4)
+    for z in (jnp.ones(4), jnp.ones((4, 6, 4))):
+        with pytest.raises(ValueError, match=r"<lambda> does not take.* shape \(4,\)"):
+            module(X, z)
+
+
+def test_a_network_of_a_scalar_takes_contexts_of_one_entry():
+    net = eqx.nn.MLP("scalar", SIZE, 8, 1, activation=jnp.tanh, key=KEY)
+    module, z = make(net, cond_dim=1), Z[..., :1]
+    each = make(lambda z: net(z[0]), cond_dim=1)
+    np.testing.assert_allclose(module(X, z), each(X, z), rtol=1e-5)
+    with pytest.raises(ValueError, match="takes 1 inputs, but cond_dim=3"):
+        make(net)
+
+
 def test_the_readout_of_features_of_the_users_own_is_backbone():
     field = ConditionedRFFNet.init(
         feat=Scaled(jnp.ones(()), 1), out_features=1, key=KEY

@@ -87,6 +87,28 @@ def test_contexts_and_points_that_do_not_fit_are_named(x, z):
         make().map(NET, x, z)
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_no_points_and_no_contexts_have_no_values(batch_size):
+    generator = make()
+    for x, z in (((7, 0, 2), 7), ((1, 0, 2), 7), ((1, 4, 2), 0), ((0, 4, 2), 0)):
+        y = generator.map(NET, jnp.ones(x), Z[:z], batch_size=batch_size)
+        assert y.shape == (z, x[1], 1)
+
+
+def test_points_of_a_wrong_width_are_named():
+    for batch_size in (None, 2):
+        with pytest.raises(ValueError, match=r"x has.*MLP does not take.*shape \(3,\)"):
+            make().map(NET, jnp.ones((7, 5, 3)), Z, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_parameters_of_any_size_vary_in_proportion(size):
+    w = size * jax.random.normal(KEY, (20, 20))
+    generator = HyperNetwork.init({"w": w}, 1, key=KEY, init_scale=0.1)
+    offset = (generator(jnp.ones(1))["w"] - w) / np.float32(size)
+    assert float(jnp.std(offset)) == pytest.approx(0.1, rel=0.2)
+
+
 @pytest.mark.parametrize("width", [0, 1, 4])
 def test_a_context_of_a_wrong_width_is_named(width):
     generator, z = make(), jnp.ones(width)
@@ -118,6 +140,7 @@ def test_a_context_of_a_wrong_width_is_named(width):
         ({"where": "*.baias"}, r"where='\*\.baias'.*mlp\.layers\.0\.bias"),
         ({"where": lambda p: False}, "generates no parameter of MLP"),
         ({"trunk": lambda z: z.sum()}, "trunk must make one vector"),
+        ({"trunk": eqx.nn.MLP(4, 5, 6, 1, key=KEY)}, r"MLP does not take.*\(3,\)"),
         ({"trunk": lambda z: (z, z)}, "trunk must make one vector"),
         ({"trunk": lambda z: jnp.outer(z, z)}, r"got \(3, 3\)"),
         ({"target": jnp.ones(2)}, "bare array"),

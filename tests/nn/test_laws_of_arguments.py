@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -90,6 +91,46 @@ def test_a_wrong_width_is_named_with_what_came_and_what_was_expected(
         case.build()(*arguments)
     assert str((*batch, width)) in str(error.value)
     assert f"{argument.named}={argument.width}" in str(error.value)
+    # The features inside take the arguments of their readout.
+    inside = {"ConditionedRFFNet": "HyperFourierFeatures"}
+    name = case.name.split("-")[0]
+    assert f" {inside.get(name, name)}" in str(error.value)
+
+
+@every_case
+def test_no_rows_and_no_contexts_give_none_and_gradients_of_zero(case: Case):
+    arrays, static = eqx.partition(case.build(), eqx.is_inexact_array)
+    calls = [case.inputs((0,)), case.inputs((3, 0))]
+    if case.conditional:
+        (x, z), (no_x, no_z) = case.inputs(()), case.inputs((0,))
+        calls += [(no_x, z), (x, no_z)]
+
+    def total(arrays, calls):
+        results = [eqx.combine(arrays, static)(*arguments) for arguments in calls]
+        assert [y.shape for y in results[:2]] == [(0, case.out), (3, 0, case.out)]
+        assert all(y.shape == (0, case.out) for y in results[2:])
+        return sum(y.sum() for y in results)
+
+    with jax.debug_nans(True):
+        slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(arrays, calls)
+    for slope, array in zip(
+        jax.tree.leaves(slopes), jax.tree.leaves((arrays, calls)), strict=True
+    ):
+        assert slope.shape == array.shape
+        assert not np.any(slope)
+
+
+@pytest.mark.wrong_types
+@every_case
+def test_what_is_no_array_is_named(case: Case):
+    for place, argument in enumerate(case.arguments):
+        arguments = zeros(case, *[()] * len(case.arguments))
+        for bad in (None, "x", [[1.0], [1.0, 2.0]]):
+            arguments[place] = bad
+            with pytest.raises(
+                TypeError, match=f"^{argument.name} of .* an array, got"
+            ):
+                case.build()(*arguments)
 
 
 @every_case
