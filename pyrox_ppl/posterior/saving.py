@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import uuid
@@ -10,14 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import ml_dtypes
 import numpy as np
 import xarray as xr
 
 from pyrox_ppl._version import __version__
-from pyrox_ppl.posterior._structure import describe, rebuild
+from pyrox_ppl.posterior._structure import describe, dtype_name, dtype_of, rebuild
 
-_FORMAT = 1
+_FORMAT = 2
 _MODULE = "module"
 
 
@@ -38,22 +38,24 @@ class Saved(NamedTuple):
 def save(
     path: str | os.PathLike[str],
     posterior: xr.DataTree,
-    module: eqx.Module | None = None,
+    module: Any = None,
     *,
     name: str | None = None,
 ) -> None:
     """Write a posterior, and the module that it is of, into one file.
 
     The file is written beside and moved in place when it is whole: an interrupted save
-    leaves the previous file as it was. A digest of every array goes with it.
+    leaves the previous file as it was. A digest of every array and attribute goes with
+    it.
 
     Args:
         path: Where to; ``.nc`` makes a netCDF file (any netCDF-4 reader opens it),
             ``.zip`` (say ``fit.zarr.zip``) a zipped zarr store.
         posterior: A DataTree of :func:`~pyrox_ppl.to_datatree`.
-        module: The module as the model read it. Its arrays are stored as they are; its
-            classes and functions by their names, which the process that loads it must
-            be able to import.
+        module: The module as the model read it, or a tuple of it and what belongs to it
+            (``(module, state)`` with an ``eqx.nn.State``). Its arrays are stored as
+            they are; its classes and functions by their names, which the process that
+            loads it must be able to import.
         name: The root of the module's names, if ``bind`` was given one.
 
     Raises:
@@ -82,10 +84,10 @@ def save(
         pyrox_ppl_format=_FORMAT,
         saved_by=f"pyrox_ppl {__version__}",
         equinox_version=eqx.__version__,
-        digest=_digest(tree),
     )
     if name is not None:
         tree.attrs["module_name"] = name
+    tree.attrs["digest"] = _digest(tree)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
     try:
         _write(tree, temporary)
@@ -143,9 +145,16 @@ def load(path: str | os.PathLike[str]) -> Saved:
             f"{path} was written by {tree.attrs['saved_by']}, in a format that this "
             f"version ({__version__}) does not know: update pyrox_ppl."
         )
+    if int(tree.attrs["pyrox_ppl_format"]) < _FORMAT:
+        raise ValueError(
+            f"{path} was written by {tree.attrs['saved_by']}, in an older format: load "
+            "and save it again with that version, or open its draws with "
+            "`xarray.open_datatree`."
+        )
     if tree.attrs.pop("digest") != _digest(tree):
         raise ValueError(
-            f"{path} is damaged: its arrays are not those that were saved."
+            f"{path} is damaged: its arrays or attributes are not those that were "
+            "saved."
         )
     module = None
     if _MODULE in tree.children:
@@ -193,48 +202,95 @@ def _read(path: Path) -> xr.DataTree:
 
 
 def _digest(tree: xr.DataTree) -> str:
-    """Of the names, shapes and bytes of every array."""
+    """Of every array and attribute, in one form whatever a format makes of it."""
     digest = hashlib.blake2b(digest_size=16)
     for node in sorted(tree.subtree, key=lambda node: node.path):
         dataset = node.to_dataset(inherit=False)
+        attrs = {k: v for k, v in dataset.attrs.items() if k != "digest"}
+        digest.update(json.dumps([node.path, _attrs(attrs)]).encode())
         for name in sorted(map(str, dataset.variables)):
-            array = np.ascontiguousarray(dataset[name].values)
-            head = [node.path, name, array.dtype.name, list(dataset[name].shape)]
+            variable = dataset[name].variable
+            kind, content = _content(variable.values)
+            head = [name, kind, variable.dims, variable.shape, _attrs(variable.attrs)]
             digest.update(json.dumps(head).encode())
-            digest.update(array.tobytes())
+            digest.update(content)
     return digest.hexdigest()
 
 
-def _module_dataset(module: eqx.Module) -> xr.Dataset:
-    """The arrays of a module; a dtype that the formats lack goes as bytes."""
+def _content(values: Any) -> tuple[str, bytes]:
+    """The kind of an array and its bytes, native ones; of strings, their letters."""
+    array = np.asarray(values)
+    if array.dtype.kind in "OUST":
+        words = [w.decode() if isinstance(w, bytes) else str(w) for w in array.ravel()]
+        return "string", json.dumps(words).encode()
+    if array.dtype.kind in "mM":  # a format has its own unit
+        array = array.astype(f"{array.dtype.kind}8[ns]").view(np.int64)
+    array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return array.dtype.name, array.tobytes()
+
+
+def _attrs(value: Any) -> Any:
+    """An attribute as JSON, where a list of one is the one, as netCDF has it."""
+    if isinstance(value, dict):
+        return sorted([str(key), _attrs(item)] for key, item in value.items())
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return _attrs(value[0]) if len(value) == 1 else [_attrs(v) for v in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _module_dataset(module: Any) -> xr.Dataset:
+    """The arrays of a module, one after the other, in one variable for each dtype.
+
+    A variable for each array would take a file with its hundreds many seconds. A dtype
+    that the formats lack goes as bytes.
+    """
     description, arrays = describe(module)
-    variables, dtypes, shapes = {}, [], []
-    for index, array in enumerate(arrays):
-        dtypes.append(array.dtype.name)
-        shapes.append(array.shape)
-        if array.dtype.kind not in "fiub" or array.dtype.itemsize == 2:
-            array = np.frombuffer(array.tobytes(), np.uint8)
-        dims = [f"array_{index}_dim_{axis}" for axis in range(array.ndim)]
-        variables[f"array_{index}"] = (dims, array)
+    parts: dict[str, list[np.ndarray]] = {}
+    for array in arrays:
+        flat = np.ascontiguousarray(array).reshape(-1)
+        name = _variable(array.dtype)
+        if name == "bytes":
+            flat = np.frombuffer(flat.tobytes(), np.uint8)
+        parts.setdefault(name, []).append(flat)
+    variables = {
+        name: (f"{name}_entry", np.concatenate(flats))
+        for name, flats in parts.items()
+        if sum(map(len, flats))
+    }
     attrs = {
         "structure": description,
-        "dtypes": json.dumps(dtypes),
-        "shapes": json.dumps(shapes),
+        "dtypes": json.dumps([dtype_name(array.dtype, "") for array in arrays]),
+        "shapes": json.dumps([array.shape for array in arrays]),
     }
     return xr.Dataset(variables, attrs=attrs)
 
 
 def _module_of(dataset: xr.Dataset) -> Any:
+    whole = {str(name): variable.values for name, variable in dataset.items()}
+    done = dict.fromkeys(whole, 0)
     arrays = []
     kinds = zip(
-        json.loads(dataset.attrs["dtypes"]),
+        map(dtype_of, json.loads(dataset.attrs["dtypes"])),
         json.loads(dataset.attrs["shapes"]),
         strict=True,
     )
-    for index, (name, shape) in enumerate(kinds):
-        array = dataset[f"array_{index}"].values
-        dtype = np.dtype(getattr(ml_dtypes, name, name))
-        if array.dtype != dtype:
-            array = np.frombuffer(array.tobytes(), dtype)
-        arrays.append(array.reshape(shape))
+    for dtype, shape in kinds:
+        name, size = _variable(dtype), math.prod(shape)
+        if size * dtype.itemsize == 0:
+            arrays.append(np.zeros(shape, dtype))
+            continue
+        length = size * dtype.itemsize if name == "bytes" else size
+        part = whole[name][done[name] : done[name] + length]
+        done[name] += length
+        if name == "bytes":
+            part = np.frombuffer(part.tobytes(), dtype)
+        arrays.append(part.reshape(shape).copy())
     return rebuild(dataset.attrs["structure"], arrays)
+
+
+def _variable(dtype: np.dtype) -> str:
+    """The variable that holds the arrays of a dtype."""
+    is_known = dtype.kind in "fiu" and dtype.isnative and dtype.itemsize in (4, 8)
+    return dtype.name if is_known else "bytes"
