@@ -1,5 +1,6 @@
 """save and load: a posterior and its module in one file."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -7,8 +8,10 @@ import os
 import tempfile
 import uuid
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import equinox as eqx
 import numpy as np
@@ -59,8 +62,8 @@ def save(
         name: The root of the module's names, if ``bind`` was given one.
 
     Raises:
-        ValueError: If the suffix is neither, or if the module holds something without
-            a name, such as a lambda.
+        ValueError: If the suffix is neither, if the module holds something without a
+            name, such as a lambda, or if the format does not keep the tree as it is.
         ImportError: If the library for the format is not installed.
 
     Example:
@@ -91,6 +94,13 @@ def save(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
     try:
         _write(tree, temporary)
+        with _opened(temporary) as written:
+            if _digest(written) != tree.attrs["digest"]:
+                raise ValueError(
+                    f"{path.suffix} does not keep every array and attribute of this "
+                    "tree as it is: try the other suffix (.nc, .zip), or leave out what "
+                    "you added to the tree."
+                )
         with temporary.open("rb") as whole:
             os.fsync(whole.fileno())
         temporary.replace(path)
@@ -114,7 +124,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated or damaged, if :func:`save` did not write
-            it, or if a class of the module is not to be found.
+            it, if a class of the module is not to be found or has other fields now, or
+            if the module needs x64 (``jax_enable_x64``) and it is off.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, pyrox_ppl as px
@@ -129,7 +140,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
-        tree = _read(path)
+        with _opened(path) as file:
+            tree = file.load()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} cannot be read: it is truncated or damaged, or no file of its "
@@ -180,25 +192,46 @@ def _write(tree: xr.DataTree, path: Path) -> None:
         return
     # Zarr writes its metadata twice, which a zip file cannot take: a folder first.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        tree.to_zarr(folder, consolidated=False)
+        _renamed(tree, _escaped).to_zarr(folder, consolidated=False)
         with zipfile.ZipFile(path, "w") as packed:
             for part in sorted(Path(folder).rglob("*")):
                 if part.is_file():
                     packed.write(part, part.relative_to(folder))
 
 
-def _read(path: Path) -> xr.DataTree:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[xr.DataTree]:
+    """The tree in a file, an array of which is read where it is asked for."""
     if path.suffix == ".nc":
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return tree.load()
+        with xr.open_datatree(path, engine="h5netcdf", cache=False) as tree:
+            yield tree
+        return
     from zarr.storage import ZipStore
 
-    store = ZipStore(path, mode="r")
+    store: Any = ZipStore(path, mode="r")  # xarray's annotation does not know it
     try:
-        with xr.open_datatree(store, engine="zarr", consolidated=False) as tree:  # pyright: ignore[reportArgumentType] - xarray takes a store, and its annotation does not say so
-            return tree.load()
+        with xr.open_datatree(
+            store, engine="zarr", consolidated=False, cache=False
+        ) as tree:
+            yield _renamed(tree, unquote)
     finally:
         store.close()
+
+
+def _escaped(name: str) -> str:
+    r"""A name without ``\``, which zarr takes for a ``/``."""
+    return name.replace("%", "%25").replace("\\", "%5C")
+
+
+def _renamed(tree: xr.DataTree, rename: Callable[[str], str]) -> xr.DataTree:
+    """A tree whose variables and axes are renamed."""
+    datasets = {}
+    for node in tree.subtree:
+        dataset = node.to_dataset(inherit=False)
+        names = [str(name) for name in {*dataset.variables, *dataset.dims}]
+        new = {name: rename(name) for name in names if rename(name) != name}
+        datasets[node.path] = dataset.rename(new)
+    return xr.DataTree.from_dict(datasets)
 
 
 def _digest(tree: xr.DataTree) -> str:
