@@ -1,7 +1,6 @@
 """save and load: a posterior and its module in one file."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,10 @@ import numpy as np
 import xarray as xr
 
 from pyrox_ppl._version import __version__
-from pyrox_ppl.posterior._structure import describe, dtype_name, dtype_of, rebuild
+from pyrox_ppl.posterior._names import dtype_name, dtype_of
+from pyrox_ppl.posterior._rebuild import rebuild
+from pyrox_ppl.posterior._saved_digest import digest_of
+from pyrox_ppl.posterior._structure import describe
 
 _FORMAT = 2
 _MODULE = "module"
@@ -90,16 +92,16 @@ def save(
     )
     if name is not None:
         tree.attrs["module_name"] = name
-    tree.attrs["digest"] = _digest(tree)
+    tree.attrs["digest"] = digest_of(tree)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
     try:
         _write(tree, temporary)
         with _opened(temporary) as written:
-            if _digest(written) != tree.attrs["digest"]:
+            if digest_of(written) != tree.attrs["digest"]:
                 raise ValueError(
                     f"{path.suffix} does not keep every array and attribute of this "
-                    "tree as it is: try the other suffix (.nc, .zip), or leave out what "
-                    "you added to the tree."
+                    "tree as it is: try the other suffix (.nc, .zip), or leave out "
+                    "what you added to the tree."
                 )
         with temporary.open("rb") as whole:
             os.fsync(whole.fileno())
@@ -163,7 +165,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
             "and save it again with that version, or open its draws with "
             "`xarray.open_datatree`."
         )
-    if tree.attrs.pop("digest") != _digest(tree):
+    if tree.attrs.pop("digest") != digest_of(tree):
         raise ValueError(
             f"{path} is damaged: its arrays or attributes are not those that were "
             "saved."
@@ -232,45 +234,6 @@ def _renamed(tree: xr.DataTree, rename: Callable[[str], str]) -> xr.DataTree:
         new = {name: rename(name) for name in names if rename(name) != name}
         datasets[node.path] = dataset.rename(new)
     return xr.DataTree.from_dict(datasets)
-
-
-def _digest(tree: xr.DataTree) -> str:
-    """Of every array and attribute, in one form whatever a format makes of it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for node in sorted(tree.subtree, key=lambda node: node.path):
-        dataset = node.to_dataset(inherit=False)
-        attrs = {k: v for k, v in dataset.attrs.items() if k != "digest"}
-        digest.update(json.dumps([node.path, _attrs(attrs)]).encode())
-        for name in sorted(map(str, dataset.variables)):
-            variable = dataset[name].variable
-            kind, content = _content(variable.values)
-            head = [name, kind, variable.dims, variable.shape, _attrs(variable.attrs)]
-            digest.update(json.dumps(head).encode())
-            digest.update(content)
-    return digest.hexdigest()
-
-
-def _content(values: Any) -> tuple[str, bytes]:
-    """The kind of an array and its bytes, native ones; of strings, their letters."""
-    array = np.asarray(values)
-    if array.dtype.kind in "OUST":
-        words = [w.decode() if isinstance(w, bytes) else str(w) for w in array.ravel()]
-        return "string", json.dumps(words).encode()
-    if array.dtype.kind in "mM":  # a format has its own unit
-        array = array.astype(f"{array.dtype.kind}8[ns]").view(np.int64)
-    array = array.astype(array.dtype.newbyteorder("="), order="C")
-    return array.dtype.name, array.tobytes()
-
-
-def _attrs(value: Any) -> Any:
-    """An attribute as JSON, where a list of one is the one, as netCDF has it."""
-    if isinstance(value, dict):
-        return sorted([str(key), _attrs(item)] for key, item in value.items())
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return _attrs(value[0]) if len(value) == 1 else [_attrs(v) for v in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _module_dataset(module: Any) -> xr.Dataset:
