@@ -33,8 +33,10 @@ def describe_code(function: Callable, name: str) -> dict[str, str]:
     """
     found = {name: _hash(function)}
     while isinstance(function, types.MethodType | functools.partial):
-        is_method = isinstance(function, types.MethodType)
-        function = function.__func__ if is_method else function.func
+        if isinstance(function, functools.partial):
+            function = function.func
+        else:
+            function = function.__func__
     if isinstance(function, types.FunctionType):
         for variable, value in _read_by(function).items():
             found[f"{name}: {variable}"] = (
@@ -86,8 +88,10 @@ def _update(sha: Any, value: Any, seen: dict[int, tuple[int, Any]]) -> None:
         case types.BuiltinFunctionType():
             add(_name(value))
             return go_on(value.__self__)
-        case types.ModuleType() | logging.Logger():
-            return add(value.__name__ if hasattr(value, "__name__") else value.name)
+        case types.ModuleType():
+            return add(value.__name__)
+        case logging.Logger():
+            return add(value.name)
         case property():
             return go_on(value.fget)
         case type():

@@ -13,7 +13,7 @@ import jax
 import jaxlib.version
 import numpy as np
 import numpyro
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
 from numpyro import handlers
 
 from pyrox_ppl._version import __version__
@@ -159,7 +159,7 @@ def check(
             else "Start again with what the run was begun with, or give a new path"
         )
         if part == "settings":
-            advice += _way_on(before, now)
+            advice += _way_on(before or {}, now or {})
         raise ValueError(
             f"{path} holds another run: {meaning} differ"
             f"{_differences(before, now)}. {advice}. Nothing on disk was changed."

@@ -12,13 +12,7 @@ import numpy as np
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import (
-    digest,
-    from_numpy,
-    stored_as,
-    strong,
-    to_numpy,
-)
+from pyrox_ppl.infer._arrays import digest, from_numpy, stored_as, strong, to_numpy
 from pyrox_ppl.infer._fingerprint import environment, program, sites_of
 from pyrox_ppl.infer._resume import (
     check_one_process,
@@ -182,7 +176,9 @@ def fit_minibatches(
             "environment": environment(),
             **program(step, (start, first)),
             "evaluation": (
-                {} if held_out is None else program(evaluate, (start, _one(held_out)))
+                {}
+                if held_out is None
+                else program(evaluate, (start, next(_batches_of(held_out))))
             ),
             "start": digest(start),
         }
@@ -281,12 +277,8 @@ class _Run:
         if self.held_out is None:
             progress["best_epoch"] = epoch
             return best
-        batches = self.held_out
-        if isinstance(batches, MinibatchLoader):
-            values = [self.evaluate(state, batch) for batch in batches.epoch(0)]
-        else:
-            values = [self.evaluate(state, batches)]
-        loss = float(np.mean([float(value) for value in values]))
+        values = [float(self.evaluate(state, b)) for b in _batches_of(self.held_out)]
+        loss = float(np.mean(values))
         least = min(filter(math.isfinite, progress["held_out"]), default=math.inf)
         progress["held_out"].append(loss)
         if loss < least:
@@ -303,10 +295,9 @@ def _postfix(block: jax.Array, progress: dict[str, Any]) -> str:
     return text
 
 
-def _one(held_out: Any) -> Any:
-    """A batch of held-out data."""
+def _batches_of(held_out: Any) -> Iterator[Any]:
     is_loader = isinstance(held_out, MinibatchLoader)
-    return next(held_out.epoch(0)) if is_loader else held_out
+    return held_out.epoch(0) if is_loader else iter([held_out])
 
 
 def _contents(held_out: Any) -> Any:

@@ -1,18 +1,19 @@
 """A module as text and arrays: its classes, constants and functions by their names."""
 
+import collections
 import dataclasses
+import enum
 import functools
-import importlib
-import inspect
 import json
+import types
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 
-# Where the functions of networks are public; their own __module__ often is not.
-_PUBLIC = ("jax.nn", "jax.numpy", "jax.lax", "equinox.nn")
+from pyrox_ppl.posterior._names import defaults_of, dtype_name, is_remade, name_of
+from pyrox_ppl.posterior._shared import places_of
 
 
 def describe(module: Any) -> tuple[str, list[np.ndarray]]:
@@ -23,156 +24,162 @@ def describe(module: Any) -> tuple[str, list[np.ndarray]]:
     Raises:
         ValueError: If something in it has no name to be found by: a lambda, say.
     """
-    arrays: list[Any] = []
+    writer = _Writer()
+    return json.dumps(writer.node(module, type(module).__name__)), writer.plain
 
-    def node(value: Any, path: str) -> Any:
-        if value is None or isinstance(value, bool | int | float | str):
+
+class _Writer:
+    """The nodes of a tree as JSON can hold them, and the arrays met on the way."""
+
+    def __init__(self) -> None:
+        self.plain: list[np.ndarray] = []
+        # By identity, within this one walk; the objects are kept alive beside it.
+        self._arrays: dict[int, tuple[int, Any]] = {}
+        self._markers: dict[int, tuple[int, Any]] = {}
+
+    def node(self, value: Any, path: str) -> Any:
+        if value is None or type(value) in (bool, int, float, str):
             return value
-        if isinstance(value, jax.Array | np.ndarray):
-            is_jax = isinstance(value, jax.Array)
-            for index, array in enumerate(arrays):
-                if array is value:
-                    return {"array": index, "jax": is_jax}
-            arrays.append(value)
-            return {"array": len(arrays) - 1, "jax": is_jax}
-        if isinstance(value, eqx.Module):
-            cls = _name_of(type(value), path)
-            defaults = _defaults(type(value))
-            fields = {}
-            for field in dataclasses.fields(value):
-                if field.name in value.__dict__:
-                    part = value.__dict__[field.name]
-                    is_default = callable(part) and part is defaults.get(field.name)
-                    fields[field.name] = (
-                        {"default": field.name, "of": cls}
-                        if is_default
-                        else node(part, f"{path}.{field.name}")
-                    )
-            return {"module": cls, "fields": fields}
-        if type(value) in (tuple, list):
-            items = [node(item, f"{path}.{i}") for i, item in enumerate(value)]
-            return items if isinstance(value, list) else {"tuple": items}
-        if type(value) is dict:
-            items = [[node(k, path), node(v, f"{path}.{k}")] for k, v in value.items()]
-            return {"dict": items}
-        if isinstance(value, np.dtype):
-            return {"dtype": value.name}
-        if isinstance(value, np.generic):
-            return {"scalar": value.item(), "dtype": value.dtype.name}
-        if isinstance(value, functools.partial):
-            parts = (value.args, dict(value.keywords))
-            return {
-                "partial": node(value.func, path),
-                "given": [node(part, path) for part in parts],
-            }
+        if isinstance(value, jax.Array) or type(value) in (np.ndarray, np.memmap):
+            return self._array(value, path)
+        match value:
+            case enum.Enum():
+                return {
+                    "enum": name_of(type(value), path),
+                    "value": self.node(value.value, path),
+                }
+            case complex():
+                return {"complex": [value.real, value.imag]}
+            case bytes():
+                return {"bytes": value.hex()}
+            case np.dtype():
+                return {"dtype": dtype_name(value, path)}
+            case np.generic():
+                dtype = dtype_name(value.dtype, path)
+                return {"scalar": value.tobytes().hex(), "dtype": dtype}
+            case slice():
+                parts = (value.start, value.stop, value.step)
+                return {"slice": self._all(parts, path)}
+            case range():
+                return {"range": [value.start, value.stop, value.step]}
+            case functools.partial():
+                parts = (value.func, value.args, dict(value.keywords))
+                cls = name_of(type(value), path)
+                return {"partial": self._all(parts, path), "of": cls}
+            case types.MethodType() | eqx.Module(__func__=_, __self__=_):
+                return self._method(value, path)
+            case eqx.nn.Shared():
+                # Its functions are mostly lambdas.
+                return self._module(value, path, **(places_of(value) or {}))
+            case eqx.nn.StateIndex():
+                init = self.node(value.init, f"{path}.init")
+                return {"index": self._marker(value.marker), "init": init}
+            case eqx.nn.State():
+                values, keys = value.tree_flatten()
+                markers = [self._marker(key) for key in keys]
+                return {"state": self._all(values, path), "markers": markers}
+            case eqx.Module():
+                return self._module(value, path)
+        container = self._container(value, path)
+        if container is not None:
+            return container
+        if value is ...:
+            return {"ellipsis": True}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._module(value, path)
+        if type(value).__name__ == "SharedNode":
+            return {"module": name_of(type(value), path), "fields": {}}
         if callable(value):
-            return {"named": _name_of(value, path)}
+            return {"named": name_of(value, path)}
         raise ValueError(
-            f"{path} is {value!r}, which cannot be saved: a module may hold arrays, "
-            "modules, numbers, strings, containers of them, and functions that have a "
-            "name in a Python module."
+            f"{path} is {value!r} of {type(value).__name__}, which cannot be saved: a "
+            "module may hold arrays, modules, dataclasses, numbers, strings, "
+            "containers of them, and functions that have a name in a Python module."
         )
 
-    return json.dumps(node(module, type(module).__name__)), [
-        _plain(array, type(module).__name__) for array in arrays
-    ]
+    def _all(self, values: Any, path: str) -> list[Any]:
+        return [self.node(item, f"{path}.{i}") for i, item in enumerate(values)]
 
-
-def rebuild(description: str, arrays: list[np.ndarray]) -> Any:
-    """Make the module again.
-
-    Raises:
-        ValueError: If a class or function is not there under its name.
-    """
-    made: dict[tuple[int, bool], Any] = {}
-
-    def build(node: Any) -> Any:
-        match node:
-            case {"array": index, "jax": is_jax}:
-                key = (index, is_jax)
-                if key not in made:
-                    made[key] = (
-                        jax.numpy.asarray(arrays[index]) if is_jax else arrays[index]
-                    )
-                return made[key]
-            case {"module": name, "fields": fields}:
-                cls = _find(name)
-                if not (isinstance(cls, type) and issubclass(cls, eqx.Module)):
-                    raise ValueError(f"{name!r} is no Equinox module.")
-                # As Equinox itself makes an instance from its leaves.
-                module = object.__new__(cls)
-                for field, value in fields.items():
-                    object.__setattr__(module, field, build(value))
-                return module
-            case {"default": name, "of": cls}:
-                return _defaults(_find(cls))[name]
-            case {"tuple": items}:
-                return tuple(build(item) for item in items)
-            case {"dict": items}:
-                return {build(key): build(value) for key, value in items}
-            case {"scalar": value, "dtype": dtype}:
-                return np.dtype(dtype).type(value)
-            case {"dtype": dtype}:
-                return np.dtype(dtype)
-            case {"partial": func, "given": given}:
-                args, keywords = (build(part) for part in given)
-                return functools.partial(build(func), *args, **keywords)
-            case {"named": name}:
-                return _find(name)
-            case list():
-                return [build(item) for item in node]
-            case _:
-                return node
-
-    return build(json.loads(description))
-
-
-def _defaults(cls: Any) -> dict[str, Any]:
-    """What the constructor takes for each argument that is not given.
-
-    Equinox's networks have a lambda there, which has no name of its own.
-    """
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _plain(array: Any, name: str) -> np.ndarray:
-    if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"{name} holds a PRNG key, which cannot be saved.")
-    return np.asarray(array)
-
-
-def _name_of(value: Any, path: str) -> str:
-    """``module:name`` under which Python finds the very same object."""
-    own = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
-    for place in (*_PUBLIC, getattr(value, "__module__", None)):
-        name = f"{place}:{own}"
-        if place and own and _lookup(name) is value:
-            return name
-    raise ValueError(
-        f"{path} is {value!r}, which has no name that another process could find it "
-        "by: define it at the top of a Python module (a lambda or a function inside a "
-        "function is not)."
-    )
-
-
-def _find(name: str) -> Any:
-    found = _lookup(name)
-    if found is None:
-        place, _, own = name.partition(":")
-        raise ValueError(
-            f"the file needs {own!r} of the Python module {place!r}, which is not "
-            "here: import or define it first."
-        )
-    return found
-
-
-def _lookup(name: str) -> Any:
-    place, _, own = name.partition(":")
-    try:
-        found = importlib.import_module(place)
-    except ImportError:
+    def _container(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind is list:
+            return self._all(value, path)
+        if kind is tuple:
+            return {"tuple": self._all(value, path)}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            items = self._all(value, path)
+            return {"named_tuple": name_of(kind, path), "items": items}
+        if kind in (set, frozenset):
+            return {kind.__name__: self._all(value, path)}
+        if isinstance(value, dict):
+            items = [
+                [self.node(k, path), self.node(v, f"{path}.{k}")]
+                for k, v in value.items()
+            ]
+            if kind is dict:
+                return {"dict": items}
+            if kind is collections.OrderedDict:
+                return {"ordered": items}
+            if isinstance(value, collections.defaultdict):
+                made = self.node(value.default_factory, path)
+                return {"dict": items, "default": made}
         return None
-    for part in own.split("."):
-        found = getattr(found, part, None)
-    return found
+
+    def _array(self, value: Any, path: str) -> dict[str, Any]:
+        if id(value) not in self._arrays:
+            is_key = jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(value) if is_key else value)
+            dtype_name(array.dtype, path)
+            self._arrays[id(value)] = (len(self.plain), value)
+            self.plain.append(array)
+        node: dict[str, Any] = {"array": self._arrays[id(value)][0]}
+        if not isinstance(value, jax.Array):
+            return {**node, "kind": "numpy"}
+        if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return {**node, "kind": "key", "impl": str(jax.random.key_impl(value))}
+        return {**node, "kind": "weak" if value.weak_type else "jax"}
+
+    def _marker(self, marker: Any) -> Any:
+        """The key of a state: a name, or an object that is the same at both ends."""
+        if isinstance(marker, str):
+            return marker
+        return self._markers.setdefault(id(marker), (len(self._markers), marker))[0]
+
+    def _method(self, value: Any, path: str) -> dict[str, Any]:
+        owner, name = value.__self__, value.__func__.__name__
+        found = getattr(owner, name, None)
+        if getattr(found, "__func__", None) is not value.__func__:
+            raise ValueError(
+                f"{path} is {value!r}, which is not the method {name!r} of its object: "
+                "it cannot be saved."
+            )
+        return {"method": name, "of": self.node(owner, path)}
+
+    def _module(self, value: Any, path: str, **instead: Any) -> dict[str, Any]:
+        cls = name_of(type(value), path)
+        defaults = defaults_of(type(value))
+        held = getattr(value, "__dict__", {})
+        names = [field.name for field in dataclasses.fields(value)]
+        unknown = [n for n in held if n not in names and not is_remade(type(value), n)]
+        if unknown:
+            raise ValueError(
+                f"{path} has the attributes {unknown}, which are no fields of "
+                f"{type(value).__name__}: declare them as fields."
+            )
+        fields = {}
+        for name in names:
+            if name not in held and (
+                isinstance(value, eqx.Module) or not hasattr(value, name)
+            ):
+                continue
+            part = instead.get(
+                name, held[name] if name in held else getattr(value, name)
+            )
+            if callable(part) and part is defaults.get(name):
+                fields[name] = {"default": name, "of": cls}
+            else:
+                fields[name] = self.node(part, f"{path}.{name}")
+        absent = [name for name in names if name not in fields]
+        return {"module": cls, "fields": fields} | (
+            {"absent": absent} if absent else {}
+        )

@@ -1,23 +1,28 @@
 """save and load: a posterior and its module in one file."""
 
-import hashlib
+import contextlib
 import json
+import math
 import os
 import tempfile
 import uuid
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import equinox as eqx
-import ml_dtypes
 import numpy as np
 import xarray as xr
 
 from pyrox_ppl._version import __version__
-from pyrox_ppl.posterior._structure import describe, rebuild
+from pyrox_ppl.posterior._names import dtype_name, dtype_of
+from pyrox_ppl.posterior._rebuild import rebuild
+from pyrox_ppl.posterior._saved_digest import digest_of
+from pyrox_ppl.posterior._structure import describe
 
-_FORMAT = 1
+_FORMAT = 2
 _MODULE = "module"
 
 
@@ -38,27 +43,29 @@ class Saved(NamedTuple):
 def save(
     path: str | os.PathLike[str],
     posterior: xr.DataTree,
-    module: eqx.Module | None = None,
+    module: Any = None,
     *,
     name: str | None = None,
 ) -> None:
     """Write a posterior, and the module that it is of, into one file.
 
     The file is written beside and moved in place when it is whole: an interrupted save
-    leaves the previous file as it was. A digest of every array goes with it.
+    leaves the previous file as it was. A digest of every array and attribute goes with
+    it.
 
     Args:
         path: Where to; ``.nc`` makes a netCDF file (any netCDF-4 reader opens it),
             ``.zip`` (say ``fit.zarr.zip``) a zipped zarr store.
         posterior: A DataTree of :func:`~pyrox_ppl.to_datatree`.
-        module: The module as the model read it. Its arrays are stored as they are; its
-            classes and functions by their names, which the process that loads it must
-            be able to import.
+        module: The module as the model read it, or a tuple of it and what belongs to it
+            (``(module, state)`` with an ``eqx.nn.State``). Its arrays are stored as
+            they are; its classes and functions by their names, which the process that
+            loads it must be able to import.
         name: The root of the module's names, if ``bind`` was given one.
 
     Raises:
-        ValueError: If the suffix is neither, or if the module holds something without
-            a name, such as a lambda.
+        ValueError: If the suffix is neither, if the module holds something without a
+            name, such as a lambda, or if the format does not keep the tree as it is.
         ImportError: If the library for the format is not installed.
 
     Example:
@@ -82,13 +89,20 @@ def save(
         pyrox_ppl_format=_FORMAT,
         saved_by=f"pyrox_ppl {__version__}",
         equinox_version=eqx.__version__,
-        digest=_digest(tree),
     )
     if name is not None:
         tree.attrs["module_name"] = name
+    tree.attrs["digest"] = digest_of(tree)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
     try:
         _write(tree, temporary)
+        with _opened(temporary) as written:
+            if digest_of(written) != tree.attrs["digest"]:
+                raise ValueError(
+                    f"{path.suffix} does not keep every array and attribute of this "
+                    "tree as it is: try the other suffix (.nc, .zip), or leave out "
+                    "what you added to the tree."
+                )
         with temporary.open("rb") as whole:
             os.fsync(whole.fileno())
         temporary.replace(path)
@@ -112,7 +126,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated or damaged, if :func:`save` did not write
-            it, or if a class of the module is not to be found.
+            it, if a class of the module is not to be found or has other fields now, or
+            if the module needs x64 (``jax_enable_x64``) and it is off.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, pyrox_ppl as px
@@ -127,7 +142,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
-        tree = _read(path)
+        with _opened(path) as file:
+            tree = file.load()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} cannot be read: it is truncated or damaged, or no file of its "
@@ -143,9 +159,16 @@ def load(path: str | os.PathLike[str]) -> Saved:
             f"{path} was written by {tree.attrs['saved_by']}, in a format that this "
             f"version ({__version__}) does not know: update pyrox_ppl."
         )
-    if tree.attrs.pop("digest") != _digest(tree):
+    if int(tree.attrs["pyrox_ppl_format"]) < _FORMAT:
         raise ValueError(
-            f"{path} is damaged: its arrays are not those that were saved."
+            f"{path} was written by {tree.attrs['saved_by']}, in an older format: load "
+            "and save it again with that version, or open its draws with "
+            "`xarray.open_datatree`."
+        )
+    if tree.attrs.pop("digest") != digest_of(tree):
+        raise ValueError(
+            f"{path} is damaged: its arrays or attributes are not those that were "
+            "saved."
         )
     module = None
     if _MODULE in tree.children:
@@ -171,70 +194,99 @@ def _write(tree: xr.DataTree, path: Path) -> None:
         return
     # Zarr writes its metadata twice, which a zip file cannot take: a folder first.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        tree.to_zarr(folder, consolidated=False)
+        _renamed(tree, _escaped).to_zarr(folder, consolidated=False)
         with zipfile.ZipFile(path, "w") as packed:
             for part in sorted(Path(folder).rglob("*")):
                 if part.is_file():
                     packed.write(part, part.relative_to(folder))
 
 
-def _read(path: Path) -> xr.DataTree:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[xr.DataTree]:
+    """The tree in a file, an array of which is read where it is asked for."""
     if path.suffix == ".nc":
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return tree.load()
+        with xr.open_datatree(path, engine="h5netcdf", cache=False) as tree:
+            yield tree
+        return
     from zarr.storage import ZipStore
 
-    store = ZipStore(path, mode="r")
+    store: Any = ZipStore(path, mode="r")  # xarray's annotation does not know it
     try:
-        with xr.open_datatree(store, engine="zarr", consolidated=False) as tree:  # pyright: ignore[reportArgumentType] - xarray takes a store, and its annotation does not say so
-            return tree.load()
+        with xr.open_datatree(
+            store, engine="zarr", consolidated=False, cache=False
+        ) as tree:
+            yield _renamed(tree, unquote)
     finally:
         store.close()
 
 
-def _digest(tree: xr.DataTree) -> str:
-    """Of the names, shapes and bytes of every array."""
-    digest = hashlib.blake2b(digest_size=16)
-    for node in sorted(tree.subtree, key=lambda node: node.path):
+def _escaped(name: str) -> str:
+    r"""A name without ``\``, which zarr takes for a ``/``."""
+    return name.replace("%", "%25").replace("\\", "%5C")
+
+
+def _renamed(tree: xr.DataTree, rename: Callable[[str], str]) -> xr.DataTree:
+    """A tree whose variables and axes are renamed."""
+    datasets = {}
+    for node in tree.subtree:
         dataset = node.to_dataset(inherit=False)
-        for name in sorted(map(str, dataset.variables)):
-            array = np.ascontiguousarray(dataset[name].values)
-            head = [node.path, name, array.dtype.name, list(dataset[name].shape)]
-            digest.update(json.dumps(head).encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+        names = [str(name) for name in {*dataset.variables, *dataset.dims}]
+        new = {name: rename(name) for name in names if rename(name) != name}
+        datasets[node.path] = dataset.rename(new)
+    return xr.DataTree.from_dict(datasets)
 
 
-def _module_dataset(module: eqx.Module) -> xr.Dataset:
-    """The arrays of a module; a dtype that the formats lack goes as bytes."""
+def _module_dataset(module: Any) -> xr.Dataset:
+    """The arrays of a module, one after the other, in one variable for each dtype.
+
+    A variable for each array would take a file with its hundreds many seconds. A dtype
+    that the formats lack goes as bytes.
+    """
     description, arrays = describe(module)
-    variables, dtypes, shapes = {}, [], []
-    for index, array in enumerate(arrays):
-        dtypes.append(array.dtype.name)
-        shapes.append(array.shape)
-        if array.dtype.kind not in "fiub" or array.dtype.itemsize == 2:
-            array = np.frombuffer(array.tobytes(), np.uint8)
-        dims = [f"array_{index}_dim_{axis}" for axis in range(array.ndim)]
-        variables[f"array_{index}"] = (dims, array)
+    parts: dict[str, list[np.ndarray]] = {}
+    for array in arrays:
+        flat = np.ascontiguousarray(array).reshape(-1)
+        name = _variable(array.dtype)
+        if name == "bytes":
+            flat = np.frombuffer(flat.tobytes(), np.uint8)
+        parts.setdefault(name, []).append(flat)
+    variables = {
+        name: (f"{name}_entry", np.concatenate(flats))
+        for name, flats in parts.items()
+        if sum(map(len, flats))
+    }
     attrs = {
         "structure": description,
-        "dtypes": json.dumps(dtypes),
-        "shapes": json.dumps(shapes),
+        "dtypes": json.dumps([dtype_name(array.dtype, "") for array in arrays]),
+        "shapes": json.dumps([array.shape for array in arrays]),
     }
     return xr.Dataset(variables, attrs=attrs)
 
 
 def _module_of(dataset: xr.Dataset) -> Any:
+    whole = {str(name): variable.values for name, variable in dataset.items()}
+    done = dict.fromkeys(whole, 0)
     arrays = []
     kinds = zip(
-        json.loads(dataset.attrs["dtypes"]),
+        map(dtype_of, json.loads(dataset.attrs["dtypes"])),
         json.loads(dataset.attrs["shapes"]),
         strict=True,
     )
-    for index, (name, shape) in enumerate(kinds):
-        array = dataset[f"array_{index}"].values
-        dtype = np.dtype(getattr(ml_dtypes, name, name))
-        if array.dtype != dtype:
-            array = np.frombuffer(array.tobytes(), dtype)
-        arrays.append(array.reshape(shape))
+    for dtype, shape in kinds:
+        name, size = _variable(dtype), math.prod(shape)
+        if size * dtype.itemsize == 0:
+            arrays.append(np.zeros(shape, dtype))
+            continue
+        length = size * dtype.itemsize if name == "bytes" else size
+        part = whole[name][done[name] : done[name] + length]
+        done[name] += length
+        if name == "bytes":
+            part = np.frombuffer(part.tobytes(), dtype)
+        arrays.append(part.reshape(shape).copy())
     return rebuild(dataset.attrs["structure"], arrays)
+
+
+def _variable(dtype: np.dtype) -> str:
+    """The variable that holds the arrays of a dtype."""
+    is_known = dtype.kind in "fiu" and dtype.isnative and dtype.itemsize in (4, 8)
+    return dtype.name if is_known else "bytes"

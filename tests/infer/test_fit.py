@@ -160,3 +160,21 @@ def test_the_bar_shows_both_losses(capfd):
     shown = capfd.readouterr().err
     assert "8/8" in shown
     assert "held out: " in shown
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_losses_keep_the_precision_that_they_were_computed_in(tmp_path, on_disk):
+    """The loss of a mean that stays at its start, by hand in float64."""
+    y = np.array([1.0, 2.0 / 3.0, 0.1, 0.3])
+
+    def constant(y):
+        numpyro.sample("y", dist.Normal(0.0, 1.0).expand([4]).to_event(1), obs=y)
+
+    with jax.enable_x64(True):
+        svi = SVI(constant, lambda y: None, optax.sgd(0.0), Trace_ELBO())
+        data = MinibatchLoader((y,), 4, key=KEY)
+        path = tmp_path / "run" if on_disk else None
+        losses = fit_minibatches(svi, KEY, data, 1, path=path, progress_bar=False)
+        expected = 0.5 * np.sum(y**2) + 2.0 * np.log(2.0 * np.pi)
+        assert losses.losses.dtype == np.float64
+        np.testing.assert_allclose(losses.losses, [expected], rtol=1e-14)
