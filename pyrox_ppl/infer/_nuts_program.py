@@ -225,7 +225,9 @@ def compile_programs(
 
 def _flatten(states: Any) -> Any:
     """Join the axes of chains and draws."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), states
+    )
 
 
 def diagnostics(state: Any) -> str:

@@ -194,4 +194,3 @@ def _on_vector(make: Callable, unravel: Callable) -> Callable:
         return lambda vector: of_sites(unravel(vector))
 
     return make_on_vector
-

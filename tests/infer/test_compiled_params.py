@@ -104,7 +104,8 @@ def test_svi_draws_it_once_and_predictive_for_every_draw_as_numpyro():
     ]
     np.testing.assert_allclose(fits[0].params["w"], fits[1].params["w"], rtol=1e-5)
     ours, theirs = (
-        cls(model, num_samples=4)(KEY, Y)["c"] for cls in (CompiledPredictive, Predictive)
+        cls(model, num_samples=4)(KEY, Y)["c"]
+        for cls in (CompiledPredictive, Predictive)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -129,7 +130,9 @@ def test_predictive_sees_ties():
     for net in (TIED, UNTIED, TIED):
         check(predictive(KEY, net), tied=net is TIED)
     draws = {"net.dec": jnp.stack([W, -W])}
-    np.testing.assert_array_equal(CompiledPredictive(network, draws)(KEY, TIED)["gap"], 0)
+    np.testing.assert_array_equal(
+        CompiledPredictive(network, draws)(KEY, TIED)["gap"], 0
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_chains": 2}], ids=["one", "chains"])
