@@ -244,7 +244,7 @@ def _is_of_a_library(value: Any) -> bool:
 
 
 def _file_of(kind: type) -> str:
-    """Where a class was made; of one that was made by a call the module may say less."""
+    """Where a class was made, if it was not made by a call."""
     if kind.__module__ == "builtins":
         return "<frozen"
     module = None if kind.__module__ == "types" else sys.modules.get(kind.__module__)

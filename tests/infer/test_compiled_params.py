@@ -1,4 +1,4 @@
-"""Params with random initial values, and ties, in the compiled and resumable classes."""
+"""Params with random initial values, and ties, in compiled and resumable runs."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The flat kernel and guide where others stand: pickle, enumeration, HMCECS, no sites."""
+"""The flat kernel and guide: pickle, enumeration, HMCECS, sites without entries."""
 
 import copy
 import pickle
