@@ -98,7 +98,8 @@ mcmc = MCMC(NUTS(model), num_warmup=WARMUP, num_samples=DRAWS, num_chains=CHAINS
 mcmc.run(nuts_key, x_all, z_train, y=y_train)
 posterior = px.to_datatree(mcmc, x_all, z_train, y=y_train)
 
-guide = AutoNormal(model, init_scale=0.01)
+start_at = px.infer.init_to_stored  # the weights that the field holds
+guide = AutoNormal(model, init_loc_fn=start_at, init_scale=0.01)
 schedule = optax.cosine_decay_schedule(0.01, SVI_STEPS)
 svi = SVI(model, guide, optax.adam(schedule), Trace_ELBO())
 fit = svi.run(svi_key, SVI_STEPS, x_all, z_train, y=y_train)

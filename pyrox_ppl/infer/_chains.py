@@ -71,6 +71,18 @@ def replicate(tree: Any, num_chains: int) -> Any:
     return jax.device_put(tree, NamedSharding(mesh(num_chains), PartitionSpec()))
 
 
+def check_init_params(init_params: Any, num_chains: int) -> None:
+    """Raise if initial values are not there for each of several chains."""
+    if num_chains == 1:
+        return
+    for leaf in jax.tree.leaves(init_params):
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] != num_chains:
+            raise ValueError(
+                f"init_params must have a leading axis of the {num_chains} chains, got "
+                f"the shape {np.shape(leaf)}."
+            )
+
+
 def is_placed(tree: Any) -> bool:
     """Whether arrays were put on devices on purpose, to which results then keep."""
     leaves = jax.tree.leaves(tree)

@@ -29,7 +29,9 @@ _FIXED = (
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
     types.EllipsisType,
+    types.GenericAlias,
     types.NotImplementedType,
+    types.UnionType,
     range,
     np.ufunc,
     jax.Array,
@@ -93,7 +95,8 @@ class _Walk:
             return Same(value)
         if isinstance(value, PLAIN):
             return type(value), repr(value)
-        if isinstance(value, _FIXED) or type(value) is object:
+        fixed = isinstance(value, _FIXED) or type(value) is object
+        if fixed or _is_of_a_library(value):
             return Same(value)
         if id(value) in self._places:
             return "again", self._places[id(value)]
@@ -227,10 +230,24 @@ def _is_installed(file: str) -> bool:
     return file.startswith(_INSTALLED)
 
 
+def _is_of_a_library(value: Any) -> bool:
+    """Whether a library has the object under its name, so that no user changes it."""
+    name, where = (getattr(value, n, None) for n in ("__qualname__", "__module__"))
+    if not (callable(value) and isinstance(name, str) and isinstance(where, str)):
+        return False
+    found: Any = sys.modules.get(where)
+    if found is None or not _is_installed(getattr(found, "__file__", None) or "<"):
+        return False
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
 def _file_of(kind: type) -> str:
+    """Where a class was made, if it was not made by a call."""
     if kind.__module__ == "builtins":
         return "<frozen"
-    module = sys.modules.get(kind.__module__)
+    module = None if kind.__module__ == "types" else sys.modules.get(kind.__module__)
     return getattr(module, "__file__", None) or "<"
 
 

@@ -1,7 +1,7 @@
 """The program that CompiledMCMC compiles: find initial values, warm up, sample."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpyro.infer.hmc import HMC
+from numpyro.infer import HMC, MCMC
 from numpyro.infer.util import ParamInfo
 from numpyro.util import nested_attrgetter
 
@@ -17,6 +17,7 @@ from pyrox_ppl.infer._ahead import jit_quickly
 from pyrox_ppl.infer._arguments import Static, join
 from pyrox_ppl.infer._chains import over_chains
 from pyrox_ppl.infer._held_params import hold_params
+from pyrox_ppl.infer.flat_nuts import FlatNUTS
 
 
 class Plan(NamedTuple):
@@ -185,16 +186,32 @@ def chain_axis_first(draws: Any, plan: Plan) -> Any:
     return draws
 
 
-def compile_programs(
-    sampler: HMC, postprocess_fn: Callable | None
-) -> dict[str, Callable]:
+def check_fields(fields: Iterable[str], kernel: HMC) -> None:
+    """Raise if a field is asked for that a kernel's state does not have."""
+    of_sites = [f for f in fields if f.startswith(f"{kernel.sample_field}.")]
+    if of_sites and isinstance(kernel, FlatNUTS):
+        raise ValueError(
+            f"extra_fields has {of_sites}, but FlatNUTS keeps the unconstrained values "
+            "of all sites in one vector: collect them by CompiledMCMC(NUTS(model), "
+            "...), or leave these fields out, as the draws are the constrained values."
+        )
+
+
+def of_an_earlier_run(value: Any) -> tuple[str, ...]:
+    """What a kernel keeps of a run, and the programs find for themselves."""
+    names = ("_init_fn", "_sample_fn", "_potential_fn_gen", "_postprocess_fn")
+    more = ("_inv_transforms", "_dynamic_support")
+    return (*names, *more) if isinstance(value, HMC) else ()
+
+
+def compile_programs(mcmc: MCMC) -> dict[str, Callable]:
     """The jitted functions; JAX keeps their programs as long as they are held.
 
     Their first argument is the key, their last what all chains share.
     """
 
     def program(key: tuple) -> NUTSProgram:
-        return NUTSProgram(sampler, key[0], key[1], postprocess_fn)
+        return NUTSProgram(mcmc.sampler, key[0], key[1], mcmc.postprocess_fn)
 
     def begin(key: tuple, chains: Chains, shared: Shared) -> tuple:
         return program(key).begin(chains, shared)
@@ -225,7 +242,9 @@ def compile_programs(
 
 def _flatten(states: Any) -> Any:
     """Join the axes of chains and draws."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), states
+    )
 
 
 def diagnostics(state: Any) -> str:

@@ -50,7 +50,8 @@ class Segments:
         size: int,
     ) -> None:
         self._mcmc = mcmc
-        self._kernel = copy.copy(mcmc.sampler)  # comes without what it remembers
+        # A copy comes without what it remembers.
+        self._kernel: Any = copy.copy(mcmc.sampler)
         if isinstance(self._kernel, HMC) and self._kernel.model is not None:
             first = key if is_prng_key(key) else key[0]
             if mcmc.num_chains > 1 and is_prng_key(key):

@@ -16,7 +16,7 @@ class Vector:
     joining of their gradients into its gradient, which takes it long to compile.
     """
 
-    def __init__(self, sites: dict[str, Any], *, fused: bool) -> None:
+    def __init__(self, sites: Any, *, fused: bool) -> None:
         self._shapes = {
             name: (jnp.shape(sites[name]), jnp.result_type(sites[name]))
             for name in sorted(sites)
@@ -33,6 +33,6 @@ class Vector:
         return sites if self._fused else lax.optimization_barrier(sites)
 
 
-def ravel(sites: dict[str, Any]) -> jax.Array:
+def ravel(sites: Any) -> jax.Array:
     """Values by site as a vector."""
     return jnp.asarray(ravel_pytree(sites)[0])

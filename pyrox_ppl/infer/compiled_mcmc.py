@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.core import Tracer
@@ -19,24 +18,22 @@ from pyrox_ppl.infer._arguments import (
     is_staged,
     split,
 )
-from pyrox_ppl.infer._chains import choose, is_placed, laid_out, replicate
+from pyrox_ppl.infer._chains import (
+    check_init_params,
+    choose,
+    is_placed,
+    laid_out,
+    replicate,
+)
 from pyrox_ppl.infer._nuts_program import (
     Carry,
     Chains,
     Plan,
     Shared,
+    check_fields,
     compile_programs,
     diagnostics,
-)
-from pyrox_ppl.infer.flat_nuts import FlatNUTS
-
-_OF_A_RUN = (
-    "_init_fn",
-    "_sample_fn",
-    "_potential_fn_gen",
-    "_postprocess_fn",
-    "_inv_transforms",
-    "_dynamic_support",
+    of_an_earlier_run,
 )
 
 
@@ -47,21 +44,18 @@ class CompiledMCMC(MCMC):
     compiles again for each ``run``. This class compiles a program that finds initial
     values and one that warms up and samples, with the arguments of the model as their
     inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
-    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key and
-    chain method, up to rounding (which chaos enlarges in a long run); only a
-    ``param`` site with a random initial value, which is drawn once per run by the first
-    chain's key, NumPyro may draw for each chain. Every method and attribute is NumPyro's
-    (``get_samples``, ``print_summary``, ``warmup``, ``post_warmup_state``, ...).
+    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key
+    and chain method, up to rounding, which chaos enlarges in a long run. A ``param``
+    site with a random initial value is drawn once per run, by the key of the first
+    chain. Every method and attribute is NumPyro's.
 
     What counts as the same: arguments that are arrays by shape and dtype, and by which
     of them are one array; numbers, strings and flags by type and value (a new value is
     compiled anew). Functions, callable objects, static fields and the model itself
     count by all that they reach: closures, attributes, bound objects, the globals that
-    they name. What changes there is seen, and compiled anew, so pass it as an argument
-    if it changes often. What cannot be looked into (a generator, a file) is compiled
-    anew for each run, with a warning.
-
-    A progress bar costs one small program more.
+    they name. What changes there is compiled anew, so pass what changes often as an
+    argument. What cannot be looked into (a generator, a file) is compiled anew for each
+    run, with a warning. A progress bar costs one small program more.
 
     **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
 
@@ -147,7 +141,7 @@ class CompiledMCMC(MCMC):
             jit_model_args=True,
         )
         self.chain_method = choose(chain_method, num_chains)
-        self._compiled = compile_programs(self.sampler, self.postprocess_fn)
+        self._compiled = compile_programs(self)
         self._surroundings = Surroundings()
         self._origin: Any = None
 
@@ -172,7 +166,7 @@ class CompiledMCMC(MCMC):
         self._args, self._kwargs = args, kwargs
         if self.num_chains > 1 and is_prng_key(rng_key):
             rng_key = jax.random.split(rng_key, self.num_chains)
-        self._check_init_params(init_params)
+        check_init_params(init_params, self.num_chains)
         start = self._warmup_state
         if start is not None:
             self._set_collection_params(0, self.num_samples, self.num_samples, "sample")
@@ -180,7 +174,7 @@ class CompiledMCMC(MCMC):
         plan = self._plan(tuple(extra_fields))
         arrays, static = split((args, kwargs))
         around = self._surroundings.key(
-            self.sampler, self.postprocess_fn, leave_out=_set_by_init
+            self.sampler, self.postprocess_fn, leave_out=of_an_earlier_run
         )
         key = (plan, static, around)
         chains = Chains(rng_key, start, init_params)
@@ -248,18 +242,9 @@ class CompiledMCMC(MCMC):
         """What the program depends on."""
         drop = f"~{self._sample_field}."
         asked = (self._sample_field, *self._default_fields, *extra_fields)
-        removed = [
-            field.removeprefix(drop) for field in asked if field.startswith(drop)
-        ]
+        removed = [f.removeprefix(drop) for f in asked if f.startswith(drop)]
         fields = [field for field in asked if not field.startswith(drop)]
-        by_site = [f for f in fields if f.startswith(f"{self._sample_field}.")]
-        if by_site and isinstance(self.sampler, FlatNUTS):
-            raise ValueError(
-                f"extra_fields has {by_site}, but FlatNUTS keeps the unconstrained "
-                "values of all sites in one vector: collect them by "
-                "CompiledMCMC(NUTS(model), ...), or leave these fields out, as the "
-                "draws are the constrained values."
-            )
+        check_fields(fields, self.sampler)
         lower, upper, size, _ = (
             self._collection_params[name]
             for name in ("lower", "upper", "collection_size", "phase")
@@ -276,16 +261,6 @@ class CompiledMCMC(MCMC):
             fields=tuple(dict.fromkeys(fields)),
             removed=tuple(dict.fromkeys(removed)),
         )
-
-    def _check_init_params(self, init_params: Any) -> None:
-        if init_params is None or self.num_chains == 1:
-            return
-        for leaf in jax.tree.leaves(init_params):
-            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != self.num_chains:
-                raise ValueError(
-                    "init_params must have a leading axis of the "
-                    f"{self.num_chains} chains, got the shape {jnp.shape(leaf)}."
-                )
 
     def _check_valid(self, valid: Any, chains: Chains) -> None:
         """Raise NumPyro's own error, with its warnings by site, where it finds one."""
@@ -315,11 +290,6 @@ class CompiledMCMC(MCMC):
             self._states_flat = self._compiled["flat"](self._states)
         return self._states_flat
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("sampler", "postprocess_fn") and "_compiled" in vars(self):
-            self._compiled = compile_programs(self.sampler, self.postprocess_fn)
-
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         del state["_compiled"]
@@ -327,9 +297,4 @@ class CompiledMCMC(MCMC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._compiled = compile_programs(self.sampler, self.postprocess_fn)
-
-
-def _set_by_init(value: Any) -> tuple[str, ...]:
-    """What a kernel keeps of an earlier run, and the programs do not use."""
-    return _OF_A_RUN if isinstance(value, HMC) else ()
+        self._compiled = compile_programs(self)

@@ -195,7 +195,7 @@ def _predict_pairs(
     places = jnp.minimum(jnp.arange(number + number % 2), number - 1).reshape(-1, 2)
     predicted = lax.map(pair, places)
     return jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:number].reshape(
+        lambda leaf: leaf.reshape(places.size, *leaf.shape[2:])[:number].reshape(
             *batch_shape, *leaf.shape[2:]
         ),
         predicted,

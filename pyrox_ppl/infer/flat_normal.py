@@ -114,7 +114,7 @@ class FlatNormal(AutoDiagonalNormal):
 
     def _sample_latent(
         self, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
-    ) -> jax.Array:
+    ) -> Any:
         posterior = self._get_posterior()
         # One event: the plates of the model say nothing about the vector.
         joint = posterior.to_event(len(posterior.batch_shape)).expand_by(sample_shape)

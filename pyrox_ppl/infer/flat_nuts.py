@@ -179,10 +179,9 @@ class FlatNUTS(NUTS):
         It is for kernels that change the model of another one, and these (``HMCECS``,
         ``HMCGibbs``) look sites up in the state, which a vector has not.
         """
-        kernel = NUTS(self.model)
+        kernel: Any = NUTS(self.model)
         vars(kernel).update(vars(copy.copy(self)))
-        del kernel._sites_model
-        kernel._model = self.model
+        kernel._model = vars(kernel).pop("_sites_model")
         return kernel.wrap_model(wrapper)
 
 

@@ -66,7 +66,7 @@ def init_to_stored(site: dict[str, Any] | None = None, num_samples: int = 15) ->
     fn, value = site["fn"], _stored(site)
     if _is_real(fn.support):
         return value
-    median = init_to_median(site, num_samples)
+    median: Any = init_to_median(site, num_samples)
     return _where_allowed(fn.support, value, median)
 
 
@@ -89,7 +89,7 @@ def _is_real(support: Any) -> bool:
 
 
 def _where_allowed(support: Any, value: jax.Array, median: jax.Array) -> jax.Array:
-    """The value where the support allows it and inference can stand there, off its edge.
+    """The value where it is inside the support, and off its edge, else the median.
 
     An event of entries that depend on one another is allowed as a whole.
     """
