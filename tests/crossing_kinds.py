@@ -129,16 +129,8 @@ def normed(theta, x, state):
     return linear(theta, "line", x * theta["norm.weight"] + theta["norm.bias"])
 
 
-def of_rows(net, x):
-    return jax.vmap(net)(x)
-
-
 def of_members(nets, x):
     return eqx.filter_vmap(lambda net: jax.vmap(net)(x))(nets)
-
-
-def of_field(net, x):
-    return net(x, Z)
 
 
 def keeping_the_mean(net, x):
@@ -218,7 +210,7 @@ class Kind:
     forward: Callable
     x: np.ndarray
     new_x: np.ndarray
-    call: Callable = of_rows
+    call: Callable = lambda net, x: jax.vmap(net)(x)
     inputs: Callable | None = lambda x, state: (x,)
     learned: tuple[str, ...] = ()
     groups: int = 0
@@ -252,7 +244,7 @@ KINDS = {
         field,
         X,
         NEW_X,
-        call=of_field,
+        call=lambda net, x: net(x, Z),
         inputs=lambda x, state: (x, Z),
         learned=tuple(INNER),
     ),

@@ -148,7 +148,7 @@ def test_a_module_of_one_draw(own):
     theta = own.hands(own.crossing.x)[11].theta
     module = own.crossing.kind.module
     for draws, i in ((own.tree, 11), (own.tree, (1, 3))):
-        assert (11, (1, 3)) == (CHAINS * DRAWS - 5, divmod(11, DRAWS))
+        assert (CHAINS * DRAWS - 5, divmod(11, DRAWS)) == (11, (1, 3))
         check_leaves(own, px.draw_module(module, draws, i, name="net"), theta)
     given = {name: draws[:12] for name, draws in own.draws.items()}
     if not own.crossing.kind.learned:

