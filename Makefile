@@ -1,5 +1,5 @@
 # The two commands: `make quickstart` and `make test`. Each sets up what is missing.
-.PHONY: quickstart tutorials bench test test-all test-lowest lint format clean
+.PHONY: quickstart tutorials bench test test-all test-lowest test-distribution lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -31,6 +31,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(PYTEST)
+
+# Builds a wheel and an sdist and installs them in an empty environment.
+test-distribution: $(VENV)/.dev
+	$(PY) -m pytest tests/test_distribution.py
 
 # Python 3.12 and every dependency at the lowest version that pyproject.toml declares.
 test-lowest: PY := $(LOWEST)/bin/python
