@@ -1,14 +1,21 @@
 # The two commands: `make quickstart` and `make test`. Each sets up what is missing.
-.PHONY: quickstart tutorials bench test test-all lint format clean
+.PHONY: quickstart tutorials bench test test-all test-lowest test-distribution lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
+LOWEST := .venv-lowest
 export PYTHON
 PY := $(VENV)/bin/python
 # The networks are small: one thread a process lets two test workers share two cores.
 WORKERS ?= 2
 BENCHMARKS ?= $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py))
-PYTEST := XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m pytest -n $(WORKERS) --dist loadscope
+PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m pytest -n $(WORKERS) --dist loadscope
+# What old versions break first: the rules, NumPyro's private names, the file formats.
+CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites.py \
+	tests/infer/test_compiled_mcmc.py tests/infer/test_compiled_svi.py \
+	tests/infer/test_flat_nuts.py tests/infer/test_predict.py \
+	tests/infer/test_resumable.py tests/posterior/test_datatree.py \
+	tests/posterior/test_saving.py tests/posterior/test_plots.py
 
 quickstart: $(VENV)/.tutorials
 	$(PY) tutorials/quickstart.py
@@ -25,6 +32,16 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(PYTEST)
 
+# Builds a wheel and an sdist and installs them in an empty environment.
+test-distribution: $(VENV)/.dev
+	$(PY) -m pytest tests/test_distribution.py
+
+# Python 3.12 and every dependency at the lowest version that pyproject.toml declares.
+test-lowest: PY := $(LOWEST)/bin/python
+test-lowest: $(LOWEST)/.test
+	$(PY) -c "import pyrox_ppl; pyrox_ppl.show_versions()"
+	$(PYTEST) -m "not slow" $(CORE)
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -35,7 +52,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist tutorials/output benchmarks/output
+	rm -rf $(VENV) $(LOWEST) build dist tutorials/output benchmarks/output
 
 $(VENV)/bin/python:
 	sh .ci/make_venv.sh $(VENV)
@@ -43,4 +60,11 @@ $(VENV)/bin/python:
 # A stamp says which extras are installed; a changed pyproject.toml installs again.
 $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@
+
+# Made anew each time: what an earlier install left would not be what pip picks now.
+$(LOWEST)/.test: pyproject.toml .ci/lowest.txt
+	sh .ci/make_venv.sh $(LOWEST) 3.12
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .ci/lowest.txt --editable ".[test]"
 	touch $@
