@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from crossing_runs import KEY, NUMBER, over, own
-from crossings import CROSSINGS, NON_CENTRED
+from crossings import NON_CENTRED
 
 import pyrox_ppl as px
 
@@ -11,7 +11,7 @@ __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 
 
-@over(often=CROSSINGS)
+@over()
 def test_what_becomes_of_every_parameter(own):
     crossing = own.crossing
     explanation = px.explain(crossing.model, crossing.x, y=crossing.y)
