@@ -158,7 +158,6 @@ def fit_minibatches(
         size=size,
         update=jax.jit(step),
         evaluate=jax.jit(evaluate),
-        loss=loss,
     )
 
     def describe() -> dict[str, Any]:
@@ -175,11 +174,9 @@ def fit_minibatches(
             "sites": sites_of(svi.model, first, kwargs | svi.static_kwargs),
             "environment": environment(),
             **program(step, (start, first)),
-            "evaluation": (
-                {}
-                if held_out is None
-                else program(evaluate, (start, next(_batches_of(held_out))))
-            ),
+            "evaluation": None
+            if held_out is None
+            else program(evaluate, (start, next(_batches_of(held_out)))),
             "start": digest(start),
         }
 
@@ -209,7 +206,6 @@ def fit_minibatches(
 
 
 def _beginning() -> dict[str, Any]:
-    """The progress of a run that has not begun."""
     return {"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False}
 
 
@@ -224,7 +220,6 @@ class _Run:
     size: int
     update: Any
     evaluate: Any
-    loss: jax.ShapeDtypeStruct
 
     def __call__(self, start: Any, store: RunStore | None, show: bool) -> Any:
         progress = _beginning() if store is None else store.progress
@@ -246,8 +241,8 @@ class _Run:
                     best = self._end_epoch(state, best, progress)
                 ended = progress["stopped"] or steps == self.total
                 if steps % self.size == 0 or ended:
-                    block = to_numpy(np.stack(jax.device_get(losses)))
-                    losses = []
+                    values, losses = np.stack(jax.device_get(losses)), []
+                    block = to_numpy(values)
                     if store is None:
                         whole.append(block)
                     else:
@@ -255,8 +250,7 @@ class _Run:
                             store, dict(progress), (state, best), {"loss": block}
                         )
                         state, best = strong((state, best))
-                    shown = from_numpy(block, self.loss)
-                    bar.set_postfix_str(_postfix(shown, progress), refresh=False)
+                    bar.set_postfix_str(_postfix(values, progress), refresh=False)
                 bar.update(1)
                 if progress["stopped"]:
                     break
@@ -288,8 +282,8 @@ class _Run:
         return best
 
 
-def _postfix(block: jax.Array, progress: dict[str, Any]) -> str:
-    text = f"loss: {float(block.mean()):.4f}"
+def _postfix(losses: np.ndarray, progress: dict[str, Any]) -> str:
+    text = f"loss: {float(losses.mean()):.4f}"
     if progress["held_out"]:
         text += f", held out: {progress['held_out'][-1]:.4f}"
     return text
