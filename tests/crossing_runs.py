@@ -55,6 +55,7 @@ class Runs:
     def __init__(self, name: str) -> None:
         self.crossing = CROSSINGS[name]
         self.params = self.crossing.trained()
+        self.state = self.params.get("state")
 
     @functools.cached_property
     def draws(self) -> dict[str, np.ndarray]:
@@ -92,7 +93,7 @@ class Runs:
         """Every draw by hand, with the trained parameters."""
         draws = self.draws if draws is None else draws
         y = self.crossing.y_at(x)
-        kwargs = {"params": self.params} | kwargs
+        kwargs = {"params": self.params, "state": self.state} | kwargs
         number = len(next(iter(draws.values())))
         each = [{n: v[i] for n, v in draws.items()} for i in range(number)]
         return [self.crossing.by_hand(draw, x, y, **kwargs) for draw in each]

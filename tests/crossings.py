@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import numpyro
@@ -167,9 +168,13 @@ class Crossing:
         return {path: np.asarray(named[path], np.float64) for path in self.kind.fan_in}
 
     def trained(self) -> dict[str, np.ndarray]:
-        """Values of the learned parameters that are not the stored ones."""
+        """Values of learned parameters and state that are not those of the start."""
         stored = self.stored()
-        return {f"net.{p}": np.float32(stored[p] + 0.25) for p in self.kind.learned}
+        learned = {f"net.{p}": np.float32(stored[p] + 0.25) for p in self.kind.learned}
+        state = self.kind.state
+        if state is not None and "mean" in state:
+            state = {"mean": 0.8 * jnp.asarray(self.x.mean(0))}
+        return learned | ({} if state is None else {"state": state})
 
     def latent(self) -> set[str]:
         """The names of the latent sites."""

@@ -27,7 +27,7 @@ def test_what_becomes_of_every_parameter(own):
     # By hand: how many numbers a draw of the latent sites has.
     sizes = {name: value[0].size for name, value in own.draws.items()}
     assert explanation.latent_dim == sum(sizes[name] for name in crossing.latent())
-    assert explanation.learned == sum(v.size for v in own.params.values())
+    assert explanation.learned == sum(own.params[name].size for name in learned)
     of_draw = sum(value[0].nbytes for value in own.draws.values()) + crossing.y.nbytes
     assert explanation.memory(100) == 100 * of_draw
     shapes = {s.name: s.shape for s in explanation.sites}

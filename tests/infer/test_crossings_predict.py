@@ -60,7 +60,7 @@ def test_a_module(own):
     ours = px.predict(
         own.crossing.kind.module,
         own.draws,
-        *own.crossing.kind.inputs(x, own.crossing.kind.state),
+        *own.crossing.kind.inputs(x, own.state),
         name="net",
         params=own.params,
     )
@@ -74,7 +74,7 @@ def test_a_module(own):
 )
 def test_a_module_of_a_tree(own):
     x = own.crossing.new_x
-    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    inputs = own.crossing.kind.inputs(x, own.state)
     ours = px.predict(
         own.crossing.kind.module, own.tree, *inputs, name="net", batch_size=3
     )
@@ -133,7 +133,7 @@ def test_all_modules(own):
     if not called_alone(own.crossing):
         return
     x = own.crossing.new_x
-    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    inputs = own.crossing.kind.inputs(x, own.state)
     batched = own.crossing.kind.learned  # a module of the package takes all rows
 
     def evaluate(net):

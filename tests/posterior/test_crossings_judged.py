@@ -55,7 +55,7 @@ def check_functions(functions, f):
 @over(where=called_alone)
 def test_the_functions_of_a_module(own):
     x = own.crossing.new_x
-    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    inputs = own.crossing.kind.inputs(x, own.state)
     module = own.crossing.kind.module
     found = px.diagnose(own.tree, module, *inputs, name="net", loo=False, batch_size=3)
     check_functions(found.functions, own.f(x))
@@ -130,7 +130,7 @@ def test_scores_of_other_data(own):
 )
 def test_what_comes_back_from_disk(own, tmp_path):
     module, x = own.crossing.kind.module, own.crossing.new_x
-    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    inputs = own.crossing.kind.inputs(x, own.state)
     for path in (tmp_path / "fit.nc", tmp_path / "fit.zip"):
         px.save(path, own.tree, module, name="net")
         saved = px.load(path)
@@ -162,7 +162,7 @@ def test_a_fit_that_comes_back_from_disk(own, tmp_path):
 @over(often=("mlp-horseshoe", "gru-normal"), where=called_alone)
 def test_pictures_show_the_function(own):
     x = own.crossing.new_x
-    inputs = own.crossing.kind.inputs(x, own.crossing.kind.state)
+    inputs = own.crossing.kind.inputs(x, own.state)
     module, params = own.crossing.kind.module, own.params
     fit = px.predict(module, own.draws, *inputs, name="net", params=params)
     f, places = own.f(x)[..., 0], np.arange(len(x))
