@@ -18,7 +18,9 @@ from pyrox_ppl.infer._arrays import digest
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
-_PLACES = [Path(sysconfig.get_path(p)) for p in ("stdlib", "purelib", "platlib")]
+_PLACES = tuple(
+    Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")
+)
 
 
 def describe_code(function: Callable, name: str) -> dict[str, str]:
