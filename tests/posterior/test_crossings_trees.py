@@ -22,8 +22,8 @@ import pyrox_ppl as px
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 RUN = ("mlp-horseshoe", "state-normal", "walk-normal")
-FITS = ("plate-hierarchical", "learned-normal", "state-normal", "batchnorm-normal")
-FITS = (*FITS, "convolution-normal", "gru-normal", "walk-normal")
+FITS = ("learned-normal", "state-normal", "batchnorm-normal", "convolution-normal")
+FITS = (*FITS, "gru-normal", "walk-normal")
 
 
 @over()
