@@ -6,8 +6,23 @@ from typing import Any
 import jax
 from numpyro import handlers
 from numpyro.infer.hmc import HMC
+from numpyro.primitives import Messenger
 
 from pyrox_ppl.infer.flat_nuts import FlatNUTS
+
+
+class _Initial(Messenger):
+    """Notes the values of param and mutable sites as they are before the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
+
+    def postprocess_message(self, msg: Any) -> None:
+        """Note a value: of a mutable dictionary a copy, which the model will change."""
+        if msg["type"] in ("param", "mutable"):
+            value = msg["value"]
+            self.values[msg["name"]] = dict(value) if isinstance(value, dict) else value
 
 
 def hold_params(kernel: HMC, origin: Any, args: tuple, kwargs: dict[str, Any]) -> HMC:
@@ -26,15 +41,12 @@ def hold_params(kernel: HMC, origin: Any, args: tuple, kwargs: dict[str, Any]) -
     model: Any = kernel.model
     seeded = handlers.seed(model, jax.random.split(origin)[1])
     at_start = handlers.substitute(seeded, substitute_fn=kernel._init_strategy)
-    trace = handlers.trace(at_start).get_trace(*args, **kwargs)
-    values = {
-        name: site["value"]
-        for name, site in trace.items()
-        if site["type"] in ("param", "mutable")
-    }
-    if not values:
+    initial = _Initial()
+    with initial:
+        at_start(*args, **kwargs)
+    if not initial.values:
         return kernel
     held = copy.copy(kernel)
     place = "_sites_model" if isinstance(kernel, FlatNUTS) else "_model"
-    setattr(held, place, handlers.substitute(model, data=values))
+    setattr(held, place, handlers.substitute(model, data=initial.values))
     return held

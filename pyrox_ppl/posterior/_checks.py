@@ -14,6 +14,8 @@ from pyrox_ppl.posterior.diagnosis import Check
 # and the ESS a chain; Betancourt (2016) for the energy fraction.
 RHAT, ESS_PER_CHAIN, BFMI = 1.01, 100, 0.3
 # Vehtari, Simpson, Gelman, Yao and Gabry (JMLR 2024), section 3.2.4.
+# A fifth of the draws is the tail, and a Pareto distribution is fitted to five or more.
+FEWEST_WEIGHTS = 25
 PARETO_K = 0.7
 
 
@@ -273,6 +275,16 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
                 "learning rate.",
             ),
             float("inf"),
+        )
+    if weights.size < FEWEST_WEIGHTS:
+        return (
+            Check(
+                "guide's PSIS k",
+                None,
+                f"{weights.size} draws are too few to fit the tail of their weights",
+                f"to_datatree(..., num_samples={FEWEST_WEIGHTS}), or more.",
+            ),
+            None,
         )
     # Where the guide is the posterior there is no tail to fit.
     exact = np.ptp(weights) < 1e-9

@@ -11,7 +11,12 @@ from pyrox_ppl.posterior._axes import DRAWS
 from pyrox_ppl.posterior._dataset import dataset
 from pyrox_ppl.posterior._guide import log_weights
 from pyrox_ppl.posterior._marginal import Discrete
-from pyrox_ppl.posterior._model import ModelSites, check_arguments, constant_data
+from pyrox_ppl.posterior._model import (
+    ModelSites,
+    check_arguments,
+    constant_data,
+    state_of_mcmc,
+)
 from pyrox_ppl.posterior._passes import over_posterior, over_prior, prepared
 from pyrox_ppl.posterior._source import Source
 
@@ -29,7 +34,7 @@ def of_posterior(
     """The groups that stand on the draws and the data."""
     check_arguments(model, args, kwargs)
     sites = ModelSites.of(prepared(model, found.params), found.draws, args, kwargs)
-    params = _params(found, sites)
+    params = _params(found, sites, model, args, kwargs)
     drawn_sites = {n: v for n, v in found.draws.items() if n not in sites.factors}
     latent = {name: drawn_sites[name] for name in sites.latent}
     given = {name: v for name, v in drawn_sites.items() if name in sites.observed}
@@ -95,7 +100,7 @@ def on_request(
     if num_prior_samples:
         key = jax.random.fold_in(rng_key, 2)
         sites = ModelSites.of(whole, {}, args, kwargs, check=False)
-        params = _params(found, sites)
+        params = _params(found, sites, model, args, kwargs)
         prior = over_prior(model, params, args, kwargs, key, num_prior_samples)
         observed = {n: v for n, v in prior.items() if n in sites.observed}
         latent = {n: v for n, v in prior.items() if n not in observed}
@@ -112,7 +117,7 @@ def on_request(
         names = {name for name in sites.plates if name not in latent}
         result = over_posterior(
             model,
-            _params(found, sites),
+            _params(found, sites, model, args, kwargs),
             latent,
             new_args,
             new_kwargs,
@@ -130,10 +135,18 @@ def on_request(
     return out
 
 
-def _params(found: Source, sites: ModelSites) -> dict[str, Any]:
-    """The trained values. MCMC leaves the state of a model as it stands there."""
-    is_mcmc = found.attrs["inference"] == "MCMC"
-    return {**(sites.state if is_mcmc else {}), **found.params}
+def _params(
+    found: Source,
+    sites: ModelSites,
+    model: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+    """The trained values; after MCMC the state that its data left in the model, too."""
+    if found.attrs["inference"] != "MCMC" or not sites.has_state:
+        return found.params
+    whole = prepared(model, found.params)
+    return {**state_of_mcmc(whole, found.draws, args, kwargs), **found.params}
 
 
 def _chosen(log_likelihood: bool | Sequence[str], sites: ModelSites) -> list[str]:
@@ -178,4 +191,4 @@ def no_sites() -> ModelSites:
     """What is known of a model that is not there."""
     nothing = Discrete({}, {}, {}, {})
     taken = frozenset(DRAWS)
-    return ModelSites((), {}, (), {}, (), (), {}, False, nothing, {}, {}, {}, taken)
+    return ModelSites((), {}, (), {}, (), (), False, False, nothing, {}, {}, {}, taken)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
-from numpyro.primitives import Messenger
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.infer.full_data import is_factor
@@ -39,7 +38,7 @@ class ModelSites:
             entries are.
         deterministic: Names of the deterministic sites.
         trained: Names of the ``param`` and ``mutable`` sites.
-        state: The values of the ``mutable`` sites, before the run.
+        has_state: Whether there are ``mutable`` sites.
         has_discrete_latent: Whether a latent site is discrete.
         discrete: Those that were summed out, and not drawn.
         plates: For every site the names of its axes from the right, the event axes
@@ -55,7 +54,7 @@ class ModelSites:
     masks: dict[str, np.ndarray]
     deterministic: tuple[str, ...]
     trained: tuple[str, ...]
-    state: dict[str, Any]
+    has_state: bool
     has_discrete_latent: bool
     discrete: Discrete
     plates: dict[str, tuple[str | None, ...]]
@@ -87,11 +86,7 @@ class ModelSites:
         """
         # On the device, for a scan takes its own element of each.
         first = {name: jnp.asarray(value[0, 0]) for name, value in draws.items()}
-        state = _State()
-        with state:
-            trace = handlers.trace(
-                handlers.substitute(handlers.seed(model, 0), substitute_fn=_put(first))
-            ).get_trace(*args, **kwargs)
+        trace = _trace(model, first, args, kwargs)
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
         discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
@@ -122,7 +117,7 @@ class ModelSites:
             masks={n: m for n, m in masks.items() if m is not None and not m.all()},
             deterministic=_of_type(trace, "deterministic"),
             trained=_of_type(trace, "param") + _of_type(trace, "mutable"),
-            state=state.values,
+            has_state=bool(_of_type(trace, "mutable")),
             has_discrete_latent=bool(discrete),
             discrete=Discrete.of(summed - draws.keys(), trace, model, args, kwargs),
             plates={
@@ -202,18 +197,41 @@ class ModelSites:
         return about
 
 
-class _State(Messenger):
-    """Keeps the values of ``mutable`` sites as they were before the run."""
+def state_of_mcmc(
+    model: Callable, draws: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The values of ``mutable`` sites that NumPyro's MCMC samples with.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, Any] = {}
+    It runs the model once before it samples, and holds the state that this run leaves.
 
-    def process_message(self, msg: Any) -> None:
-        """Keep a value, of a dictionary a copy."""
-        if msg["type"] == "mutable":
-            value = msg["value"]
-            self.values[msg["name"]] = dict(value) if isinstance(value, dict) else value
+    Raises:
+        ValueError: If that state depends on the latent sites: where the run was is not
+            kept.
+    """
+    found = []
+    for place in ((0, 0), (-1, -1)):
+        at = {name: jnp.asarray(value[place]) for name, value in draws.items()}
+        trace = _trace(model, at, args, kwargs)
+        found.append({n: trace[n]["value"] for n in _of_type(trace, "mutable")})
+    first, last = (jax.tree.leaves(state) for state in found)
+    if not all(
+        np.array_equal(one, other) for one, other in zip(first, last, strict=True)
+    ):
+        raise ValueError(
+            f"the state in the mutable sites {list(found[0])} depends on the latent "
+            "sites, so the tree cannot know the state that MCMC sampled with: give it, "
+            "to_datatree(mcmc.get_samples(group_by_chain=True), ..., model=model, "
+            "batch_ndims=2, params={site: state})."
+        )
+    return found[0]
+
+
+def _trace(
+    model: Callable, draw: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The sites of a model at one draw."""
+    run = handlers.substitute(handlers.seed(model, 0), substitute_fn=_put(draw))
+    return handlers.trace(run).get_trace(*args, **kwargs)
 
 
 def _put(values: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:

@@ -9,6 +9,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
 
@@ -195,3 +197,17 @@ def test_pictures_leave_out_what_is_not_finite():
     field = px.predict(module("nan"), {"scale.weight": DRAWS[0]}, jnp.asarray(grid))
     with pytest.raises(ValueError, match="NaN or infinite at 16 of 16 points"):
         px.plot_fit(field, grid)
+
+
+def test_few_weights_are_not_judged():
+    def model(y=None):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mean, 1.0).expand([6]).to_event(1), obs=y)
+
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    fit = svi.run(jax.random.key(0), 60, y=jnp.ones(6), progress_bar=False)
+    for number, known in ((16, False), (40, True)):
+        tree = px.to_datatree(fit, y=jnp.ones(6), guide=guide, num_samples=number)
+        checks = {c.name: c for c in px.diagnose(tree).checks}
+        assert (checks["guide's PSIS k"].passed is not None) == known
