@@ -253,9 +253,9 @@ def test_a_plates_members_have_a_distribution_each():
         return {"weight": dist.Normal(means[i], 1.0).to_event(1)}
 
     def model():
-        with numpyro.plate("group", 4, subsample_size=2) as index:
-            with px.amortize(generator=generate, context=index):
-                px.bind(LINE, "line", plate="group")
+        plate = numpyro.plate("group", 4, subsample_size=2)
+        with plate as index, px.amortize(generator=generate, context=index):
+            px.bind(LINE, "line", plate="group")
 
     def by_hand():
         with numpyro.plate("group", 4, subsample_size=2) as index:
