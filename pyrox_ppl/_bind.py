@@ -72,6 +72,12 @@ def bind[Module](
     module that they are one (``eqx.nn.Shared``). Running state (``eqx.nn.State``, and
     what an ``eqx.nn.StateIndex`` starts at) is no parameter.
 
+    A module of :mod:`pyrox_ppl.nn` that is bound stays bound, also when its block has
+    ended and in every module that it becomes a part of: it is read no more. So do not
+    keep one for another model. What that can read is made by
+    :func:`~pyrox_ppl.mean_module`, :func:`~pyrox_ppl.draw_module` or
+    :func:`~pyrox_ppl.load`.
+
     Args:
         module: Any Equinox module or pytree.
         name: The root of the parameters' names; by default the class name in snake
@@ -114,6 +120,7 @@ def bind[Module](
                 f"{type(module).__name__} is bound already, so plate={plate!r} would "
                 "have no effect: bind the unbound module."
             )
+        _tell_of_bound([module], called=True)
         return module
     frame = None if plate is None else _active_plate(plate)
     return _bind(module, class_name(module) if name is None else name, frame, ())
@@ -152,7 +159,9 @@ def _bind[Module](
 ) -> Module:
     """Read the parameters, those in `replaced` left out, in the members of a plate."""
     leaves, treedef = jax.tree.flatten(module)
-    bound_before = _leaves_of_bound_modules(module)
+    nested = _bound_modules(module)
+    _tell_of_bound(nested, called=False)
+    bound_before = [leaf for node in nested for leaf in jax.tree.leaves(node)]
     reads = [
         read
         for read in parameters_of(module, root)
@@ -221,14 +230,22 @@ def _lead(leaf: Any, old: Any, plate: Any) -> Any:
     return jnp.broadcast_to(jnp.expand_dims(leaf, 0), (size, *old.shape))
 
 
-def _leaves_of_bound_modules(module: Any) -> list[Any]:
-    """The leaves below modules that were bound before they became part of this one."""
+def _bound_modules(module: Any) -> list[Any]:
+    """The modules that were bound before they became part of this one."""
 
     def is_bound(node: Any) -> bool:
         return isinstance(node, AbstractModule) and node._bound
 
     nodes = jax.tree.leaves(module, is_leaf=is_bound)
-    return [leaf for node in nodes if is_bound(node) for leaf in jax.tree.leaves(node)]
+    return [node for node in nodes if is_bound(node)]
+
+
+def _tell_of_bound(modules: list[Any], *, called: bool) -> None:
+    """Tell the open blocks of modules that are not read, for their messages."""
+    for handler in _PYRO_STACK:
+        if getattr(handler, "entered_at", None) is not None:
+            for module in modules:
+                handler.module_is_bound(type(module).__name__, called)
 
 
 def _mark_bound[Module](module: Module) -> Module:

@@ -130,6 +130,8 @@ def check_name(name: str) -> str:
 
 def class_name(module: Any) -> str:
     """The class name in snake case: ``ConditionedINR`` -> ``conditioned_inr``."""
+    if isinstance(module, jax.Array | np.ndarray):
+        return "array"  # a tracer's class is another one in every transform
     name = type(module).__name__.lstrip("_")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return words.lower()

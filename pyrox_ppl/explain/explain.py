@@ -125,7 +125,8 @@ class _Watch(Messenger):
 
     def parameter_was_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
         """Note a parameter, unless it is a second read."""
-        handler, name = None, msg["name"]
+        # `do` gives the fixed value a name of its own beside the site's.
+        handler, name = None, msg["name"].removesuffix("__CF")
         for other in _PYRO_STACK:
             if not isinstance(other, AbstractParameterHandler):
                 continue

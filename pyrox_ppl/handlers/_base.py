@@ -115,6 +115,15 @@ class AbstractParameterHandler(Messenger):
         block.answered[parameter.name] = first
         self.answer(msg, parameter)
 
+    def module_is_bound(self, name: str, called: bool) -> None:
+        """Note a module that was met in the block, bound already: for messages.
+
+        A call after a read is most often one of what was read, or of a part of it.
+        """
+        block = self.block
+        if not called or not (block.read or block.taken or block.bound):
+            block.bound.add(name)
+
     def prepare(self) -> Any:
         """Make what the block needs, before it is entered: kept as ``prepared``."""
         return None

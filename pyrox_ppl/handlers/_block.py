@@ -36,6 +36,7 @@ class Block:
     answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
     matched: set[str] = dataclasses.field(default_factory=set)
     taken: dict[str, str] = dataclasses.field(default_factory=dict)
+    bound: set[str] = dataclasses.field(default_factory=set)
 
 
 def list_parameters(block: Block) -> str:
@@ -54,12 +55,25 @@ def list_parameters(block: Block) -> str:
     if block.taken:
         rows = [f"  {name} by {label}" for name, label in block.taken.items()]
         text += "\n".join(["A block further in took:", *rows, ""])
+    if block.bound:
+        text += (
+            f"Bound already, and so not read again: {', '.join(sorted(block.bound))}. "
+            "A module stays bound when its block has ended. One with trained values "
+            "that can be read again is `mean_module(module, {}, params=fit.params)`. "
+        )
     return text
 
 
 def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
     """Answer a second read by the value of the first; none further out sees it."""
-    if msg["stored"] is not first.stored or msg["plate"] is not first.plate:
+    if msg["stored"] is first.stored and msg["plate"] is not first.plate:
+        ways = " and ".join(map(_in_plate, (first.plate, msg["plate"])))
+        raise ValueError(
+            f"{msg['name']!r} is read twice in this block, {ways}: these are different "
+            "values. Give each its own name, by `bind(module, name, plate=...)` or by "
+            "calling it inside `with scope(name):`."
+        )
+    if msg["stored"] is not first.stored:
         raise ValueError(
             f"two different modules read their parameters under the same name "
             f"{msg['name']!r}: one of shape {first.stored.shape}, one of shape "
@@ -78,6 +92,10 @@ def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
                     "another one. Put that handler around both reads, or give this "
                     "read a block or a `scope` of its own."
                 )
+
+
+def _in_plate(plate: Any) -> str:
+    return "without a plate" if plate is None else f"with plate={plate.name!r}"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -8,14 +8,23 @@ from jax import lax
 from pyrox_ppl._parameter import Parameter
 
 
-def fit(prior: Any, parameter: Parameter) -> dist.Distribution:
-    """Broadcast a distribution to a parameter's shape, all axes made event axes."""
+def fit(prior: Any, parameter: Parameter, plate: Any = None) -> dist.Distribution:
+    """Broadcast a distribution to a parameter's shape, all axes made event axes.
+
+    In a plate that is given it may have the plate's members in front: one each.
+    """
     if not isinstance(prior, dist.Distribution):
         raise TypeError(
             f"the value for {parameter.name!r} must be a NumPyro distribution, got "
             f"{prior!r}."
         )
     split = len(parameter.shape) - prior.event_dim
+    if plate is not None and prior.shape() == (
+        plate.subsample_size,
+        *parameter.shape,
+    ):
+        _check_members(prior, parameter, plate)
+        return prior.to_event(split)
     batch, event = parameter.shape[: max(split, 0)], parameter.shape[max(split, 0) :]
     if (
         split < 0
@@ -27,14 +36,34 @@ def fit(prior: Any, parameter: Parameter) -> dist.Distribution:
             f"{prior.batch_shape} and event shape {prior.event_shape}, which does not "
             f"broadcast to the parameter's shape {parameter.shape}."
         )
+    _check_continuous(prior, parameter)
+    if prior.batch_shape != batch:
+        prior = prior.expand(batch)
+    return prior.to_event(len(batch))
+
+
+def _check_members(prior: dist.Distribution, parameter: Parameter, plate: Any) -> None:
+    """Raise if a distribution for each member of a plate cannot stand in it."""
+    if prior.event_dim > len(parameter.shape):
+        raise ValueError(
+            f"the distribution for {parameter.name!r} has event shape "
+            f"{prior.event_shape}: the members of plate {plate.name!r} are "
+            "independent, so their axis must be a batch axis."
+        )
+    if plate.dim != -1:
+        raise ValueError(
+            f"the distribution for {parameter.name!r} has one for each member of plate "
+            f"{plate.name!r}, which is at dim {plate.dim}: put that plate at dim=-1."
+        )
+    _check_continuous(prior, parameter)
+
+
+def _check_continuous(prior: dist.Distribution, parameter: Parameter) -> None:
     if prior.support is not None and prior.support.is_discrete:
         raise ValueError(
             f"the distribution for {parameter.name!r}, {type(prior).__name__}, is "
             f"discrete, but the parameter is {parameter.dtype}."
         )
-    if prior.batch_shape != batch:
-        prior = prior.expand(batch)
-    return prior.to_event(len(batch))
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -38,12 +38,13 @@ class amortize(AbstractParameterHandler):
     context ``(K,)``. For a context per row, `vmap` around the block: with ``g`` bound
     before it, that is one forward pass each. That is for arrays: a distribution
     inside a `vmap` would be one site, whose value leaks; give each row a plate's
-    member instead. Inside ``bind(..., plate=name)`` an array
-    may have the plate's members in front.
+    member instead. Inside ``bind(..., plate=name)`` an array, or a distribution by its
+    batch axes, may have the plate's members in front: one for each.
 
     **Sites**: none for a generated array; one for a generated distribution, under the
-    parameter's name, global as those of :func:`~pyrox_ppl.bayesianize`. Those of the
-    generator are under the scopes outside the block only.
+    parameter's name, global as those of :func:`~pyrox_ppl.bayesianize` unless ``bind``
+    was asked for a plate. Those of the generator are under the scopes outside the block
+    only.
 
     Args:
         fn: A model or guide to decorate; without it the handler is a context manager.
@@ -119,7 +120,7 @@ class amortize(AbstractParameterHandler):
         value = self._value(msg, parameter)
         if isinstance(value, dist.Distribution):
             check_is_new(msg, "sample")
-            self.to_sample_site(msg, fit(value, parameter))
+            self.to_sample_site(msg, fit(value, parameter, msg["plate"]))
             return
         msg["value"] = self._fit_array(value, parameter, msg["plate"])
 

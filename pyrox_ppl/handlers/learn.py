@@ -48,7 +48,6 @@ class learn(AbstractParameterHandler):
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist, pyrox_ppl as px
-        >>> from numpyro.handlers import substitute
         >>> from numpyro.infer import SVI, Trace_ELBO
         >>> from pyrox_ppl.nn import FiLM
         >>> film = FiLM.init(1, 1, key=jax.random.key(0))
@@ -64,11 +63,11 @@ class learn(AbstractParameterHandler):
         >>> sorted(fit.params)
         ['affine_modulation.generator.bias', 'affine_modulation.generator.weight']
 
-        The module with the trained values in place, to keep:
+        The module with the trained values in place, which other models can read:
 
-        >>> with substitute(data=fit.params), px.learn():
-        ...     trained = px.bind(film)
-        >>> trained.generator.bias is fit.params["affine_modulation.generator.bias"]
+        >>> trained = px.mean_module(film, {}, params=fit.params)
+        >>> bias = fit.params["affine_modulation.generator.bias"]
+        >>> bool((trained.generator.bias == bias).all())
         True
     """
 

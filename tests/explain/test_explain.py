@@ -198,3 +198,12 @@ def test_two_blocks_that_share_a_learned_module_have_one_row():
     explanation = px.explain(model)
     assert [row.becomes for row in explanation.parameters] == ["param", "param"]
     assert explanation.also_constant == ()
+
+
+def test_a_parameter_that_do_fixes_has_its_own_name():
+    def model():
+        with px.bayesianize(), handlers.do(data={"net.bias": jnp.ones(1)}):
+            px.bind(eqx.nn.Linear(2, 1, key=jax.random.key(0)), "net")
+
+    rows = {row.name: row.becomes for row in px.explain(model).parameters}
+    assert rows == {"net.weight": "sample", "net.bias": "observed"}

@@ -19,6 +19,7 @@ from models import (
     run,
     sites,
 )
+from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.util import log_density
 
@@ -243,3 +244,49 @@ def test_a_generated_parameter_reaches_no_trace_and_no_outer_handler():
 
     found = run(model)
     assert list(found) == seen == ["line.weight", "line.bias"]
+
+
+def test_a_plates_members_have_a_distribution_each():
+    means = jax.random.normal(KEY, (4, 4, 3))
+
+    def generate(i):
+        return {"weight": dist.Normal(means[i], 1.0).to_event(1)}
+
+    def model():
+        plate = numpyro.plate("group", 4, subsample_size=2)
+        with plate as index, px.amortize(generator=generate, context=index):
+            px.bind(LINE, "line", plate="group")
+
+    def by_hand():
+        with numpyro.plate("group", 4, subsample_size=2) as index:
+            prior = dist.Normal(means[index], 1.0).to_event(2)
+            numpyro.sample("line.weight", prior)
+
+    ours, theirs = sites(model), sites(by_hand)
+    np.testing.assert_array_equal(
+        ours["line.weight"]["value"], theirs["line.weight"]["value"]
+    )
+    values = {"line.weight": jnp.ones((2, 4, 3)), "group": jnp.array([0, 2])}
+    density = log_density(handlers.seed(model, 0), (), {}, values)[0]
+    expected = dist.Normal(means[jnp.array([0, 2])], 1.0).log_prob(1.0).sum() * 2
+    np.testing.assert_allclose(density, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("of", "dim", "match"),
+    [
+        (dist.Normal(jnp.zeros((2, 4, 3)), 1.0), -2, "at dim -2: put that plate"),
+        (dist.Normal(jnp.zeros((2, 4, 3)), 1.0).to_event(3), -1, "be a batch axis"),
+        (dist.Poisson(jnp.ones((2, 4, 3))), -1, "discrete"),
+    ],
+)
+def test_members_distributions_that_cannot_stand_in_the_plate_are_refused(
+    of, dim, match
+):
+    with (
+        handlers.seed(rng_seed=0),
+        numpyro.plate("group", 2, dim=dim),
+        pytest.raises(ValueError, match=match),
+        px.amortize(generator=lambda z: {"weight": of}, context=Z),
+    ):
+        px.bind(LINE, "line", plate="group")

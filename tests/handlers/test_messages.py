@@ -3,9 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from models import HANDLERS, H, Z, make_film, make_mlp, sites
+from numpyro import handlers
 
 import pyrox_ppl as px
 
@@ -149,3 +152,35 @@ def test_explain_notes_a_forgotten_vmap_after_the_block_and_missing_arguments():
 
     with pytest.raises(TypeError, match=r"^its own"):
         px.explain(fails, ROWS)
+
+
+def test_one_read_with_a_plate_and_one_without_are_told_apart():
+    linear = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+
+    def model():
+        with numpyro.plate("group", 3), px.bayesianize():
+            px.bind(linear, "net", plate="group")
+            px.bind(linear, "net")
+
+    with pytest.raises(ValueError, match=r"with plate='group' and without a plate"):
+        sites(model)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_module_that_stayed_bound_is_named_and_mean_module_gives_one_to_read(part):
+    film = make_film()
+    first = sites(px.learn(lambda: film(H, Z)), types=("param",))
+    values = {name: site["value"] + 1.0 for name, site in first.items()}
+    with handlers.substitute(data=values), px.learn():
+        kept = px.bind(film)
+    trained = px.mean_module(film, {}, params=values)
+
+    def model(film):
+        return px.bind({"film": film}, "pair") if part else film(H, Z)
+
+    with pytest.raises(ValueError, match=r"again: AffineModulation\. .*mean_mod"):
+        sites(px.learn(model), kept)
+    found = sites(px.learn(model), trained, types=("param",))
+    assert len(found) == len(values) == 2
+    for site, value in zip(found.values(), values.values(), strict=True):
+        np.testing.assert_array_equal(site["value"], value)

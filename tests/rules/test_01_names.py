@@ -191,3 +191,20 @@ def test_the_names_of_a_generator_are_under_the_scopes_outside_its_block():
         for leaf in ("bias", "weight")
         for half in ("weight", "bias")
     ]
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.vmap, jax.grad])
+def test_a_bare_array_has_the_same_name_in_every_transform(transform):
+    names = []
+
+    def density(array):
+        with px.bayesianize():
+            px.bind(array)
+        return array.sum()
+
+    def run(array):
+        names.extend(sites(density, array))
+        return array.sum()
+
+    transform(run)(jnp.ones(()) if transform is jax.grad else jnp.ones(2))
+    assert names == ["array"]
