@@ -74,7 +74,9 @@ def _learned(
             f"the param sites {parts} are trees of arrays, not parameters that `learn` "
             "read: put them into the module yourself (`eqx.combine`, `eqx.tree_at`)."
         )
-    given = {**draws.params, **(params or {})}
+    of_guide = draws.guide_params.items()
+    encoders = {n: v for n, v in of_guide if n in reads and n not in draws.values}
+    given = {**encoders, **draws.params, **(params or {})}
     learned = {site: value for site, value in given.items() if site in reads}
     unknown = [
         site
@@ -83,11 +85,11 @@ def _learned(
         and site not in reads
         and not any(site.startswith((f"{n}.", f"{n}_")) for n in draws.values)
     ]
-    of_guide = (*(f"{site}_" for site in draws.values), "auto_")
+    of_autoguide = (*(f"{site}_" for site in draws.values), "auto_")
     foreign = [
         site
         for site in params or {}
-        if site not in reads and not site.startswith(of_guide)
+        if site not in reads and not site.startswith(of_autoguide)
     ]
     if unknown or (foreign and not any(site in reads for site in params or {})):
         raise ValueError(
@@ -238,9 +240,9 @@ def _fit(read: Read, value: Any, draws: Draws | None = None) -> Any:
     """A draw axis, the plate's axis if there is one, and the parameter's own shape."""
     name, own = read.parameter.name, read.parameter.shape
     shape = np.shape(value)
-    middle = shape[1 : len(shape) - len(own)]
+    middle = shape[1 : max(1, len(shape) - len(own))]
     members = [size for size in middle if size != 1] or [1] * bool(middle)
-    if shape[len(shape) - len(own) :] != own or len(members) > 1:
+    if shape[1:][len(middle) :] != own or len(members) > 1:
         raise ValueError(
             f"the draws of {name!r} have shape {shape[1:]} each, the parameter has "
             f"shape {own}: they come from another module, or `batch_ndims` is not "
@@ -252,6 +254,12 @@ def _fit(read: Read, value: Any, draws: Draws | None = None) -> Any:
             f"and every site has an axis of {middle[0]} after the first: either they "
             "are grouped by chain, batch_ndims=2, or that is the plate the module was "
             "bound on, batch_ndims=1. Say which."
+        )
+    is_real = not jnp.issubdtype(read.parameter.dtype, jnp.complexfloating)
+    if is_real and np.iscomplexobj(value):
+        raise ValueError(
+            f"the draws of {name!r} are complex, and the parameter is real "
+            f"({read.parameter.dtype}): their imaginary parts would be lost."
         )
     fitted = value.reshape(shape[0], *members, *own)
     return jnp.asarray(fitted).astype(read.parameter.dtype)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.util import is_prng_key
 
 
 class Points(eqx.Module):
@@ -36,7 +37,8 @@ class Points(eqx.Module):
             batched: Whether the module takes batches, so that a vector is one point.
 
         Raises:
-            ValueError: If leading axes differ.
+            ValueError: If leading axes differ, or if an array may be keys for each
+                point in the form of numbers.
         """
         # A NumPy array in the arguments of a compiled function would be a constant.
         inputs, kwargs = jax.tree.map(
@@ -44,14 +46,16 @@ class Points(eqx.Module):
             (inputs, kwargs),
             is_leaf=_is_module,
         )
-        decisive = [x for x in _leaves(inputs) if _is_array(x)]
+        decisive = [x for x in _leaves(inputs) if _is_data(x)]
         if not decisive:
-            decisive = [x for x in _leaves(kwargs) if _is_array(x)]
+            decisive = [x for x in _leaves(kwargs) if _is_data(x)]
         most = max((x.ndim for x in decisive), default=0)
         leaves = _leaves((inputs, kwargs))
+        for x in leaves:
+            _refuse_raw_keys(x)
         if most < (2 if batched else 1):
             return cls((inputs, kwargs), None, (False,) * len(leaves), None)
-        rows = [x for x in leaves if _is_array(x) and x.ndim == most]
+        rows = [x for x in leaves if _is_data(x) and x.ndim == most]
         sizes = {x.shape[0] for x in rows} - {1}
         if len(sizes) > 1:
             raise ValueError(
@@ -61,7 +65,11 @@ class Points(eqx.Module):
             )
         number = sizes.pop() if sizes else 1
         sliced = [
-            _is_array(x) and x.ndim == most and x.shape[0] == number for x in leaves
+            _is_array(x)
+            and not is_prng_key(x)
+            and (x.ndim == most or _is_random(x))
+            and x.shape[0] == number
+            for x in leaves
         ]
         return cls((inputs, kwargs), jnp.arange(number), tuple(sliced), number)
 
@@ -83,13 +91,17 @@ class Points(eqx.Module):
 
         return self._with(turn, jnp.roll(self.numbers, -first))
 
+    def mapped(self) -> Self:
+        """With rows in what has fewer axes, too, where it has as many as points."""
+        sliced = tuple(
+            one or (_is_data(x) and x.ndim > 0 and x.shape[0] == self.number)
+            for x, one in zip(_leaves(self.args), self.sliced, strict=True)
+        )
+        return dataclasses.replace(self, sliced=sliced)
+
     def of_draw(self, number: jax.Array) -> Self:
         """With random keys of this draw's own."""
-
-        def own(x: Any) -> Any:
-            return jax.random.fold_in(x, number) if _is_key(x) else x
-
-        args = jax.tree.map(own, self.args, is_leaf=_is_module)
+        args = jax.tree.map(lambda x: _own(x, number), self.args, is_leaf=_is_module)
         return dataclasses.replace(self, args=args)
 
     def call(self, module: Any) -> Any:
@@ -105,9 +117,7 @@ class Points(eqx.Module):
         def at_one(number: jax.Array, rows: list) -> Any:
             row = iter(rows)
             point = [
-                next(row)
-                if one
-                else (jax.random.fold_in(x, number) if _is_key(x) else x)
+                next(row) if one else _own(x, number)
                 for x, one in zip(leaves, self.sliced, strict=True)
             ]
             inputs, kwargs = jax.tree.unflatten(treedef, point)
@@ -147,7 +157,32 @@ def _is_array(x: Any) -> bool:
     return eqx.is_array(x)
 
 
-def _is_key(x: Any) -> bool:
-    """One random key, for which every draw and point needs its own."""
-    typed = eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return typed and x.ndim == 0
+def _is_data(x: Any) -> bool:
+    return _is_array(x) and not _is_random(x)
+
+
+def _is_random(x: Any) -> bool:
+    """A random key, of either form of JAX, or an array of typed ones."""
+    typed = _is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return typed or (_is_array(x) and is_prng_key(x))
+
+
+def _own(x: Any, number: jax.Array) -> Any:
+    """The random key of this draw or point; anything else as it is."""
+    if not _is_random(x):
+        return x
+    fold_in = jax.random.fold_in
+    for _ in range(0 if is_prng_key(x) else x.ndim):
+        fold_in = jax.vmap(fold_in, (0, None))
+    return fold_in(x, number)
+
+
+def _refuse_raw_keys(x: Any) -> None:
+    """Raise for what may be keys in the form of numbers, or integers in their form."""
+    is_array = _is_array(x) and x.dtype == jnp.uint32
+    if is_array and x.ndim > 1 and x.shape[-1] == 2:
+        raise ValueError(
+            f"an input of shape {x.shape} and dtype uint32 may be random keys, which "
+            "need to differ from draw to draw, or integers. Give keys as "
+            "jax.random.wrap_key_data(keys), integers as int32."
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ class Draws:
         params: The trained values of ``param`` and ``mutable`` sites, without an axis
             of draws. The arrays of a site that is a tree of them are under
             ``<site>.<path>`` where they come from a DataTree.
+        guide_params: The trained values of a DataTree's guide.
         about: What a DataTree says of each of its sites (``attrs``).
         may_be_grouped: Whether a dictionary may be of draws grouped by chain: nobody
             said how many sample axes there are, and all sites have the first two axes
@@ -29,6 +31,7 @@ class Draws:
     shape: tuple[int, ...]
     params: dict[str, Any]
     about: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    guide_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     may_be_grouped: bool = False
 
     @property
@@ -53,6 +56,7 @@ class Draws:
             ValueError: If there are no draws, or if sites differ in their sample axes.
         """
         params: dict[str, Any] = {}
+        guide_params: dict[str, Any] = {}
         about: dict[str, Mapping[str, Any]] = {}
         may_be_grouped = False
         if hasattr(draws, "children"):
@@ -69,7 +73,9 @@ class Draws:
             if "params" in draws.children:
                 params = variables(draws["params"])
                 about = _attrs(draws["params"]) | about
-        elif isinstance(draws, Mapping):
+            if "guide_params" in draws.children:
+                guide_params = variables(draws["guide_params"])
+        elif isinstance(draws, Mapping) and not hasattr(draws, "data_vars"):
             second = {np.shape(value)[1:2] for value in draws.values()}
             may_be_grouped = (
                 batch_ndims is None and len(second) == 1 and () not in second
@@ -80,10 +86,13 @@ class Draws:
             raise TypeError(
                 "draws must be a dictionary from site names to arrays (such as "
                 "`mcmc.get_samples()`) or an ArviZ DataTree (such as that of "
-                f"`to_datatree`), got {type(draws).__name__}."
+                "`to_datatree`; a Dataset `ds` of chains and draws as "
+                "`xarray.DataTree.from_dict({'posterior': ds})`), got "
+                f"{type(draws).__name__}."
             )
         if not values:
-            return cls({}, (1,) * (batch_ndims or 1), params, about)
+            shape = (1,) * (batch_ndims or 1)
+            return cls({}, shape, params, about, guide_params)
         shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
         different = set(shapes.values())
         if len(different) != 1 or len(next(iter(different))) != batch_ndims:
@@ -99,7 +108,7 @@ class Draws:
             name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
             for name, value in values.items()
         }
-        return cls(flat, shape, params, about, may_be_grouped)
+        return cls(flat, shape, params, about, guide_params, may_be_grouped)
 
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
@@ -107,13 +116,47 @@ class Draws:
 
 
 def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
-    """The arrays of a DataTree's group by the names that NumPyro gave the sites."""
-    return {
-        variable.attrs.get("numpyro_name", name): variable.transpose(
-            *leading, ...
-        ).values
-        for name, variable in group.data_vars.items()
-    }
+    """The arrays of a DataTree's group by the names that NumPyro gave the sites.
+
+    Raises:
+        ValueError: If a variable lacks one of the leading axes.
+    """
+    arrays = {}
+    for name, variable in group.data_vars.items():
+        missing = [axis for axis in leading if axis not in variable.dims]
+        if missing:
+            raise ValueError(
+                f"the variable {name!r} of the DataTree has the axes "
+                f"{variable.dims}, and draws need {leading}. Select one chain as "
+                "`isel(chain=[0])`, and `unstack` what was stacked."
+            )
+        own = _in_order(name, [dim for dim in variable.dims if dim not in leading])
+        site = variable.attrs.get("numpyro_name", name)
+        arrays[site] = variable.transpose(*leading, *own).values
+    return arrays
+
+
+def _in_order(name: str, dims: list[Any]) -> list[Any]:
+    """A variable's axes as the site has them: for xarray their order means nothing.
+
+    A number in an axis' name is its place. Of a module's parameter the plate is before
+    the outputs, and those are before the inputs.
+    """
+    module = name.rpartition(".")[0]
+    numbers, named = {}, []
+    for dim in dims:
+        match = re.fullmatch(rf"{re.escape(name)}_dim_(\d+)(_axis)*", str(dim))
+        if match:
+            numbers[dim] = int(match[1])
+        else:
+            named.append(dim)
+    last = [f"{module}.out", f"{module}.in"]
+    ends = [str(dim).removesuffix("_axis") for dim in named]
+    ranks = [last.index(end) if end in last else -1 for end in ends]
+    ordered = [named[i] for i in sorted(range(len(named)), key=ranks.__getitem__)]
+    for dim in sorted(numbers, key=numbers.__getitem__):
+        ordered.insert(numbers[dim], dim)
+    return ordered
 
 
 def _attrs(group: Any) -> dict[str, Mapping[str, Any]]:

@@ -60,6 +60,7 @@ class Function:
                 "single point as x[None]."
             )
         self.block = 1 if self.points is None else self._block(batch_size)
+        self._refuse_either_way()
 
     def _block(self, batch_size: int | None) -> int:
         points = self.points or 0
@@ -100,6 +101,23 @@ class Function:
         after = np.asarray(self._evaluate(turned))
         return _differ(before[:, block - half :], after[:, :half])
 
+    def _refuse_either_way(self) -> None:
+        """Raise where an input may be a value for each point as well as shared."""
+        mapped = self._inputs.mapped()
+        is_clear = mapped.sliced == self._inputs.sliced or self.points in (None, 1)
+        if self._batched or is_clear:
+            return
+        try:
+            self._shape_of(mapped.at(0, 1))
+        except (TypeError, ValueError):
+            return  # The module takes it whole, and only so.
+        raise ValueError(
+            f"of the inputs of shape {self._inputs.shapes()}, what has fewer axes may "
+            f"be a value for each of the {self.points} points, or shared by all of "
+            f"them, and {type(self._module).__name__} takes it both ways. Map it as "
+            "you mean it: `posterior_modules` and `eqx.filter_vmap`."
+        )
+
     def _at(self, start: int, size: int) -> jax.Array:
         return self._evaluate(self._inputs.at(start, size))
 
@@ -111,12 +129,8 @@ class Function:
 
     def _shape_at(self, size: int) -> jax.ShapeDtypeStruct:
         """Of the values of one draw at so many points."""
-        point = self._inputs.at(0, size)
-        one = {position: value[:1] for position, value in self._values.items()}
         try:
-            out = jax.eval_shape(
-                lambda: _evaluate(self._module, one, point, self._batched)
-            )
+            out = self._shape_of(self._inputs.at(0, size))
         except (TypeError, ValueError) as error:
             error.add_note(_note(self._module, self._inputs, self._batched))
             raise
@@ -128,6 +142,12 @@ class Function:
                 "`eqx.filter_vmap` over them, or predict with the model."
             )
         return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+
+    def _shape_of(self, points: Points) -> Any:
+        one = {position: value[:1] for position, value in self._values.items()}
+        return jax.eval_shape(
+            lambda: _evaluate(self._module, one, points, self._batched)
+        )
 
     def blocks(self, progress_bar: bool = False) -> Any:
         """Yield slices of the points, and the values there of all draws.

@@ -26,7 +26,7 @@ def posterior_modules[Module](
     **Shapes**: an array of shape ``s`` becomes ``(draws, *s)``, chains after each
     other; where the parameter was read by ``bind(..., plate=...)``, ``(draws, members,
     *s)``, and so does every other array. A parameter of which there are no draws has
-    its trained value, from `params` or from a DataTree's group ``params``; what was
+    its trained value, from `params` or from a DataTree's trained values; what was
     neither inferred nor learned keeps its stored value, repeated.
 
     **Sites**: matched by the rule of :func:`~pyrox_ppl.bind`: the root, then the path.
@@ -113,7 +113,9 @@ def draw_module[Module](
             raise IndexError(
                 f"draw {i} has {len(i)} indices, the draws have shape {given.shape}."
             )
-        index = int(np.ravel_multi_index(i, given.shape, mode="raise"))
+        if not all(0 <= one < size for one, size in zip(i, given.shape, strict=True)):
+            raise IndexError(f"draw {i} does not exist: the draws are {given.shape}.")
+        index = int(np.ravel_multi_index(i, given.shape))
     else:
         index = i
     if not -given.number <= index < given.number:

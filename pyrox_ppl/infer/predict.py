@@ -47,8 +47,9 @@ def predict(
     inputs, by position or by keyword, in tuples or dictionaries, too. An input with
     fewer axes than the others, or a leading axis of 1, is shared by all points. Where
     the value at a point depends on the other points (attention over rows, statistics of
-    the batch), no blocks are made. A random key (``key=jax.random.key(0)``) is split:
-    every draw, and every point that is mapped, has its own.
+    the batch), no blocks are made. A random key (``key=jax.random.key(0)``, or one of
+    ``jax.random.PRNGKey``) is split: every draw, and every point that is mapped, has
+    its own; typed keys, one for each point, are split for the draws.
 
     A value that is not finite at some draw is not left out: mean and standard deviation
     are then not finite either.
@@ -85,7 +86,8 @@ def predict(
 
     Raises:
         ValueError: If the draws or `params` do not match the module, if the inputs have
-            different numbers of points, if points that depend on each other are to be
+            different numbers of points, if one with fewer axes may be a value for each
+            of them as well as shared, if points that depend on each other are to be
             cut by `batch_size`, if a quantile is no probability, or if a site does not
             exist.
 

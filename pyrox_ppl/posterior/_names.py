@@ -5,6 +5,7 @@ import importlib
 import inspect
 from typing import Any
 
+import equinox as eqx
 import ml_dtypes
 import numpy as np
 
@@ -67,6 +68,17 @@ def name_of(value: Any, path: str) -> str:
         "by: define it at the top of a Python module (a lambda or a function inside a "
         "function is not)."
     )
+
+
+def name_of_wrapped(value: eqx.Module) -> str | None:
+    """The name of a function that Equinox wrapped (``eqx.filter_jit``), if it is one.
+
+    A copy of it, as ``eqx.nn.MLP`` makes of its activation, bears the same name.
+    """
+    own = getattr(value, "__qualname__", None)
+    name = f"{value.__module__}:{own}"
+    is_named = isinstance(own, str) and eqx.tree_equal(_lookup(name), value) is True
+    return name if is_named else None
 
 
 def find(name: str) -> Any:

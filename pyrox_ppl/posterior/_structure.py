@@ -12,7 +12,13 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from pyrox_ppl.posterior._names import defaults_of, dtype_name, is_remade, name_of
+from pyrox_ppl.posterior._names import (
+    defaults_of,
+    dtype_name,
+    is_remade,
+    name_of,
+    name_of_wrapped,
+)
 from pyrox_ppl.posterior._shared import places_of
 
 
@@ -79,7 +85,8 @@ class _Writer:
                 markers = [self._marker(key) for key in keys]
                 return {"state": self._all(values, path), "markers": markers}
             case eqx.Module():
-                return self._module(value, path)
+                wrapped = name_of_wrapped(value)
+                return {"named": wrapped} if wrapped else self._module(value, path)
         container = self._container(value, path)
         if container is not None:
             return container

@@ -64,6 +64,7 @@ def save(
         name: The root of the module's names, if ``bind`` was given one.
 
     Raises:
+        TypeError: If `posterior` is no DataTree.
         ValueError: If the suffix is neither, if the module holds something without a
             name, such as a lambda, or if the format does not keep the tree as it is.
         ImportError: If the library for the format is not installed.
@@ -80,7 +81,13 @@ def save(
     """
     path = Path(path)
     _check_suffix(path)
-    tree = posterior.copy()
+    if not isinstance(posterior, xr.DataTree):
+        raise TypeError(
+            "save takes a path, a DataTree of `to_datatree` and a module, in this "
+            f"order, got {type(posterior).__name__} as the tree."
+        )
+    # What it was read from says nothing of how it is to be written.
+    tree = posterior.map_over_datasets(xr.Dataset.drop_encoding)
     if _MODULE in tree.children:
         raise ValueError(f"the group {_MODULE!r} is where save puts the module.")
     if module is not None:
@@ -165,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
             "and save it again with that version, or open its draws with "
             "`xarray.open_datatree`."
         )
-    if tree.attrs.pop("digest") != digest_of(tree):
+    if tree.attrs.pop("digest", None) != digest_of(tree):
         raise ValueError(
             f"{path} is damaged: its arrays or attributes are not those that were "
             "saved."

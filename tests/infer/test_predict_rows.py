@@ -136,3 +136,52 @@ def test_what_cannot_be_called_so_is_named():
     with pytest.raises(Exception, match=r"0 dim|ndim") as error:
         px.predict(point, DRAWS, X[0], name="net")
     assert "A single point is given as x[None]" in error.value.__notes__[-1]
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey(0), jax.random.split(KEY, 50)])
+def test_a_key_in_any_form_is_split(key):
+    noisy = Point(jnp.ones(2), "noisy")
+    still = {"net.weight": jnp.zeros((2000, 2))}
+    ours = px.predict(noisy, still, X[:50], name="net", key=key)
+    np.testing.assert_allclose(ours.std, 1.0, atol=0.1)
+    assert np.ptp(ours.mean) > 0
+    blocks = px.predict(noisy, still, X[:50], name="net", key=key, batch_size=7)
+    np.testing.assert_array_equal(ours.mean, blocks.mean)
+
+
+def test_a_key_of_two_numbers_is_no_two_points():
+    class Scalar(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, key):
+            return self.weight[0] * x + jax.random.normal(key)
+
+    key, still = jax.random.PRNGKey(0), {"net.weight": jnp.zeros((2000, 2))}
+    for points in (2, 3):
+        ours = px.predict(Scalar(jnp.ones(2)), still, X[:points, 0], key, name="net")
+        np.testing.assert_allclose(ours.std, np.ones(points), atol=0.1)
+
+
+def test_numbers_that_may_be_keys_are_refused():
+    keys = jax.random.split(jax.random.PRNGKey(0), 50)
+    with pytest.raises(ValueError, match=r"may be random keys.*wrap_key_data"):
+        px.predict(Point(jnp.ones(2), "noisy"), DRAWS, X[:50], name="net", key=keys)
+
+
+def test_a_vector_as_long_as_there_are_points_is_refused_if_it_fits_both_ways():
+    point, z = Point(jnp.ones(2)), jnp.arange(6.0)
+    with pytest.raises(ValueError, match="each of the 6 points, or shared by all"):
+        px.predict(point, DRAWS, X[:6], z, name="net")
+    mean = px.predict(point, DRAWS, X[:5], z, name="net").mean
+    expected = (WEIGHTS @ X[:5].T).mean(0) + 15.0
+    np.testing.assert_allclose(mean, expected, atol=1e-5)
+
+    class Joined(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, z):
+            return self.weight @ x + jnp.concatenate([x, z]).sum()
+
+    mean = px.predict(Joined(jnp.ones(2)), DRAWS, X[:6], z, name="net").mean
+    expected = (WEIGHTS @ X[:6].T).mean(0) + X[:6].sum(1) + 15.0
+    np.testing.assert_allclose(mean, expected, atol=1e-5)

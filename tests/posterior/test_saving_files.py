@@ -176,3 +176,40 @@ def test_what_a_format_cannot_keep_is_told_at_once(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"\.nc does not keep .* as it is"):
         px.save(tmp_path / "fit.nc", TREE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr.zip"])
+def test_a_tree_is_written_as_it_is_whatever_file_it_came_from(tmp_path, suffix):
+    tree = TREE.copy(deep=True)
+    encoding = {"dtype": "int16", "scale_factor": 0.3, "_FillValue": -1}
+    tree["posterior/a"].encoding.update(encoding)
+    assert round_trip(tmp_path, None, suffix, tree).posterior.identical(tree)
+    assert tree["posterior/a"].encoding == encoding
+
+
+@pytest.mark.wrong_types
+def test_what_is_no_tree_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"in this order, got dict"):
+        px.save(tmp_path / "fit.nc", {"a": jnp.ones(3)})
+    with pytest.raises(TypeError, match=r"in this order, got Linear"):
+        px.save(tmp_path / "fit.nc", eqx.nn.Linear(1, 1, key=KEY), TREE)
+
+
+def test_a_file_that_lost_its_digest_is_damaged(tmp_path):
+    px.save(tmp_path / "fit.nc", TREE)
+    with h5py.File(tmp_path / "fit.nc", "a") as file:
+        del file.attrs["digest"]
+    with pytest.raises(ValueError, match="is damaged"):
+        px.load(tmp_path / "fit.nc")
+
+
+@eqx.filter_jit
+def compiled(x):
+    return jnp.tanh(x)
+
+
+def test_a_function_that_equinox_compiled_is_known_by_its_name(tmp_path):
+    mlp = eqx.nn.MLP(1, 1, 2, 1, activation=compiled, key=KEY)
+    back = round_trip(tmp_path, mlp).module
+    np.testing.assert_array_equal(back(jnp.ones(1)), mlp(jnp.ones(1)))
+    assert eqx.tree_equal(back, mlp)
