@@ -164,7 +164,9 @@ def test_a_fit_that_comes_back_from_disk(own, tmp_path):
 def test_pictures_show_the_function(own):
     x = own.crossing.new_x
     inputs = own.crossing.kind.inputs(x, own.state)
-    module, params = own.crossing.kind.module, own.params
+    module = own.crossing.kind.module
+    # The state is the model's; the module is given it as an input.
+    params = {n: v for n, v in own.params.items() if n != "state"}
     fit = px.predict(module, own.draws, *inputs, name="net", params=params)
     f, places = own.f(x)[..., 0], np.arange(len(x))
     axes = px.plot_fit(fit, places)
