@@ -2,7 +2,9 @@
 
 import contextlib
 import enum
+import functools
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +37,23 @@ class Static:
         return hash(self._key)
 
 
+@jax.tree_util.register_pytree_node_class
+class _InOrder:
+    """A dictionary whose keys keep their order in a pytree."""
+
+    def __init__(self, make: Any, names: tuple, values: tuple) -> None:
+        self.make, self.names, self.values = make, names, values
+
+    def tree_flatten(self) -> tuple[tuple, Any]:
+        """The values are the children."""
+        return self.values, (self.make, self.names)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, values: Any) -> "_InOrder":
+        """With other values."""
+        return cls(*rest, tuple(values))
+
+
 class Traced:
     """Stands for an array that is a traced input."""
 
@@ -55,9 +74,10 @@ def take_arrays(
     """The arrays of any pytree, each object once, and the structure and other leaves.
 
     JAX would make two inputs of one array at two places, and the model could no longer
-    see that they are tied.
+    see that they are tied; and it would sort the keys of dictionaries, which a model
+    may loop over.
     """
-    leaves, treedef = jax.tree.flatten(arguments)
+    leaves, treedef = jax.tree.flatten(_in_order(arguments))
     arrays: list[Any] = []
     places: dict[int, int] = {}
     rest = []
@@ -74,10 +94,8 @@ def take_arrays(
 
 def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
     """What `take_arrays` took apart."""
-    return jax.tree.unflatten(
-        treedef,
-        [arrays[leaf.place] if isinstance(leaf, Traced) else leaf for leaf in leaves],
-    )
+    parts = [arrays[one.place] if isinstance(one, Traced) else one for one in leaves]
+    return _as_dicts(jax.tree.unflatten(treedef, parts))
 
 
 def split(arguments: Any) -> tuple[list, Static]:
@@ -147,6 +165,36 @@ def explained_tracing(where: str) -> Iterator[None]:
                 "NumPyro's own class."
             )
         raise
+
+
+def _in_order(tree: Any) -> Any:
+    """A pytree with an `_InOrder` for each dictionary whose keys JAX would sort."""
+
+    def convert(part: Any) -> Any:
+        if not _is_dict(part):
+            return part
+        make = dict
+        if isinstance(part, defaultdict):
+            make = functools.partial(defaultdict, part.default_factory)
+        return _InOrder(make, tuple(part), tuple(map(_in_order, part.values())))
+
+    return jax.tree.map(convert, tree, is_leaf=_is_dict)
+
+
+def _as_dicts(tree: Any) -> Any:
+    """The dictionaries again that `_in_order` replaced."""
+
+    def convert(part: Any) -> Any:
+        if not isinstance(part, _InOrder):
+            return part
+        values = map(_as_dicts, part.values)
+        return part.make(zip(part.names, values, strict=True))
+
+    return jax.tree.map(convert, tree, is_leaf=lambda one: isinstance(one, _InOrder))
+
+
+def _is_dict(part: Any) -> bool:
+    return type(part) in (dict, defaultdict)
 
 
 def _structure(treedef: Any) -> Any:
