@@ -51,7 +51,8 @@ class _InOrder:
     @classmethod
     def tree_unflatten(cls, rest: Any, values: Any) -> "_InOrder":
         """With other values."""
-        return cls(*rest, tuple(values))
+        make, names = rest
+        return cls(make, names, tuple(values))
 
 
 class Traced:

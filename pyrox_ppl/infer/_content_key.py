@@ -16,7 +16,7 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from pyrox_ppl.infer._arrays import digest_rows
-from pyrox_ppl.infer._names_read import is_installed, read_by_name
+from pyrox_ppl.infer._names_read import is_installed, read_by_name, read_of_process
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
@@ -64,10 +64,10 @@ def content_key(
 ) -> tuple[Any, tuple[str, ...]]:
     """A hashable key of an object, and the types in it that cannot be looked into.
 
-    It follows attributes, containers, closures, defaults, bound objects, and the
-    globals that the user's own functions name. Plain values count by type and value,
-    NumPy arrays by contents, JAX's arrays, which cannot change, by identity. What
-    cannot be looked into makes the key unequal to any other.
+    It follows attributes, containers, closures, defaults, bound objects, and what the
+    user's own functions read by name: globals, modules, the environment. Plain values
+    count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
+    change, by identity. What cannot be looked into makes the key unequal to any other.
 
     Args:
         value: Any object.
@@ -137,6 +137,7 @@ class _Walk:
 
     def _instance(self, value: Any) -> tuple:
         kind = type(value)
+        plain: Any
         for plain in (int, float, complex, str, bytes):
             if isinstance(value, plain):  # of a class of its own, which may hold more
                 shown = plain.__repr__(value)
@@ -196,7 +197,8 @@ class _Walk:
 
     def _named(self, function: types.FunctionType) -> tuple:
         """What a function of the user's reads by name."""
-        return tuple((name, self.key(part)) for name, part in read_by_name(function))
+        read = read_by_name(function) | read_of_process(function)
+        return tuple((name, self.key(part)) for name, part in read.items())
 
     def _class(self, value: type) -> tuple:
         """What the user's own classes hold: methods, and values that may be set."""

@@ -27,13 +27,12 @@ def is_installed(file: str) -> bool:
     return file.startswith(_INSTALLED)
 
 
-def read_by_name(function: types.FunctionType) -> list[tuple[str, Any]]:
+def read_by_name(function: types.FunctionType) -> dict[str, Any]:
     """The globals that a function names, and what it may read of the user's modules.
 
     A module counts by those of its attributes that the code names; by all, where the
-    code looks attributes up by strings. Modules imported within the function, the
-    variables of the environment, and the hidden generator behind ``np.random.normal``
-    and ``random.random`` count, too.
+    code looks attributes up by strings. Modules imported within the function count,
+    too.
     """
     code, known = function.__code__, function.__globals__
     names, strings = set(_names(code)), set(_strings(code))
@@ -44,14 +43,27 @@ def read_by_name(function: types.FunctionType) -> list[tuple[str, Any]]:
             if full in sys.modules and full not in found:
                 found[full] = sys.modules[full]
     found = dict(sorted(found.items()))
-    read = [(n, value) for n, value in found.items() if n in known or _is_own(value)]
+    read = {n: value for n, value in found.items() if n in known or _is_own(value)}
     met: set[str] = set()
     for name, value in found.items():
-        read += _parts(name, value, names, bool(names & _ANY_ATTRIBUTE), met)
+        read |= _parts(name, value, names, bool(names & _ANY_ATTRIBUTE), met)
+    return read
+
+
+def read_of_process(function: types.FunctionType) -> dict[str, Any]:
+    """What a function may read of the process that it runs in.
+
+    The variables of the environment, and the hidden generator behind
+    ``np.random.normal`` and ``random.random``.
+    """
+    code, known = function.__code__, function.__globals__
+    names = set(_names(code))
+    read: dict[str, Any] = {}
     if names & {"environ", "getenv"}:
-        read.append(("the environment", dict(os.environ)))
-    if any(value is module for value in found.values() for module in _HIDDEN_STATE):
-        read += _bound_to_hidden(code, known)
+        read["the environment"] = dict(os.environ)
+    named = [known[name] for name in names if name in known]
+    if any(value is module for value in named for module in _HIDDEN_STATE):
+        read |= _bound_to_hidden(code, known)
     return read
 
 
@@ -75,7 +87,10 @@ def _is_own(value: Any) -> bool:
     """Whether a value is a Python module of the user's."""
     if not isinstance(value, types.ModuleType):
         return False
-    return not is_installed(getattr(value, "__file__", None) or "<frozen")
+    file = getattr(value, "__file__", None)
+    if file is None:  # built in, or made by hand
+        return value.__name__ not in sys.stdlib_module_names
+    return not is_installed(file)
 
 
 def _bound_to_hidden(

@@ -29,7 +29,7 @@ FACTOR = 1.0
 settings = types.ModuleType("settings_of_a_test")
 package = types.ModuleType("package_of_a_test")
 inner = types.ModuleType("package_of_a_test.inner")
-package.inner, inner.package = inner, package
+vars(package)["inner"], vars(inner)["package"] = inner, package
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +43,15 @@ def own_modules(monkeypatch):
 
 
 def imported():
-    import settings_of_a_test
+    import settings_of_a_test  # pyright: ignore[reportMissingImports]
 
     return settings_of_a_test.factor
 
 
 def imported_from_a_package():
-    from package_of_a_test import inner as found
+    from package_of_a_test import (  # pyright: ignore[reportMissingImports]
+        inner as found,
+    )
 
     return found.factor
 
@@ -75,7 +77,7 @@ def test_a_setting_in_a_module_of_the_users_counts(name):
     read, module = READERS[name]
     before = content_key(read)
     assert content_key(read) == before
-    module.factor = 2.0
+    vars(module)["factor"] = 2.0
     assert content_key(read) != before
 
 
@@ -86,7 +88,7 @@ def test_a_setting_that_was_changed_reaches_a_compiled_run():
 
     predictive = CompiledPredictive(model, num_samples=1)
     assert predictive(KEY)["value"] == 1.0
-    settings.factor = 2.0
+    vars(settings)["factor"] = 2.0
     assert predictive(KEY)["value"] == 2.0
 
 
@@ -151,6 +153,8 @@ def test_a_name_of_a_site_is_no_global():
 
 class Celsius(float):
     """A number that prints as something else, and that may hold more."""
+
+    place = "Oslo"
 
     def __repr__(self):
         return "a temperature"
