@@ -2,9 +2,7 @@
 
 import contextlib
 import enum
-import functools
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ from jax.core import Tracer
 from numpyro.primitives import _PYRO_STACK
 
 from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
+from pyrox_ppl.infer._dict_order import unwrap_dicts, wrap_dicts
 
 
 class Static:
@@ -35,24 +34,6 @@ class Static:
 
     def __hash__(self) -> int:
         return hash(self._key)
-
-
-@jax.tree_util.register_pytree_node_class
-class _InOrder:
-    """A dictionary whose keys keep their order in a pytree."""
-
-    def __init__(self, make: Any, names: tuple, values: tuple) -> None:
-        self.make, self.names, self.values = make, names, values
-
-    def tree_flatten(self) -> tuple[tuple, Any]:
-        """The values are the children."""
-        return self.values, (self.make, self.names)
-
-    @classmethod
-    def tree_unflatten(cls, rest: Any, values: Any) -> "_InOrder":
-        """With other values."""
-        make, names = rest
-        return cls(make, names, tuple(values))
 
 
 class Traced:
@@ -78,7 +59,7 @@ def take_arrays(
     see that they are tied; and it would sort the keys of dictionaries, which a model
     may loop over.
     """
-    leaves, treedef = jax.tree.flatten(_in_order(arguments))
+    leaves, treedef = jax.tree.flatten(wrap_dicts(arguments))
     arrays: list[Any] = []
     places: dict[int, int] = {}
     rest = []
@@ -96,7 +77,7 @@ def take_arrays(
 def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
     """What `take_arrays` took apart."""
     parts = [arrays[one.place] if isinstance(one, Traced) else one for one in leaves]
-    return _as_dicts(jax.tree.unflatten(treedef, parts))
+    return unwrap_dicts(jax.tree.unflatten(treedef, parts))
 
 
 def split(arguments: Any) -> tuple[list, Static]:
@@ -166,36 +147,6 @@ def explained_tracing(where: str) -> Iterator[None]:
                 "NumPyro's own class."
             )
         raise
-
-
-def _in_order(tree: Any) -> Any:
-    """A pytree with an `_InOrder` for each dictionary whose keys JAX would sort."""
-
-    def convert(part: Any) -> Any:
-        if not _is_dict(part):
-            return part
-        make = dict
-        if isinstance(part, defaultdict):
-            make = functools.partial(defaultdict, part.default_factory)
-        return _InOrder(make, tuple(part), tuple(map(_in_order, part.values())))
-
-    return jax.tree.map(convert, tree, is_leaf=_is_dict)
-
-
-def _as_dicts(tree: Any) -> Any:
-    """The dictionaries again that `_in_order` replaced."""
-
-    def convert(part: Any) -> Any:
-        if not isinstance(part, _InOrder):
-            return part
-        values = map(_as_dicts, part.values)
-        return part.make(zip(part.names, values, strict=True))
-
-    return jax.tree.map(convert, tree, is_leaf=lambda one: isinstance(one, _InOrder))
-
-
-def _is_dict(part: Any) -> bool:
-    return type(part) in (dict, defaultdict)
 
 
 def _structure(treedef: Any) -> Any:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pyrox_ppl.infer._dict_order import unwrap_dicts, wrap_dicts
+
 
 class Points(eqx.Module):
     """The arguments of a call, and which of the arrays in them hold the points.
@@ -38,6 +40,9 @@ class Points(eqx.Module):
         Raises:
             ValueError: If leading axes differ.
         """
+        # A module may loop over a dictionary, whose keys JAX would sort.
+        inputs = wrap_dicts(inputs, _is_module)
+        kwargs = {name: wrap_dicts(part, _is_module) for name, part in kwargs.items()}
         # A NumPy array in the arguments of a compiled function would be a constant.
         inputs, kwargs = jax.tree.map(
             lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
@@ -94,7 +99,7 @@ class Points(eqx.Module):
 
     def call(self, module: Any) -> Any:
         """The module's values, of all points at once."""
-        inputs, kwargs = self.args
+        inputs, kwargs = unwrap_dicts(self.args, _is_module)
         return module(*inputs, **kwargs)
 
     def map(self, module: Any) -> Any:
@@ -110,7 +115,8 @@ class Points(eqx.Module):
                 else (jax.random.fold_in(x, number) if _is_key(x) else x)
                 for x, one in zip(leaves, self.sliced, strict=True)
             ]
-            inputs, kwargs = jax.tree.unflatten(treedef, point)
+            args = jax.tree.unflatten(treedef, point)
+            inputs, kwargs = unwrap_dicts(args, _is_module)
             return module(*inputs, **kwargs)
 
         return jax.vmap(at_one)(self.numbers, rows)

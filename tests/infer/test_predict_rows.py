@@ -136,3 +136,24 @@ def test_what_cannot_be_called_so_is_named():
     with pytest.raises(Exception, match=r"0 dim|ndim") as error:
         px.predict(point, DRAWS, X[0], name="net")
     assert "A single point is given as x[None]" in error.value.__notes__[-1]
+
+
+class Joined(AbstractModule):
+    """A module of covariates by name, in the order that they come in."""
+
+    weight: jax.Array
+
+    def forward(self, covariates):
+        joined = jnp.concatenate(list(covariates.values()), axis=-1)
+        return joined @ self.weight
+
+
+@pytest.mark.parametrize("rows", [3, None])
+def test_a_dictionary_of_inputs_keeps_its_order(rows):
+    shape = (1,) if rows is None else (rows, 1)
+    covariates = {"south": jnp.ones(shape), "north": 2.0 * jnp.ones(shape)}
+    weights = jnp.array([[1.0, 10.0], [2.0, 20.0]])
+    mean = px.predict(
+        Joined(weights[0]), {"joined.weight": weights}, covariates, progress_bar=False
+    ).mean
+    np.testing.assert_allclose(mean, np.full(shape[:-1], 31.5), rtol=1e-6)
