@@ -13,6 +13,7 @@ from jax.core import Tracer
 from numpyro.primitives import _PYRO_STACK
 
 from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
+from pyrox_ppl.infer._dict_order import unwrap_dicts, wrap_dicts
 
 
 class Static:
@@ -55,9 +56,10 @@ def take_arrays(
     """The arrays of any pytree, each object once, and the structure and other leaves.
 
     JAX would make two inputs of one array at two places, and the model could no longer
-    see that they are tied.
+    see that they are tied; and it would sort the keys of dictionaries, which a model
+    may loop over.
     """
-    leaves, treedef = jax.tree.flatten(arguments)
+    leaves, treedef = jax.tree.flatten(wrap_dicts(arguments))
     arrays: list[Any] = []
     places: dict[int, int] = {}
     rest = []
@@ -74,10 +76,8 @@ def take_arrays(
 
 def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
     """What `take_arrays` took apart."""
-    return jax.tree.unflatten(
-        treedef,
-        [arrays[leaf.place] if isinstance(leaf, Traced) else leaf for leaf in leaves],
-    )
+    parts = [arrays[one.place] if isinstance(one, Traced) else one for one in leaves]
+    return unwrap_dicts(jax.tree.unflatten(treedef, parts))
 
 
 def split(arguments: Any) -> tuple[list, Static]:

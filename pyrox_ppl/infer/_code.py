@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from pyrox_ppl.infer._arrays import digest
+from pyrox_ppl.infer._names_read import read_by_name
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
@@ -158,32 +159,8 @@ def _read_by(function: types.FunctionType) -> dict[str, Any]:
         {n: _content(cell) for n, cell in zip(code.co_freevars, cells, strict=True)}
     )
     if not _is_installed(function.__globals__.get("__name__")):
-        names = sorted(_names(code))
-        for name in names:
-            if name in function.__globals__:
-                value = function.__globals__[name]
-                read[name] = value
-                read |= _of_module(value, name, names)
+        read |= read_by_name(function)
     return read
-
-
-def _of_module(value: Any, path: str, names: list[str]) -> dict[str, Any]:
-    """What is read of a user's own Python module: of ``tools.f`` the function ``f``."""
-    if not isinstance(value, types.ModuleType) or _is_installed(value.__name__):
-        return {}
-    found: dict[str, Any] = {}
-    for name in names:
-        if name in vars(value):
-            part = vars(value)[name]
-            found[f"{path}.{name}"] = part
-            found |= _of_module(part, f"{path}.{name}", names)
-    return found
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The names that a function and those within it may read."""
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
 
 
 def _own(cls: type) -> dict[str, Any]:

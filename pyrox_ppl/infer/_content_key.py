@@ -2,14 +2,13 @@
 
 import enum
 import functools
+import struct
 import sys
-import sysconfig
 import threading
 import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from pyrox_ppl.infer._arrays import digest_rows
+from pyrox_ppl.infer._names_read import is_installed, read_by_name, read_of_process
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
@@ -41,10 +41,7 @@ _FIXED = (
 )
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque, types.MappingProxyType)
 _HEAP_TYPE = 1 << 9
-_INSTALLED = tuple(
-    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
-    | {sysconfig.get_path("platlib"), str(Path(__file__).parents[1]), "<frozen"}
-)
+_POINTER = struct.calcsize("P")
 
 LeaveOut = Callable[[Any], Iterable[str]]
 
@@ -67,10 +64,10 @@ def content_key(
 ) -> tuple[Any, tuple[str, ...]]:
     """A hashable key of an object, and the types in it that cannot be looked into.
 
-    It follows attributes, containers, closures, defaults, bound objects, and the
-    globals that the user's own functions name. Plain values count by type and value,
-    NumPy arrays by contents, JAX's arrays, which cannot change, by identity. What
-    cannot be looked into makes the key unequal to any other.
+    It follows attributes, containers, closures, defaults, bound objects, and what the
+    user's own functions read by name: globals, modules, the environment. Plain values
+    count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
+    change, by identity. What cannot be looked into makes the key unequal to any other.
 
     Args:
         value: Any object.
@@ -93,7 +90,7 @@ class _Walk:
     def key(self, value: Any) -> Any:
         if isinstance(value, enum.Enum):
             return Same(value)
-        if isinstance(value, PLAIN):
+        if type(value) in PLAIN or isinstance(value, np.generic | np.dtype):
             return type(value), repr(value)
         fixed = isinstance(value, _FIXED) or type(value) is object
         if fixed or _is_of_a_library(value):
@@ -109,7 +106,10 @@ class _Walk:
             case np.ndarray() if value.dtype.hasobject:
                 return value.shape, self.key(value.ravel().tolist())
             case np.ndarray():
-                return digest_rows(value), Same(type(value))
+                # A masked array has its mask there; a mapped file is its contents.
+                mapped = isinstance(value, np.memmap)
+                parts = () if mapped else self._attributes(value)
+                return digest_rows(value), Same(type(value)), parts
             case type():
                 return Same(value), self._class(value)
             case types.FunctionType():
@@ -137,6 +137,11 @@ class _Walk:
 
     def _instance(self, value: Any) -> tuple:
         kind = type(value)
+        plain: Any
+        for plain in (int, float, complex, str, bytes):
+            if isinstance(value, plain):  # of a class of its own, which may hold more
+                shown = plain.__repr__(value)
+                return self.key(kind), shown, self._attributes(value)
         if isinstance(value, _CONTAINERS):
             return self.key(kind), self._contents(value), self._attributes(value)
         if kind.__module__.partition(".")[0] == "jaxlib" or hasattr(
@@ -180,7 +185,7 @@ class _Walk:
     def _function(self, value: types.FunctionType) -> tuple:
         parts = value.__defaults__, value.__kwdefaults__, vars(value)
         cells = tuple(self._cell(cell) for cell in value.__closure__ or ())
-        named = () if _is_installed(value.__code__.co_filename) else self._named(value)
+        named = () if is_installed(value.__code__.co_filename) else self._named(value)
         code = Same(value.__code__), Same(value.__globals__)
         return *code, cells, named, *(self.key(part) for part in parts)
 
@@ -191,43 +196,19 @@ class _Walk:
             return "empty"
 
     def _named(self, function: types.FunctionType) -> tuple:
-        """The globals that a function of the user's names, and parts of modules."""
-        names = sorted(set(_names(function.__code__)))
-        known = function.__globals__
-        found = [(name, known[name]) for name in names if name in known]
-        keys = [(name, self.key(value)) for name, value in found]
-        for module, value in found:
-            file = getattr(value, "__file__", None)
-            if isinstance(value, types.ModuleType) and not _is_installed(file or "<"):
-                keys += [
-                    (f"{module}.{name}", self.key(vars(value)[name]))
-                    for name in names
-                    if name in vars(value)
-                ]
-        return tuple(keys)
+        """What a function of the user's reads by name."""
+        read = read_by_name(function) | read_of_process(function)
+        return tuple((name, self.key(part)) for name, part in read.items())
 
     def _class(self, value: type) -> tuple:
         """What the user's own classes hold: methods, and values that may be set."""
         return tuple(
             (name, self.key(part))
             for kind in value.__mro__
-            if not _is_installed(_file_of(kind))
+            if not is_installed(_file_of(kind))
             for name, part in vars(kind).items()
             if isinstance(part, types.FunctionType) or not _is_private(name)
         )
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names in a function's code, that of functions within it, too."""
-    yield from code.co_names
-    for part in code.co_consts:
-        if isinstance(part, types.CodeType):
-            yield from _names(part)
-
-
-def _is_installed(file: str) -> bool:
-    """Whether code is of a library, whose globals are no settings of the user's."""
-    return file.startswith(_INSTALLED)
 
 
 def _is_of_a_library(value: Any) -> bool:
@@ -236,7 +217,7 @@ def _is_of_a_library(value: Any) -> bool:
     if not (callable(value) and isinstance(name, str) and isinstance(where, str)):
         return False
     found: Any = sys.modules.get(where)
-    if found is None or not _is_installed(getattr(found, "__file__", None) or "<"):
+    if found is None or not is_installed(getattr(found, "__file__", None) or "<"):
         return False
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -260,18 +241,26 @@ def _is_python(kind: type) -> bool:
     heap = [c for c in kind.__mro__ if c.__flags__ & _HEAP_TYPE]
     bases = {c for c in kind.__mro__ if c not in heap}
     seen = kind.__dictoffset__ != 0 or any("__slots__" in vars(c) for c in heap)
-    return bool(heap) and bases <= {object} and seen
+    # A class written in C keeps its state in memory that no attribute shows.
+    slots = sum(len(_slots_of(c)) for c in heap)
+    hides = kind.__basicsize__ > object.__basicsize__ + slots * _POINTER
+    return bool(heap) and bases <= {object} and seen and not hides
+
+
+def _slots_of(kind: type) -> list[str]:
+    """The names of the slots that a class adds."""
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
     """The attributes of an object, those in slots among them."""
     yield from getattr(value, "__dict__", {}).items()
     for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__"):
-                mangled = f"_{kind.__name__.lstrip('_')}{name}"
-                private = name.startswith("__") and not name.endswith("__")
-                name = mangled if private else name
-                if hasattr(value, name):
-                    yield name, getattr(value, name)
+        for name in _slots_of(kind):
+            mangled = f"_{kind.__name__.lstrip('_')}{name}"
+            private = name.startswith("__") and not name.endswith("__")
+            name = mangled if private else name
+            if hasattr(value, name):
+                yield name, getattr(value, name)

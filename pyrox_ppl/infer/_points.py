@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.util import is_prng_key
 
+from pyrox_ppl.infer._dict_order import unwrap_dicts, wrap_dicts
+
 
 class Points(eqx.Module):
     """The arguments of a call, and which of the arrays in them hold the points.
@@ -40,6 +42,9 @@ class Points(eqx.Module):
             ValueError: If leading axes differ, or if an array may be keys for each
                 point in the form of numbers.
         """
+        # A module may loop over a dictionary, whose keys JAX would sort.
+        inputs = wrap_dicts(inputs, _is_module)
+        kwargs = {name: wrap_dicts(part, _is_module) for name, part in kwargs.items()}
         # A NumPy array in the arguments of a compiled function would be a constant.
         inputs, kwargs = jax.tree.map(
             lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
@@ -106,7 +111,7 @@ class Points(eqx.Module):
 
     def call(self, module: Any) -> Any:
         """The module's values, of all points at once."""
-        inputs, kwargs = self.args
+        inputs, kwargs = unwrap_dicts(self.args, _is_module)
         return module(*inputs, **kwargs)
 
     def map(self, module: Any) -> Any:
@@ -120,7 +125,8 @@ class Points(eqx.Module):
                 next(row) if one else _own(x, number)
                 for x, one in zip(leaves, self.sliced, strict=True)
             ]
-            inputs, kwargs = jax.tree.unflatten(treedef, point)
+            args = jax.tree.unflatten(treedef, point)
+            inputs, kwargs = unwrap_dicts(args, _is_module)
             return module(*inputs, **kwargs)
 
         return jax.vmap(at_one)(self.numbers, rows)

@@ -52,10 +52,10 @@ class CompiledMCMC(MCMC):
     What counts as the same: arguments that are arrays by shape and dtype, and by which
     of them are one array; numbers, strings and flags by type and value (a new value is
     compiled anew). Functions, callable objects, static fields and the model itself
-    count by all that they reach: closures, attributes, bound objects, the globals that
-    they name. What changes there is compiled anew, so pass what changes often as an
-    argument. What cannot be looked into (a generator, a file) is compiled anew for each
-    run, with a warning. A progress bar costs one small program more.
+    count by all that they reach: closures, attributes, globals, modules, the
+    environment. What changes there is compiled anew. Pass what changes often as an
+    argument, above all a NumPy array, of which JAX keeps the first contents. What
+    cannot be looked into (a generator, a file) is compiled anew, with a warning.
 
     **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
 

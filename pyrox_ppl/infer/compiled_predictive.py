@@ -111,6 +111,9 @@ class CompiledPredictive(Predictive):
             settings["num_samples"] = None
         else:
             settings["posterior_samples"] = None
+        for name in ("posterior_samples", "params"):  # their order means nothing
+            if type(settings.get(name)) is dict:
+                settings[name] = dict(sorted(settings[name].items()))
         if isinstance(self.return_sites, set):
             settings["return_sites"] = sorted(self.return_sites)
         return settings

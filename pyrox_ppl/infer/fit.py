@@ -22,7 +22,7 @@ from pyrox_ppl.infer._resume import (
 )
 from pyrox_ppl.infer._site_order import in_order
 from pyrox_ppl.infer._store import RunStore
-from pyrox_ppl.infer.minibatch import MinibatchLoader
+from pyrox_ppl.infer.minibatch import MinibatchLoader, batches_of, contents_of
 
 
 class MinibatchResult(NamedTuple):
@@ -98,9 +98,9 @@ def fit_minibatches(
         Parameters, state and losses.
 
     Raises:
-        ValueError: If `patience` is given without `held_out`, or if the run at `path`
-            was begun with something else or is damaged, or if it is given where JAX
-            runs in several processes.
+        ValueError: If `patience` is given without `held_out`, if the loss on that is
+            finite at no epoch, or if the run at `path` was begun with something else or
+            is damaged, or if it is given where JAX runs in several processes.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C., Paisley, J. (2013). Stochastic
@@ -169,14 +169,16 @@ def fit_minibatches(
                 **{name: digest(value) for name, value in kwargs.items()},
                 "init_params": digest(init_params),
                 **loader.describe(),
-                "held_out": "" if held_out is None else str(_contents(held_out)),
+                "held_out": "" if held_out is None else str(contents_of(held_out)),
             },
             "sites": sites_of(svi.model, first, kwargs | svi.static_kwargs),
             "environment": environment(),
             **program(step, (start, first)),
-            "evaluation": None
-            if held_out is None
-            else program(evaluate, (start, next(_batches_of(held_out)))),
+            "evaluation": (
+                {}
+                if held_out is None
+                else program(evaluate, (start, next(batches_of(held_out))))
+            ),
             "start": digest(start),
         }
 
@@ -195,6 +197,11 @@ def fit_minibatches(
                 )
             )
         state, best, losses, progress = run(start, store, progress_bar)
+    if held_out is not None and not any(map(math.isfinite, progress["held_out"])):
+        raise ValueError(
+            "the loss on held_out was finite after no epoch, so none is the best: look "
+            "for NaN in held_out, or train with a smaller learning rate."
+        )
     kept = state if held_out is None else best
     return MinibatchResult(
         svi.get_params(kept),
@@ -271,11 +278,11 @@ class _Run:
         if self.held_out is None:
             progress["best_epoch"] = epoch
             return best
-        values = [float(self.evaluate(state, b)) for b in _batches_of(self.held_out)]
+        values = [float(self.evaluate(state, b)) for b in batches_of(self.held_out)]
         loss = float(np.mean(values))
         least = min(filter(math.isfinite, progress["held_out"]), default=math.inf)
         progress["held_out"].append(loss)
-        if loss < least:
+        if math.isfinite(loss) and loss < least:
             progress["best_epoch"], best = epoch, state
         since = epoch - progress["best_epoch"]
         progress["stopped"] = self.patience is not None and since >= self.patience
@@ -287,14 +294,3 @@ def _postfix(losses: np.ndarray, progress: dict[str, Any]) -> str:
     if progress["held_out"]:
         text += f", held out: {progress['held_out'][-1]:.4f}"
     return text
-
-
-def _batches_of(held_out: Any) -> Iterator[Any]:
-    is_loader = isinstance(held_out, MinibatchLoader)
-    return held_out.epoch(0) if is_loader else iter([held_out])
-
-
-def _contents(held_out: Any) -> Any:
-    if isinstance(held_out, MinibatchLoader):
-        return sorted(held_out.describe().items())
-    return digest(held_out)

@@ -158,3 +158,16 @@ def _take(array: Any, rows: np.ndarray) -> np.ndarray:
         # given back; what was written to a shared one stays in the file.
         mapped.madvise(mmap.MADV_DONTNEED)
     return taken
+
+
+def batches_of(held_out: Any) -> Iterator[Any]:
+    """The batches of a loader, or the one batch that some arrays are."""
+    is_loader = isinstance(held_out, MinibatchLoader)
+    return held_out.epoch(0) if is_loader else iter([held_out])
+
+
+def contents_of(held_out: Any) -> Any:
+    """What decides those batches."""
+    if isinstance(held_out, MinibatchLoader):
+        return sorted(held_out.describe().items())
+    return digest(held_out)

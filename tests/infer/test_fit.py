@@ -116,6 +116,16 @@ def test_early_stopping_returns_the_epoch_of_least_held_out_loss():
         fit(svi, 3, patience=2)
 
 
+@pytest.mark.parametrize("patience", [None, 1])
+def test_held_out_data_of_no_finite_loss_choose_no_epoch(patience):
+    """The state before the first step is no result."""
+    spoilt = YS.copy()
+    spoilt[3] = np.nan
+    svi = make(line, optax.adam(0.05))
+    with pytest.raises(ValueError, match="finite after no epoch"):
+        fit(svi, 2, held_out=(X, spoilt), patience=patience)
+
+
 @pytest.mark.parametrize("segment", [None, 3])
 def test_after_a_death_the_data_go_on_in_the_same_order(tmp_path, monkeypatch, segment):
     options = {"held_out": (X, YS), "patience": 5, "segment": segment}
@@ -148,9 +158,9 @@ def test_after_a_death_the_data_go_on_in_the_same_order(tmp_path, monkeypatch, s
 
 def test_a_stopped_run_stays_stopped(tmp_path):
     options = {"held_out": (X, YS), "patience": 1, "path": tmp_path / "run"}
-    first = fit(make(line, optax.sgd(1.0)), 20, **options)
+    first = fit(make(line, optax.adam(1.0)), 20, **options)
     assert len(first.held_out) < 20
-    again = fit(make(line, optax.sgd(1.0)), 20, **options)
+    again = fit(make(line, optax.adam(1.0)), 20, **options)
     np.testing.assert_array_equal(again.losses, first.losses)
     np.testing.assert_array_equal(again.held_out, first.held_out)
 

@@ -185,3 +185,24 @@ def test_a_vector_as_long_as_there_are_points_is_refused_if_it_fits_both_ways():
     mean = px.predict(Joined(jnp.ones(2)), DRAWS, X[:6], z, name="net").mean
     expected = (WEIGHTS @ X[:6].T).mean(0) + X[:6].sum(1) + 15.0
     np.testing.assert_allclose(mean, expected, atol=1e-5)
+
+
+class Joined(AbstractModule):
+    """A module of covariates by name, in the order that they come in."""
+
+    weight: jax.Array
+
+    def forward(self, covariates):
+        joined = jnp.concatenate(list(covariates.values()), axis=-1)
+        return joined @ self.weight
+
+
+@pytest.mark.parametrize("rows", [3, None])
+def test_a_dictionary_of_inputs_keeps_its_order(rows):
+    shape = (1,) if rows is None else (rows, 1)
+    covariates = {"south": jnp.ones(shape), "north": 2.0 * jnp.ones(shape)}
+    weights = jnp.array([[1.0, 10.0], [2.0, 20.0]])
+    mean = px.predict(
+        Joined(weights[0]), {"joined.weight": weights}, covariates, progress_bar=False
+    ).mean
+    np.testing.assert_allclose(mean, np.full(shape[:-1], 31.5), rtol=1e-6)

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -103,6 +104,15 @@ def reading_a_global(value):
     return place["callback"]
 
 
+def looking_up(value):
+    settings = types.ModuleType("settings_of_a_callback")
+    settings.shift = value
+    place = {"np": np, "settings": settings}
+    code = "def callback(x):\n    return np.float32(x + getattr(settings, 'shift'))"
+    exec(code, place)
+    return place["callback"]
+
+
 CHANGES = {
     "a constant": (one(), other_constant()),
     "a number of the closure": (closing_over(1.0), closing_over(2.0)),
@@ -117,6 +127,7 @@ CHANGES = {
     "an object": (Shift(1.0), Shift(2.0)),
     "a method": (Shift(1.0).method, Shift(2.0).method),
     "a global": (reading_a_global(1.0), reading_a_global(2.0)),
+    "an attribute of a module": (looking_up(1.0), looking_up(2.0)),
 }
 
 

@@ -1,0 +1,142 @@
+"""What a function reads by name: globals, parts of modules, the environment."""
+
+import dis
+import os
+import random
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_INSTALLED = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
+    | {sysconfig.get_path("platlib"), str(Path(__file__).parents[1]), "<frozen"}
+)
+_BY_STRING = {"globals", "eval"}
+_IMPORT = {"import_module", "__import__", "modules"}
+_ANY_ATTRIBUTE = {"getattr", "vars", "attrgetter", "methodcaller", "__dict__"}
+_HIDDEN_STATE = (random, np, np.random)
+
+
+def is_installed(file: str) -> bool:
+    """Whether code is of a library, whose globals are no settings of the user's."""
+    return file.startswith(_INSTALLED)
+
+
+def read_by_name(function: types.FunctionType) -> dict[str, Any]:
+    """The globals that a function names, and what it may read of the user's modules.
+
+    A module counts by those of its attributes that the code names; by all, where the
+    code looks attributes up by strings. Modules imported within the function count,
+    too.
+    """
+    code, known = function.__code__, function.__globals__
+    names, strings = set(_names(code)), set(_strings(code))
+    looked_up = strings if names & _BY_STRING else set()
+    found = {name: known[name] for name in names | looked_up if name in known}
+    for name in names | strings if names & _IMPORT else names:
+        for full in (name, f"{known.get('__package__')}.{name}"):
+            if full in sys.modules and full not in found:
+                found[full] = sys.modules[full]
+    found = dict(sorted(found.items()))
+    read = {n: value for n, value in found.items() if n in known or _is_own(value)}
+    met: set[str] = set()
+    for name, value in found.items():
+        read |= _parts(name, value, names, bool(names & _ANY_ATTRIBUTE), met)
+    return read
+
+
+def read_of_process(function: types.FunctionType) -> dict[str, Any]:
+    """What a function may read of the process that it runs in.
+
+    The variables of the environment, and the hidden generator behind
+    ``np.random.normal`` and ``random.random``.
+    """
+    code, known = function.__code__, function.__globals__
+    names = set(_names(code))
+    read: dict[str, Any] = {}
+    if names & {"environ", "getenv"}:
+        read["the environment"] = dict(os.environ)
+    named = [known[name] for name in names if name in known]
+    if any(value is module for value in named for module in _HIDDEN_STATE):
+        read |= _bound_to_hidden(code, known)
+    return read
+
+
+def _parts(
+    path: str, module: Any, names: set[str], whole: bool, met: set[str]
+) -> Iterator[tuple[str, Any]]:
+    """Of a user's own module, the attributes that are read, in modules within it, too.
+
+    Each module once: packages refer to each other.
+    """
+    if not _is_own(module) or module.__name__ in met:
+        return
+    met.add(module.__name__)
+    for name, value in sorted(vars(module).items()):
+        if name in names or (whole and not name.startswith("__")):
+            yield f"{path}.{name}", value
+            yield from _parts(f"{path}.{name}", value, names, whole, met)
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a value is a Python module of the user's."""
+    if not isinstance(value, types.ModuleType):
+        return False
+    file = getattr(value, "__file__", None)
+    if file is None:  # built in, or made by hand
+        return value.__name__ not in sys.stdlib_module_names
+    return not is_installed(file)
+
+
+def _bound_to_hidden(
+    code: types.CodeType, known: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Functions of a library that are methods of an object that it hides."""
+    for path in _paths(code):
+        value = known.get(path[0])
+        for name in path[1:]:
+            value = getattr(value, name, None)
+        owner = getattr(value, "__self__", None)
+        if owner is not None and not isinstance(owner, types.ModuleType | type):
+            yield ".".join(path), value
+
+
+def _paths(code: types.CodeType) -> Iterator[tuple[str, ...]]:
+    """The dotted names in a function's code: ``("np", "random", "normal")``."""
+    path: tuple[str, ...] = ()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            path = (instruction.argval,)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and path:
+            path = (*path, instruction.argval)
+            yield path
+        else:
+            path = ()
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _paths(part)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names in a function's code, that of functions within it, too."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _names(part)
+
+
+def _strings(constant: Any) -> Iterator[str]:
+    """The strings among the constants of a function's code."""
+    if isinstance(constant, str):
+        yield constant
+    elif isinstance(constant, types.CodeType):
+        for part in constant.co_consts:
+            yield from _strings(part)
+    elif isinstance(constant, tuple | frozenset):
+        for part in constant:
+            yield from _strings(part)

@@ -1,0 +1,203 @@
+"""What a model reads by name, wherever from, is read as it is at each run."""
+
+import collections
+import functools
+import importlib
+import io
+import operator
+import os
+import random
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from compilations import compilations
+from numpyro.infer import NUTS, Predictive
+
+from pyrox_ppl.infer import CompiledMCMC, CompiledPredictive
+from pyrox_ppl.infer._content_key import content_key
+
+pytestmark = pytest.mark.rank_promotion
+
+KEY = jax.random.key(0)
+FACTOR = 1.0
+settings = types.ModuleType("settings_of_a_test")
+package = types.ModuleType("package_of_a_test")
+inner = types.ModuleType("package_of_a_test.inner")
+vars(package)["inner"], vars(inner)["package"] = inner, package
+
+
+@pytest.fixture(autouse=True)
+def own_modules(monkeypatch):
+    for module in (settings, package, inner):
+        monkeypatch.setattr(module, "__file__", f"/home/me/{module.__name__}.py", False)
+        monkeypatch.setattr(module, "factor", 1.0, raising=False)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(globals(), "FACTOR", 1.0)
+    monkeypatch.setenv("FACTOR_OF_A_TEST", "1.0")
+
+
+def imported():
+    import settings_of_a_test  # pyright: ignore[reportMissingImports]
+
+    return settings_of_a_test.factor
+
+
+def imported_from_a_package():
+    from package_of_a_test import (  # pyright: ignore[reportMissingImports]
+        inner as found,
+    )
+
+    return found.factor
+
+
+READERS = {
+    "import": (imported, settings),
+    "from import": (imported_from_a_package, inner),
+    "importlib": (
+        lambda: importlib.import_module("settings_of_a_test").factor,
+        settings,
+    ),
+    "sys.modules": (lambda: sys.modules["settings_of_a_test"].factor, settings),
+    "a module in a package": (lambda: package.inner.factor, inner),
+    "getattr": (lambda: getattr(settings, "factor"), settings),  # noqa: B009
+    "getattr of a made name": (lambda: getattr(settings, "fac" + "tor"[:3]), settings),
+    "vars": (lambda: vars(settings)["factor"], settings),
+    "attrgetter": (lambda: operator.attrgetter("factor")(settings), settings),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_setting_in_a_module_of_the_users_counts(name):
+    read, module = READERS[name]
+    before = content_key(read)
+    assert content_key(read) == before
+    vars(module)["factor"] = 2.0
+    assert content_key(read) != before
+
+
+def test_a_setting_that_was_changed_reaches_a_compiled_run():
+    def model():
+        numpyro.sample("a", dist.Normal())
+        numpyro.deterministic("value", jnp.asarray(imported()))
+
+    predictive = CompiledPredictive(model, num_samples=1)
+    assert predictive(KEY)["value"] == 1.0
+    vars(settings)["factor"] = 2.0
+    assert predictive(KEY)["value"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "read", [lambda: globals()["FACTOR"], lambda: eval("FACTOR")], ids=["[]", "eval"]
+)
+def test_a_global_read_by_a_string_counts(read):
+    before = content_key(read)
+    globals()["FACTOR"] = 2.0
+    assert content_key(read) != before
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: float(os.environ["FACTOR_OF_A_TEST"]),
+        lambda: float(os.getenv("FACTOR_OF_A_TEST", "0")),
+    ],
+    ids=["environ", "getenv"],
+)
+def test_the_environment_counts(read, monkeypatch):
+    before = content_key(read)
+    monkeypatch.setenv("FACTOR_OF_A_TEST", "2.0")
+    assert content_key(read) != before
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: random.random(),
+        lambda: random.gauss(0, 1),
+        lambda: np.random.normal(),  # noqa: NPY002
+    ],
+    ids=["random", "gauss", "numpy"],
+)
+def test_a_hidden_generator_cannot_be_looked_into(read):
+    key, unseen = content_key(read)
+    assert unseen
+    assert key != content_key(read)[0]
+
+
+def test_the_keys_of_jax_are_no_hidden_generator():
+    def model():
+        noise = jax.random.normal(numpyro.prng_key()) + np.sum([1.0])
+        numpyro.sample("a", dist.Normal(noise))
+
+    predictive = CompiledPredictive(model, num_samples=1)
+    predictive(KEY)
+    with compilations() as compiled:
+        predictive(KEY)
+    assert not compiled
+
+
+def test_a_name_of_a_site_is_no_global():
+    """A notebook that has its data under the names of sites compiles once."""
+    space = {"numpyro": numpyro, "dist": dist, "a": jnp.zeros(3)}
+    exec("def model():\n    numpyro.sample('a', dist.Normal())", space)
+    first = content_key(space["model"])
+    space["a"] = jnp.ones(3)
+    assert content_key(space["model"]) == first
+
+
+class Celsius(float):
+    """A number that prints as something else, and that may hold more."""
+
+    place = "Oslo"
+
+    def __repr__(self):
+        return "a temperature"
+
+
+def test_numbers_and_arrays_of_the_users_classes_count_by_all_that_they_hold():
+    assert content_key(Celsius(1.0)) != content_key(Celsius(2.0))
+    held, other = Celsius(1.0), Celsius(1.0)
+    assert content_key(held) == content_key(other)
+    other.place = "Rome"
+    assert content_key(held) != content_key(other)
+    array = np.ma.array([1.0, 5.0], mask=[False, True])
+    before = content_key(array)
+    array.mask = [True, False]
+    assert content_key(array) != before
+
+
+@pytest.mark.parametrize("hidden", [random.Random(0), io.StringIO("1")])
+def test_state_in_c_cannot_be_looked_into(hidden):
+    key, unseen = content_key(hidden)
+    assert unseen == (type(hidden).__name__,)
+    assert key != content_key(hidden)[0]
+
+
+def by_group(groups):
+    for place, (name, rows) in enumerate(groups.items()):
+        numpyro.deterministic(f"place_{name}", jnp.asarray(place))
+        mean = numpyro.sample(f"mean_{name}", dist.Normal())
+        numpyro.sample(f"y_{name}", dist.Normal(mean, 1.0).expand(rows.shape))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [dict, functools.partial(collections.defaultdict, list)],
+    ids=["", "with a default"],
+)
+def test_a_model_that_loops_over_a_dictionary_meets_its_order(kind):
+    groups = kind({"south": jnp.ones(2), "north": jnp.ones(3)})
+    drawn = CompiledPredictive(by_group, num_samples=2)(KEY, groups)
+    expected = Predictive(by_group, num_samples=2)(KEY, groups)
+    for name in expected:
+        np.testing.assert_allclose(drawn[name], expected[name], rtol=1e-5)
+    mcmc = CompiledMCMC(NUTS(by_group), num_warmup=2, num_samples=2, progress_bar=False)
+    mcmc.run(KEY, groups)
+    places = {name: int(mcmc.get_samples()[f"place_{name}"][0]) for name in groups}
+    assert places == {"south": 0, "north": 1}
