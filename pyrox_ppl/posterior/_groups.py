@@ -178,4 +178,4 @@ def no_sites() -> ModelSites:
     """What is known of a model that is not there."""
     nothing = Discrete({}, {}, {}, {})
     taken = frozenset(DRAWS)
-    return ModelSites((), {}, (), {}, (), (), {}, False, nothing, {}, {}, {}, taken)
+    return ModelSites((), {}, (), {}, {}, (), (), {}, False, nothing, {}, {}, {}, taken)

@@ -14,6 +14,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._parameter import Parameter
+from pyrox_ppl.infer._draw_shapes import check_draw, check_draws
 from pyrox_ppl.infer.full_data import is_factor
 from pyrox_ppl.posterior._axes import (
     DRAWS,
@@ -24,7 +25,7 @@ from pyrox_ppl.posterior._axes import (
     safe,
 )
 from pyrox_ppl.posterior._marginal import Discrete
-from pyrox_ppl.posterior._mask import mask_of
+from pyrox_ppl.posterior._mask import mask_inside, mask_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ModelSites:
         factors: Names of the ``factor`` sites.
         masks: For the observed sites of which not everything is observed, which
             entries are.
+        inside: The same of single values, for the sites where a part of an event is
+            observed.
         deterministic: Names of the deterministic sites.
         trained: Names of the ``param`` and ``mutable`` sites.
         state: The values of the ``mutable`` sites, before the run.
@@ -53,6 +56,7 @@ class ModelSites:
     observed: dict[str, Any]
     factors: tuple[str, ...]
     masks: dict[str, np.ndarray]
+    inside: dict[str, np.ndarray]
     deterministic: tuple[str, ...]
     trained: tuple[str, ...]
     state: dict[str, Any]
@@ -83,7 +87,8 @@ class ModelSites:
             check: Whether the latent sites must be those that were drawn.
 
         Raises:
-            ValueError: If the sample sites of the model are not those that were drawn.
+            ValueError: If the sample sites of the model are not those that were drawn,
+                or have another shape.
         """
         # On the device, for a scan takes its own element of each.
         first = {name: jnp.asarray(value[0, 0]) for name, value in draws.items()}
@@ -94,6 +99,7 @@ class ModelSites:
             ).get_trace(*args, **kwargs)
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
+        check_draws(latent, draws)
         discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
         observed = {
             name: site["value"]
@@ -101,6 +107,7 @@ class ModelSites:
             if site["is_observed"] and not is_factor(site)
         }
         masks = {name: mask_of(sample[name]["fn"]) for name in observed}
+        inside = {name: mask_inside(sample[name]["fn"]) for name in observed}
         # NUTS sums a discrete site out and draws none of it; where nothing is observed,
         # it is rather an observation that was forgotten.
         summed = {
@@ -120,6 +127,7 @@ class ModelSites:
             observed=observed,
             factors=tuple(n for n, s in sample.items() if is_factor(s)),
             masks={n: m for n, m in masks.items() if m is not None and not m.all()},
+            inside={n: m for n, m in inside.items() if m is not None},
             deterministic=_of_type(trace, "deterministic"),
             trained=_of_type(trace, "param") + _of_type(trace, "mutable"),
             state=state.values,
@@ -221,7 +229,10 @@ def _put(values: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
 
     def put(site: dict[str, Any]) -> Any:
         is_latent = site["type"] == "sample" and not site["is_observed"]
-        return values.get(site["name"]) if is_latent else None
+        if not is_latent or site["name"] not in values:
+            return None
+        check_draw(site, values[site["name"]])
+        return values[site["name"]]
 
     return put
 

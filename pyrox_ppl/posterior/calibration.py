@@ -77,7 +77,8 @@ def calibration(
 
     Raises:
         TypeError: If `tree` is no DataTree.
-        ValueError: If the tree lacks the groups or the site; if an observation, a
+        ValueError: If the tree lacks the groups or the site; if there is no
+            observation; if an observation, a
             predictive draw or a log likelihood is NaN, or one of the former infinite;
             if a level is no probability.
 
@@ -163,6 +164,11 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
         raise ValueError(
             f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
             f"observations {observed.dims}: they are of other data."
+        )
+    if observed.size == 0:
+        raise ValueError(
+            f"there is no observation of {site!r} to compare with: the data are empty, "
+            "or a mask hides all of them."
         )
     y = _real("the observations", site, observed.values)
     draws = predicted.transpose("chain", "draw", *observed.dims).values
