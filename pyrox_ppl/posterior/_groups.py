@@ -55,6 +55,14 @@ def of_posterior(
     if with_lp:
         stats["lp"] = result["lp"]
     drawn = found.guide
+    own = {n: v for n, v in params.items() if sites.is_trained(n)}
+    of_guide = {n: v for n, v in found.params.items() if n not in own}
+    foreign = sorted(of_guide.keys() - drawn.trained) if drawn is not None else []
+    if foreign:
+        raise ValueError(
+            f"the fit has trained values of {foreign}, which neither this guide nor "
+            "the model has: give the guide that was trained, guide=svi.guide."
+        )
     if (
         log_weight
         and with_lp
@@ -65,7 +73,6 @@ def of_posterior(
         weights = log_weights(model, drawn, found.params, args, kwargs)
         if weights is not None:
             stats["log_weight"] = weights[None]
-    own = {n: v for n, v in params.items() if sites.is_trained(n)}
     return {
         "posterior": {n: v for n, v in drawn_sites.items() if n not in given}
         | {name: predictive[name] for name in computed},
@@ -76,7 +83,7 @@ def of_posterior(
         "observed_data": sites.observed,
         "constant_data": constant_data(model, args, kwargs, sites.observed),
         "params": own,
-        "guide_params": {n: v for n, v in found.params.items() if n not in own},
+        "guide_params": of_guide,
     }, sites
 
 
