@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl.posterior._axes import DRAWS
 from pyrox_ppl.posterior._dataset import dataset
 from pyrox_ppl.posterior._guide import log_weights
+from pyrox_ppl.posterior._hidden import check_hidden
 from pyrox_ppl.posterior._marginal import Discrete
 from pyrox_ppl.posterior._model import ModelSites, check_arguments, constant_data
 from pyrox_ppl.posterior._passes import over_posterior, over_prior, prepared
@@ -28,6 +29,7 @@ def of_posterior(
 ) -> tuple[dict[str, Any], ModelSites]:
     """The groups that stand on the draws and the data."""
     check_arguments(model, args, kwargs)
+    check_hidden(model, args, kwargs)
     sites = ModelSites.of(prepared(model, found.params), found.draws, args, kwargs)
     params = _params(found, sites)
     drawn_sites = {n: v for n, v in found.draws.items() if n not in sites.factors}
