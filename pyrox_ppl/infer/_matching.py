@@ -144,7 +144,8 @@ def _check(
             f"the draws do not match {type(module).__name__} under the name {root!r}"
             + (f": {unknown} are no parameters of it" if unknown else "")
             + f".\nIts parameters: {list(reads)}\nThe draws: {list(draws.values)}\n"
-            + _advice(root, reads, draws.values)
+            + (f"The trained values: {list(draws.params)}\n" if draws.params else "")
+            + _advice(root, reads, [*draws.values, *draws.params])
             + (
                 " If those are other sites of the model, leave them out of the draws, "
                 "or give a tree of to_datatree(..., model=model), which knows."

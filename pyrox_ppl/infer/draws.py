@@ -105,7 +105,9 @@ class Draws:
         if math.prod(shape) == 0:
             raise ValueError(f"there are no draws: the sample axes have size {shape}.")
         flat = {
-            name: value.reshape(math.prod(shape), *np.shape(value)[batch_ndims:])
+            name: _array(value).reshape(
+                math.prod(shape), *np.shape(value)[batch_ndims:]
+            )
             for name, value in values.items()
         }
         return cls(flat, shape, params, about, guide_params, may_be_grouped)
@@ -113,6 +115,11 @@ class Draws:
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
         return {name: jax.numpy.asarray(value) for name, value in self.values.items()}
+
+
+def _array(value: Any) -> Any:
+    """The draws as an array, if they came as a list of numbers."""
+    return value if hasattr(value, "reshape") else np.asarray(value)
 
 
 def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:

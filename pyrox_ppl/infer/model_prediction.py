@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from tqdm.auto import tqdm
 
+from pyrox_ppl.infer._draw_shapes import check_draw, check_draws
 from pyrox_ppl.infer.dependence import abstract_trace, dependence
 from pyrox_ppl.infer.draws import Draws
 from pyrox_ppl.infer.full_data import full_data, is_factor, redraw
@@ -33,8 +34,9 @@ def sites_at(
     the draws; nothing is subsampled.
 
     Raises:
-        ValueError: On a call, if a site does not exist, or if a part of the model has
-            trained values and another has none.
+        ValueError: On a call, if a site does not exist, if a draw has another shape
+            than its site, or if a part of the model has trained values and another has
+            none.
     """
 
     def one(of_draw: tuple[dict[str, Any], jax.Array]) -> dict[str, jax.Array]:
@@ -44,6 +46,7 @@ def sites_at(
         run = handlers.substitute(redraw(run), substitute_fn=put)
         trace = handlers.trace(handlers.seed(run, key)).get_trace(*args, **kwargs)
         check_trained(trace, params)
+        check_draws(trace, values)
         found = {
             name: jnp.asarray(site["value"])
             for name, site in trace.items()
@@ -88,11 +91,15 @@ class _Drawn:
         if site["type"] == "sample":
             if name not in self._values:
                 self._undrawn.add(name)
-            return self._values.get(name)
+                return None
+            check_draw(site, self._values[name])
+            return self._values[name]
         if site["type"] == "deterministic" and noise in self._undrawn:
-            if name in self._values:
-                self.unused.add(noise)
-            return self._values.get(name)
+            if name not in self._values:
+                return None
+            check_draw(site, self._values[name])
+            self.unused.add(noise)
+            return self._values[name]
         return None
 
 

@@ -20,8 +20,15 @@ def with_params(fn: Callable, params: Mapping[str, Any]) -> Callable:
     return handlers.substitute(fn, substitute_fn=partial(_value, params))
 
 
-def check_trained(trace: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+def check_trained(
+    trace: Mapping[str, Any], params: Mapping[str, Any], *, of: str = "model"
+) -> None:
     """Refuse a model of which only a part is trained: the rest would be untrained.
+
+    Args:
+        trace: A run of it.
+        params: The trained values.
+        of: What it is, a model or a guide.
 
     Raises:
         ValueError: If a ``mutable`` site has no value, or a ``param`` site where
@@ -37,10 +44,11 @@ def check_trained(trace: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     ]
     if missing:
         raise ValueError(
-            f"the sites {missing} of the model have no trained values, and would stand "
+            f"the sites {missing} of the {of} have no trained values, and would stand "
             f"at their initial ones; there are values of {list(params)}. Give those of "
-            "the fit, params={**fit.params, **fit.state.mutable_state} (without the "
-            "latter if the model has no `mutable` site)."
+            f"the fit of this {of}, "
+            "params={**fit.params, **fit.state.mutable_state} (without the "
+            "latter if there is no `mutable` site)."
         )
 
 

@@ -13,10 +13,9 @@ from pyrox_ppl.posterior.diagnosis import Check
 # Vehtari, Gelman, Simpson, Carpenter and Buerkner (Bayesian Analysis 2021) for R-hat
 # and the ESS a chain; Betancourt (2016) for the energy fraction.
 RHAT, ESS_PER_CHAIN, BFMI = 1.01, 100, 0.3
-# Vehtari, Simpson, Gelman, Yao and Gabry (JMLR 2024), section 3.2.4.
-# A fifth of the draws is the tail, and a Pareto distribution is fitted to five or more.
-FEWEST_WEIGHTS = 25
-PARETO_K = 0.7
+# Vehtari, Simpson, Gelman, Yao and Gabry (JMLR 2024), section 3.2.4. A fifth of the
+# weights is their tail, and a Pareto distribution is fitted to five or more.
+PARETO_K, FEWEST_WEIGHTS = 0.7, 25
 
 
 def of_finite_draws(tree: xr.DataTree) -> list[Check]:
@@ -250,18 +249,9 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
 
 def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
     """The Pareto shape of a guide's importance weights."""
-    if "log_weight" not in stats:
-        return (
-            Check(
-                "guide's PSIS k",
-                None,
-                "there are no importance weights of this guide",
-                "to_datatree(..., log_weight=True), and a guide whose density can be "
-                "had again (not AutoBNAFNormal).",
-            ),
-            None,
-        )
-    weights = stats["log_weight"].values.astype(np.float64).reshape(-1)
+    is_known = "log_weight" in stats
+    weights = stats["log_weight"].values if is_known else np.zeros(0)
+    weights = weights.astype(np.float64).reshape(-1)
     broken = ~np.isfinite(weights)
     if broken.any():
         return (
@@ -277,15 +267,17 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
             float("inf"),
         )
     if weights.size < FEWEST_WEIGHTS:
-        return (
-            Check(
-                "guide's PSIS k",
-                None,
-                f"{weights.size} draws are too few to fit the tail of their weights",
-                f"to_datatree(..., num_samples={FEWEST_WEIGHTS}), or more.",
-            ),
-            None,
+        finding, advice = (
+            f"{weights.size} draws are too few to fit the tail of their weights",
+            f"to_datatree(..., num_samples={FEWEST_WEIGHTS}), or more.",
         )
+        if not is_known:
+            finding, advice = (
+                "there are no importance weights of this guide",
+                "to_datatree(..., log_weight=True), and a guide whose density can be "
+                "had again (not AutoBNAFNormal).",
+            )
+        return Check("guide's PSIS k", None, finding, advice), None
     # Where the guide is the posterior there is no tail to fit.
     exact = np.ptp(weights) < 1e-9
     k = 0.0 if exact else _stats.pareto_k(weights - weights.max())

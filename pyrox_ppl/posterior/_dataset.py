@@ -55,9 +55,13 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
             dims[key] = sites.plates_of(name)
             continue
         own = sites.dims(name, ndim, taken)
-        if name in sites.masks:
+        # A density is of an event, in which other groups may lack single values.
+        of_values = {} if group == "log_likelihood" else sites.inside
+        mask = of_values.get(name, sites.masks.get(name))
+        if mask is not None:
+            along = "element" if name in of_values else "entry"
             arrays[key], own, entries = _observed(
-                arrays[key], own, sites.masks[name], leading, key, sites.taken | taken
+                arrays[key], own, mask, leading, key, along, sites.taken | taken
             )
             coords |= entries
         dims[key] = own
@@ -90,6 +94,7 @@ def _observed(
     mask: np.ndarray,
     leading: int,
     name: str,
+    along: str,
     taken: Collection[str],
 ) -> tuple[np.ndarray, list[str], dict[str, tuple[str, np.ndarray]]]:
     """The observed entries along one axis, with their places on the axes they had.
@@ -97,10 +102,10 @@ def _observed(
     The axes of plates keep their names for whatever else is on them, so the places are
     called after site and plate.
     """
-    entry = free(f"{name}_entry", taken)
+    entry = free(f"{name}_{along}", taken)
     places = {
         free(f"{name}_{dim}", taken): (entry, index)
-        for dim, index in zip(dims, np.nonzero(mask), strict=False)
+        for dim, index in zip(dims, np.argwhere(mask).T, strict=False)
     }
     kept = keep_observed(array, mask, leading)
     return kept, [entry, *dims[mask.ndim :]], places

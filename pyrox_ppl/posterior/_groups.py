@@ -7,16 +7,13 @@ import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
+from pyrox_ppl.posterior._at_draw import state_of_mcmc
 from pyrox_ppl.posterior._axes import DRAWS
 from pyrox_ppl.posterior._dataset import dataset
 from pyrox_ppl.posterior._guide import log_weights
+from pyrox_ppl.posterior._hidden import check_hidden
 from pyrox_ppl.posterior._marginal import Discrete
-from pyrox_ppl.posterior._model import (
-    ModelSites,
-    check_arguments,
-    constant_data,
-    state_of_mcmc,
-)
+from pyrox_ppl.posterior._model import ModelSites, check_arguments, constant_data
 from pyrox_ppl.posterior._passes import over_posterior, over_prior, prepared
 from pyrox_ppl.posterior._source import Source
 
@@ -33,6 +30,7 @@ def of_posterior(
 ) -> tuple[dict[str, Any], ModelSites]:
     """The groups that stand on the draws and the data."""
     check_arguments(model, args, kwargs)
+    check_hidden(model, args, kwargs)
     sites = ModelSites.of(prepared(model, found.params), found.draws, args, kwargs)
     params = _params(found, sites, model, args, kwargs)
     drawn_sites = {n: v for n, v in found.draws.items() if n not in sites.factors}
@@ -60,6 +58,14 @@ def of_posterior(
     if with_lp:
         stats["lp"] = result["lp"]
     drawn = found.guide
+    own = {n: v for n, v in params.items() if sites.is_trained(n)}
+    of_guide = {n: v for n, v in found.params.items() if n not in own}
+    foreign = sorted(of_guide.keys() - drawn.trained) if drawn is not None else []
+    if foreign:
+        raise ValueError(
+            f"the fit has trained values of {foreign}, which neither this guide nor "
+            "the model has: give the guide that was trained, guide=svi.guide."
+        )
     if (
         log_weight
         and with_lp
@@ -70,7 +76,6 @@ def of_posterior(
         weights = log_weights(model, drawn, found.params, args, kwargs)
         if weights is not None:
             stats["log_weight"] = weights[None]
-    own = {n: v for n, v in params.items() if sites.is_trained(n)}
     return {
         "posterior": {n: v for n, v in drawn_sites.items() if n not in given}
         | {name: predictive[name] for name in computed},
@@ -81,7 +86,7 @@ def of_posterior(
         "observed_data": sites.observed,
         "constant_data": constant_data(model, args, kwargs, sites.observed),
         "params": own,
-        "guide_params": {n: v for n, v in found.params.items() if n not in own},
+        "guide_params": of_guide,
     }, sites
 
 
@@ -191,4 +196,19 @@ def no_sites() -> ModelSites:
     """What is known of a model that is not there."""
     nothing = Discrete({}, {}, {}, {})
     taken = frozenset(DRAWS)
-    return ModelSites((), {}, (), {}, (), (), False, False, nothing, {}, {}, {}, taken)
+    return ModelSites(
+        latent=(),
+        observed={},
+        factors=(),
+        masks={},
+        inside={},
+        deterministic=(),
+        trained=(),
+        has_state=False,
+        has_discrete_latent=False,
+        discrete=nothing,
+        plates={},
+        event_dims={},
+        parameters={},
+        taken=taken,
+    )

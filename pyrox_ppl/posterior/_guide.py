@@ -23,7 +23,7 @@ from pyrox_ppl.infer.loop import (
     keys_of_draws,
     map_draws,
 )
-from pyrox_ppl.infer.trained import with_params
+from pyrox_ppl.infer.trained import check_trained, with_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class GuideDraws:
         random: The draws of the sites that the guide draws at random, from which all
             others follow.
         is_point: Whether nothing is random: a point estimate.
+        trained: The names of its ``param`` and ``mutable`` sites.
         has_density: Whether a call of the guide says how dense its draws are.
     """
 
@@ -43,6 +44,7 @@ class GuideDraws:
     values: dict[str, np.ndarray]
     random: dict[str, np.ndarray]
     is_point: bool
+    trained: frozenset[str] = frozenset()
     has_density: bool = True
 
 
@@ -61,13 +63,19 @@ def draw_guide(
     num_samples=num_samples)``. Where a call of an autoguide is a point and its
     posterior is not (``AutoLaplaceApproximation``), they are those of its
     ``sample_posterior(rng_key, params, sample_shape=(num_samples,))``.
+
+    Raises:
+        ValueError: If the guide has parameters of which there are no trained values.
     """
     auxiliary: set[str] = set()
     random: set[str] = set()
+    trained: set[str] = set()
     run = full_data(with_params(guide, params), model=with_params(model, params))
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
         trace = handlers.trace(handlers.seed(run, key)).get_trace(*args, **kwargs)
+        check_trained(trace, params, of="guide")
+        trained.update(n for n, s in trace.items() if s["type"] in ("param", "mutable"))
         sample = {n: site for n, site in trace.items() if site["type"] == "sample"}
         drawn = {n: site for n, site in sample.items() if not site["is_observed"]}
         auxiliary.update(n for n, site in sample.items() if is_factor(site))
@@ -93,6 +101,7 @@ def draw_guide(
         {name: value for name, value in values.items() if name not in auxiliary},
         {name: value for name, value in values.items() if name in random},
         not (random or elsewhere),
+        frozenset(trained),
         not elsewhere and not auxiliary - values.keys(),
     )
 

@@ -10,10 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro import handlers
 
 from pyrox_ppl._parameter import Parameter
+from pyrox_ppl.infer._draw_shapes import check_draws
 from pyrox_ppl.infer.full_data import is_factor
+from pyrox_ppl.posterior._at_draw import of_type, trace_at
 from pyrox_ppl.posterior._axes import (
     DRAWS,
     free,
@@ -23,7 +24,7 @@ from pyrox_ppl.posterior._axes import (
     safe,
 )
 from pyrox_ppl.posterior._marginal import Discrete
-from pyrox_ppl.posterior._mask import mask_of
+from pyrox_ppl.posterior._mask import mask_inside, mask_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class ModelSites:
         factors: Names of the ``factor`` sites.
         masks: For the observed sites of which not everything is observed, which
             entries are.
+        inside: The same of single values, for the sites where a part of an event is
+            observed.
         deterministic: Names of the deterministic sites.
         trained: Names of the ``param`` and ``mutable`` sites.
         has_state: Whether there are ``mutable`` sites.
@@ -52,6 +55,7 @@ class ModelSites:
     observed: dict[str, Any]
     factors: tuple[str, ...]
     masks: dict[str, np.ndarray]
+    inside: dict[str, np.ndarray]
     deterministic: tuple[str, ...]
     trained: tuple[str, ...]
     has_state: bool
@@ -82,13 +86,15 @@ class ModelSites:
             check: Whether the latent sites must be those that were drawn.
 
         Raises:
-            ValueError: If the sample sites of the model are not those that were drawn.
+            ValueError: If the sample sites of the model are not those that were drawn,
+                or have another shape.
         """
         # On the device, for a scan takes its own element of each.
         first = {name: jnp.asarray(value[0, 0]) for name, value in draws.items()}
-        trace = _trace(model, first, args, kwargs)
+        trace = trace_at(model, first, args, kwargs)
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
+        check_draws(latent, draws)
         discrete = {n for n, s in latent.items() if s["fn"].support.is_discrete}
         observed = {
             name: site["value"]
@@ -96,6 +102,7 @@ class ModelSites:
             if site["is_observed"] and not is_factor(site)
         }
         masks = {name: mask_of(sample[name]["fn"]) for name in observed}
+        inside = {name: mask_inside(sample[name]["fn"]) for name in observed}
         # NUTS sums a discrete site out and draws none of it; where nothing is observed,
         # it is rather an observation that was forgotten.
         summed = {
@@ -115,9 +122,10 @@ class ModelSites:
             observed=observed,
             factors=tuple(n for n, s in sample.items() if is_factor(s)),
             masks={n: m for n, m in masks.items() if m is not None and not m.all()},
-            deterministic=_of_type(trace, "deterministic"),
-            trained=_of_type(trace, "param") + _of_type(trace, "mutable"),
-            has_state=bool(_of_type(trace, "mutable")),
+            inside={n: m for n, m in inside.items() if m is not None},
+            deterministic=of_type(trace, "deterministic"),
+            trained=of_type(trace, "param") + of_type(trace, "mutable"),
+            has_state=bool(of_type(trace, "mutable")),
             has_discrete_latent=bool(discrete),
             discrete=Discrete.of(summed - draws.keys(), trace, model, args, kwargs),
             plates={
@@ -197,53 +205,6 @@ class ModelSites:
         return about
 
 
-def state_of_mcmc(
-    model: Callable, draws: dict[str, Any], args: tuple, kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """The values of ``mutable`` sites that NumPyro's MCMC samples with.
-
-    It runs the model once before it samples, and holds the state that this run leaves.
-
-    Raises:
-        ValueError: If that state depends on the latent sites: where the run was is not
-            kept.
-    """
-    found = []
-    for place in ((0, 0), (-1, -1)):
-        at = {name: jnp.asarray(value[place]) for name, value in draws.items()}
-        trace = _trace(model, at, args, kwargs)
-        found.append({n: trace[n]["value"] for n in _of_type(trace, "mutable")})
-    first, last = (jax.tree.leaves(state) for state in found)
-    if not all(
-        np.array_equal(one, other) for one, other in zip(first, last, strict=True)
-    ):
-        raise ValueError(
-            f"the state in the mutable sites {list(found[0])} depends on the latent "
-            "sites, so the tree cannot know the state that MCMC sampled with: give it, "
-            "to_datatree(mcmc.get_samples(group_by_chain=True), ..., model=model, "
-            "batch_ndims=2, params={site: state})."
-        )
-    return found[0]
-
-
-def _trace(
-    model: Callable, draw: dict[str, Any], args: tuple, kwargs: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The sites of a model at one draw."""
-    run = handlers.substitute(handlers.seed(model, 0), substitute_fn=_put(draw))
-    return handlers.trace(run).get_trace(*args, **kwargs)
-
-
-def _put(values: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    """Put draws in place of sample sites; what is deterministic is computed."""
-
-    def put(site: dict[str, Any]) -> Any:
-        is_latent = site["type"] == "sample" and not site["is_observed"]
-        return values.get(site["name"]) if is_latent else None
-
-    return put
-
-
 def check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     """Refuse arguments with which a model cannot be called.
 
@@ -294,10 +255,6 @@ def constant_data(
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             constants[name] = np.asarray(leaf)
     return constants
-
-
-def _of_type(trace: dict[str, Any], kind: str) -> tuple[str, ...]:
-    return tuple(name for name, site in trace.items() if site["type"] == kind)
 
 
 def _equal(value: np.ndarray, observation: np.ndarray) -> bool:

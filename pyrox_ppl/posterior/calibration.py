@@ -77,7 +77,8 @@ def calibration(
 
     Raises:
         TypeError: If `tree` is no DataTree.
-        ValueError: If the tree lacks the groups or the site; if an observation, a
+        ValueError: If the tree lacks the groups or the site; if there is no
+            observation; if an observation, a
             predictive draw or a log likelihood is NaN, or one of the former infinite;
             if a level is no probability.
 
@@ -164,10 +165,31 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
             f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
             f"observations {observed.dims}: they are of other data."
         )
+    if observed.size == 0:
+        raise ValueError(
+            f"there is no observation of {site!r} to compare with: the data are empty, "
+            "or a mask hides all of them."
+        )
     y = _real("the observations", site, observed.values)
     draws = predicted.transpose("chain", "draw", *observed.dims).values
     draws = _real("the predictive draws", site, draws.reshape(-1, *y.shape))
     return y, draws
+
+
+def along_one_axis(tree: xr.DataTree, sites: list[str]) -> xr.DataTree:
+    """The observations and their predictive draws, the axes of the data made one."""
+    observations, predictions = {}, {}
+    for name in sites:
+        observed, drawn = observed_and_drawn(tree, name)
+        chains, draws = _stats.group(tree, "posterior_predictive")[name].shape[:2]
+        axis = f"{name}_entry"
+        observations[name] = (axis, observed.reshape(-1))
+        predictions[name] = (
+            ("chain", "draw", axis),
+            drawn.reshape(chains, draws, -1),
+        )
+    groups = {"posterior_predictive": predictions, "observed_data": observations}
+    return xr.DataTree.from_dict({k: xr.Dataset(v) for k, v in groups.items()})
 
 
 def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:

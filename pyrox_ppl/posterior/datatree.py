@@ -92,7 +92,9 @@ def to_datatree(
     that depends on an observation, is drawn for every draw, as in ``Predictive``. Where
     a mask hides some of a site's entries, the others alone are in ``observed_data``,
     ``posterior_predictive`` and ``log_likelihood``, along an axis ``<site>_entry``,
-    their places as the coordinates ``<site>_<axis>``.
+    their places as the coordinates ``<site>_<axis>``. Where it hides single values of
+    an event (``.mask(m).to_event(1)``), the others are along ``<site>_element``, and
+    the log density, which is of the event, keeps its axes.
 
     **Shapes**: ``(chain, draw, *site)`` in the groups of draws, with one chain, too (a
     guide's draws are one chain, a point estimate is one draw); ``(*site)`` in the

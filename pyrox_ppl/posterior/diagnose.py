@@ -111,7 +111,9 @@ def diagnose(
         )
     if functions is not None:
         values = _checks.of_values(functions)
-        checks += [c for c in values if not is_point or functions.not_finite.any()]
+        # Of one draw nothing is told by its not changing.
+        several = chains * draws > 1 and not is_point
+        checks += [c for c in values if several or functions.not_finite.any()]
     if are_chains:
         if functions is None:
             checks.append(

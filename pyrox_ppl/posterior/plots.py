@@ -9,7 +9,7 @@ import xarray as xr
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.infer.prediction import Prediction
-from pyrox_ppl.posterior.calibration import observed_and_drawn
+from pyrox_ppl.posterior.calibration import along_one_axis
 from pyrox_ppl.posterior.diagnosis import Diagnosis
 
 
@@ -159,22 +159,8 @@ def plot_calibration(
     if site is not None and site not in sites:
         raise ValueError(f"{site!r} is no observed site; these are: {sites}.")
     chosen = sites if site is None else [site]
-    groups: dict[str, dict[str, Any]] = {
-        "posterior_predictive": {},
-        "observed_data": {},
-    }
-    for name in chosen:
-        observed, drawn = observed_and_drawn(tree, name)
-        shape = _stats.group(tree, "posterior_predictive")[name].shape[:2]
-        # ArviZ takes observations along one axis.
-        axis = f"{name}_entry"
-        groups["observed_data"][name] = (axis, observed.reshape(-1))
-        groups["posterior_predictive"][name] = (
-            ("chain", "draw", axis),
-            drawn.reshape(*shape, -1),
-        )
     return azp.plot_ppc_pit(
-        xr.DataTree.from_dict({k: xr.Dataset(v) for k, v in groups.items()}),
+        along_one_axis(tree, chosen),
         var_names=chosen,
         coverage=coverage,
         backend="matplotlib",

@@ -145,3 +145,27 @@ def test_a_tie_that_nobody_can_see_is_refused():
         eqx.filter_jit(lambda net: px.posterior_modules(net, drawn, name="net"))(TIED)
     inside = jax.jit(lambda d: px.posterior_modules(TIED, d, name="net").encoder)
     np.testing.assert_array_equal(inside(drawn), drawn["net.decoder"])
+
+
+def test_the_name_under_which_trained_values_match_is_said():
+    linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+    params = {"net.weight": jnp.ones((1, 1)), "net.bias": jnp.ones(1)}
+
+    def model(x, y=None):
+        with px.learn():
+            f = px.bind(linear, "net")(x)
+        noise = numpyro.sample("noise", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(f, noise).to_event(1), obs=y)
+
+    draws = {"noise": jnp.ones(3)}
+    tree = px.to_datatree(draws, jnp.ones(1), y=jnp.ones(1), model=model, params=params)
+    with pytest.raises(ValueError, match="Did you mean name='net'"):
+        px.predict(linear, tree, jnp.ones((2, 1)))
+
+
+def test_draws_may_be_lists():
+    def model():
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("f", 2.0 * a)
+
+    assert px.predict(model, {"a": [1.0, 2.0, 3.0]})["f"].mean == pytest.approx(4.0)

@@ -1,4 +1,4 @@
-"""State under MCMC: the compiled classes and the tree hold what NumPyro samples with."""
+"""State under MCMC: compiled classes and trees hold what NumPyro samples with."""
 
 import jax
 import jax.numpy as jnp

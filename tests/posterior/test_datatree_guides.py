@@ -7,8 +7,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from numpyro.infer import autoguide as auto
+from scipy import stats
 
 import pyrox_ppl as px
 
@@ -108,3 +109,66 @@ def test_a_guide_has_the_rows_of_its_model():
     assert tree.posterior["z"].dims == ("chain", "draw", "row")
     assert tree.posterior["z"].shape == (1, 3, 6)
     assert tree.log_likelihood["y"].shape == (1, 3, 6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        auto.AutoMultivariateNormal,
+        lambda model: auto.AutoNormal(model, prefix="other"),
+        auto.AutoDelta,
+    ],
+)
+def test_another_guide_than_the_trained_one_is_refused(other):
+    found = fit(auto.AutoNormal(model), 5)
+    with pytest.raises(ValueError, match=r"of the guide have no trained|neither this"):
+        px.to_datatree(found, Y, guide=other(model), num_samples=3)
+
+
+def test_a_parameter_of_a_guide_that_has_no_value_is_refused():
+    def guide(y=None):
+        loc = numpyro.param("loc", 0.0)
+        numpyro.sample("a", dist.Normal(loc, numpyro.param("scale", 1.0)))
+
+    def of_one(y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"\['scale'\] of the guide have no trained"):
+        px.to_datatree({"loc": jnp.array(5.0)}, Y[0], guide=guide, model=of_one)
+
+
+def test_a_new_guide_with_the_trained_values_draws_what_the_trained_one_does():
+    guide = auto.AutoMultivariateNormal(model)
+    params = fit(guide, 5).params
+    trees = [
+        px.to_datatree(params, Y, guide=of, num_samples=4)
+        for of in (guide, auto.AutoMultivariateNormal(model))
+    ]
+    np.testing.assert_array_equal(trees[0].posterior["a"], trees[1].posterior["a"])
+
+
+@pytest.mark.rank_promotion
+def test_a_model_that_hides_its_discrete_latent_is_asked_for():
+    def mixture(y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 3.0))
+        with numpyro.plate("row", 3):
+            z = numpyro.sample(
+                "z", dist.Bernoulli(0.4), infer={"enumerate": "parallel"}
+            )
+            numpyro.sample("y", dist.Normal(a + 5.0 * z, 1.0), obs=y)
+
+    blocked = handlers.block(mixture, hide=["z"])
+    guide = auto.AutoNormal(blocked)
+    svi = SVI(mixture, guide, numpyro.optim.Adam(0.05), TraceEnum_ELBO())
+    found = svi.run(KEY, 3, Y, progress_bar=False)
+    with pytest.raises(ValueError, match=r"hides its latent sites \['z'\]"):
+        px.to_datatree(found, Y, guide=guide)
+    with pytest.raises(ValueError, match=r"hides its latent sites \['z'\]"):
+        px.to_datatree({"a": jnp.zeros(3)}, Y, model=handlers.seed(blocked, 0))
+    tree = px.to_datatree(
+        found, Y, guide=guide, model=mixture, num_samples=4, log_likelihood=["y"]
+    )
+    a, y = tree.posterior["a"].values[0][:, None], np.asarray(Y)
+    parts = 0.6 * stats.norm.pdf(y, a) + 0.4 * stats.norm.pdf(y, a + 5.0)
+    np.testing.assert_allclose(tree.log_likelihood["y"][0], np.log(parts), rtol=1e-4)

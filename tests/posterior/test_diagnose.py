@@ -196,3 +196,11 @@ def test_summary_has_a_row_for_every_group(tree):
     assert scalar["of"] == "value"
     with pytest.raises(ValueError, match=r"no variables \['b'\]"):
         px.summary(tree, ["b"])
+
+
+def test_one_draw_is_too_few_and_not_a_function_that_stands_still():
+    linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+    tree = px.to_datatree({"linear.weight": jnp.ones((1, 1, 1))})
+    found = px.diagnose(tree, linear, jnp.ones((2, 1)))
+    assert [check.name for check in found.checks] == ["R-hat"]
+    assert found.checks[0].passed is None
