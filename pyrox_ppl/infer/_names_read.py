@@ -16,9 +16,11 @@ _INSTALLED = tuple(
     {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
     | {sysconfig.get_path("platlib"), str(Path(__file__).parents[1]), "<frozen"}
 )
-_BY_STRING = {"globals", "eval"}
-_IMPORT = {"import_module", "__import__", "modules"}
-_ANY_ATTRIBUTE = {"getattr", "vars", "attrgetter", "methodcaller", "__dict__"}
+_BY_STRING = frozenset({"globals", "eval"})
+_IMPORT = frozenset({"import_module", "__import__", "modules"})
+_ANY_ATTRIBUTE = frozenset(
+    {"getattr", "vars", "attrgetter", "methodcaller", "__dict__"}
+)
 _HIDDEN_STATE = (random, np, np.random)
 
 
@@ -61,10 +63,7 @@ def read_of_process(function: types.FunctionType) -> dict[str, Any]:
     read: dict[str, Any] = {}
     if names & {"environ", "getenv"}:
         read["the environment"] = dict(os.environ)
-    named = [known[name] for name in names if name in known]
-    if any(value is module for value in named for module in _HIDDEN_STATE):
-        read |= _bound_to_hidden(code, known)
-    return read
+    return read | dict(_bound_to_hidden(code, known))
 
 
 def _parts(
@@ -96,9 +95,11 @@ def _is_own(value: Any) -> bool:
 def _bound_to_hidden(
     code: types.CodeType, known: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Functions of a library that are methods of an object that it hides."""
+    """Functions of NumPy and Python that are methods of a generator that they hide."""
     for path in _paths(code):
         value = known.get(path[0])
+        if not any(value is module for module in _HIDDEN_STATE):
+            continue
         for name in path[1:]:
             value = getattr(value, name, None)
         owner = getattr(value, "__self__", None)

@@ -62,7 +62,8 @@ def test_a_module(own):
         own.draws,
         *own.crossing.kind.inputs(x, own.state),
         name="net",
-        params=own.params,
+        # The state is the model's; the module is given it as an input.
+        params={n: v for n, v in own.params.items() if n != "state"},
     )
     assert ours.mean.shape == own.crossing.y_at(x).shape
     check_prediction(ours, own.f(x))
