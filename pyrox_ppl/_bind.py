@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.primitives import _PYRO_STACK
 
+from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl._message import is_plate, read_value
 from pyrox_ppl._parameter import (
     Read,
@@ -139,26 +140,25 @@ def bind_but[Module](module: Module, replaced: Collection[str]) -> Module:
 
 def as_stored[Module](module: Module) -> Module:
     """A copy that reads nothing when it is called: it computes with what it holds."""
-    leaves, treedef = jax.tree.flatten(module)
-    return _mark_bound(jax.tree.unflatten(treedef, leaves))
+    return _mark_bound(rebuild(module, jax.tree.leaves(module)))
 
 
 def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
     """Put values in the place of parameters, named by their dotted paths."""
-    leaves, treedef = jax.tree.flatten(module)
+    leaves = jax.tree.leaves(module)
     for read in parameters_of(module, class_name(module)):
         name = next((path for path in read.parameter.paths if path in values), None)
         if name is not None:
             for position in read.positions:
                 leaves[position] = values[name].astype(read.parameter.dtype)
-    return jax.tree.unflatten(treedef, leaves)
+    return rebuild(module, leaves)
 
 
 def _bind[Module](
     module: Module, root: str, frame: Any, replaced: Collection[str]
 ) -> Module:
     """Read the parameters, those in `replaced` left out, in the members of a plate."""
-    leaves, treedef = jax.tree.flatten(module)
+    leaves = jax.tree.leaves(module)
     nested = _bound_modules(module)
     _tell_of_bound(nested, called=False)
     bound_before = [leaf for node in nested for leaf in jax.tree.leaves(node)]
@@ -179,7 +179,7 @@ def _bind[Module](
             _lead(leaf, old, frame)
             for leaf, old in zip(leaves, jax.tree.leaves(module), strict=True)
         ]
-    return _mark_bound(jax.tree.unflatten(treedef, leaves))
+    return _mark_bound(rebuild(module, leaves))
 
 
 def _check_transforms(reads: list[Read], module: Any) -> None:

@@ -15,10 +15,19 @@ ROOT = PACKAGE.parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of the others: arrows point one way (DESIGN, layout).
-CORE = {"_version", "_message", "_parameter", "_prior", "_transform", "_where"}
+CORE = {
+    "_dict_order",
+    "_message",
+    "_parameter",
+    "_prior",
+    "_transform",
+    "_version",
+    "_where",
+}
 TOPS = CORE | {"_bind", "handlers", "nn", "priors", "explain", "infer", "posterior"}
 ALLOWED = {
     "_version": set(),
+    "_dict_order": set(),
     "_parameter": set(),
     "_message": {"_parameter"},
     "_prior": {"_parameter"},

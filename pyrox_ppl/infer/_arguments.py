@@ -12,8 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from numpyro.primitives import _PYRO_STACK
 
+from pyrox_ppl._dict_order import unwrap_dicts, wrap_dicts
 from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
-from pyrox_ppl.infer._dict_order import unwrap_dicts, wrap_dicts
 
 
 class Static:

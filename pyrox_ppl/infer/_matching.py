@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl._parameter import Read, class_name, parameters_of, path_name
 from pyrox_ppl.infer.draws import Draws
 
@@ -30,7 +31,7 @@ def parameter_draws(
     reads = {read.parameter.name: read for read in parameters_of(module, root)}
     learned = _learned(reads, root, draws, params)
     _check(module, reads, root, draws, learned)
-    leaves, treedef = jax.tree.flatten(module)
+    leaves = jax.tree.leaves(module)
     for site, value in learned.items():
         one = _fit(reads[site], np.asarray(value)[None])[0]
         for position in _places(reads, root, site, draws):
@@ -41,7 +42,7 @@ def parameter_draws(
             value = _fit(reads[site], draws.values[site], draws)
             for position in _places(reads, root, site, draws):
                 by_position[position] = value
-    return jax.tree.unflatten(treedef, leaves), by_position
+    return rebuild(module, leaves), by_position
 
 
 def members_of(

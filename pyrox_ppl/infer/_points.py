@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.util import is_prng_key
 
-from pyrox_ppl.infer._dict_order import unwrap_dicts, wrap_dicts
+from pyrox_ppl._dict_order import unwrap_dicts, wrap_dicts
 
 
 class Points(eqx.Module):

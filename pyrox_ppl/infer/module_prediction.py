@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pyrox_ppl._bind import AbstractModule, _mark_bound
+from pyrox_ppl._dict_order import rebuild, unwrap_dicts, wrap_dicts
 from pyrox_ppl.infer._matching import members_of, parameter_draws
 from pyrox_ppl.infer._points import Points
 from pyrox_ppl.infer.draws import Draws
@@ -122,7 +123,8 @@ class Function:
         return self._evaluate(self._inputs.at(start, size))
 
     def _evaluate(self, points: Points) -> jax.Array:
-        values = _evaluate(self._module, self._values, points, self._batched)
+        module = wrap_dicts(self._module)
+        values = _evaluate(module, self._values, points, self._batched)
         if not self._values:  # one draw stands for all
             values = jnp.broadcast_to(values, (self._number, *values.shape[1:]))
         return values
@@ -146,7 +148,7 @@ class Function:
     def _shape_of(self, points: Points) -> Any:
         one = {position: value[:1] for position, value in self._values.items()}
         return jax.eval_shape(
-            lambda: _evaluate(self._module, one, points, self._batched)
+            lambda: _evaluate(wrap_dicts(self._module), one, points, self._batched)
         )
 
     def blocks(self, progress_bar: bool = False) -> Any:
@@ -207,12 +209,13 @@ def _evaluate(
     Compiled once for every structure and shape, and kept from call to call: whatever
     the program depends on is in the arguments.
     """
-    leaves, treedef = jax.tree.flatten(module)
+    module = unwrap_dicts(module)
+    leaves = jax.tree.leaves(module)
 
     def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> Any:
         number, values = draw
         of_draw = [values.get(position, leaf) for position, leaf in enumerate(leaves)]
-        net = _mark_bound(jax.tree.unflatten(treedef, of_draw))
+        net = _mark_bound(rebuild(module, of_draw))
         given = points.of_draw(number)
         return given.call(net) if batched else given.map(net)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl.infer._matching import members_of, parameter_draws
 from pyrox_ppl.infer.draws import Draws
 
@@ -176,7 +177,7 @@ def _stacked(
 ) -> Any:
     """The module with the draw axis, and the plate's, on every array."""
     trained, by_position = parameter_draws(module, draws, name, params)
-    leaves, treedef = jax.tree.flatten(trained)
+    leaves = jax.tree.leaves(trained)
     stored = jax.tree.leaves(module)
     members = members_of(stored, leaves, by_position)
     leading = (draws.number,) if members is None else (draws.number, members)
@@ -189,7 +190,7 @@ def _stacked(
         missing = len(leading) + old.ndim - value.ndim
         value = jnp.expand_dims(value, tuple(range(1, 1 + missing)))
         leaves[position] = jnp.broadcast_to(value, (*leading, *old.shape))
-    return jax.tree.unflatten(treedef, leaves)
+    return rebuild(trained, leaves)
 
 
 def _first(
@@ -197,5 +198,5 @@ def _first(
 ) -> Any:
     """The module of the only draw."""
     stacked = _stacked(module, draws, name, params)
-    arrays, rest = eqx.partition(stacked, eqx.is_array)
-    return eqx.combine(jax.tree.map(lambda leaf: leaf[0], arrays), rest)
+    leaves = [x[0] if eqx.is_array(x) else x for x in jax.tree.leaves(stacked)]
+    return rebuild(stacked, leaves)

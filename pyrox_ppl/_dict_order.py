@@ -58,5 +58,30 @@ def unwrap_dicts(tree: Any, is_leaf: IsLeaf = lambda _: False) -> Any:
     return jax.tree.map(convert, tree, is_leaf=lambda x: is_wrapped(x) or is_leaf(x))
 
 
+def rebuild[Tree](tree: Tree, leaves: list[Any]) -> Tree:
+    """The same pytree with other leaves, given in the order of ``jax.tree.leaves``.
+
+    ``jax.tree.unflatten`` alone would sort the keys of its dictionaries, and a module
+    that loops over one would be another function.
+    """
+    new = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    return _in_order_of(tree, new)
+
+
+def _in_order_of(tree: Any, new: Any) -> Any:
+    if not any(_is_dict(part) for part in jax.tree.leaves(tree, is_leaf=_is_dict)):
+        return new
+
+    def convert(old: Any, part: Any) -> Any:
+        if not _is_dict(old):
+            return part
+        kept = {key: _in_order_of(old[key], part[key]) for key in old}
+        if isinstance(part, defaultdict):
+            return defaultdict(part.default_factory, kept)
+        return kept
+
+    return jax.tree.map(convert, tree, new, is_leaf=_is_dict)
+
+
 def _is_dict(part: Any) -> bool:
     return type(part) in (dict, defaultdict)
