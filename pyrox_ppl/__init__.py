@@ -91,3 +91,8 @@ if not TYPE_CHECKING:  # to a type checker, `px.wrong` would be there
         if name in _LAZY:
             return getattr(importlib.import_module(f"pyrox_ppl.{_LAZY[name]}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, also those of parts that are not imported yet."""
+    return sorted({*__all__, "__version__", "infer", "posterior"})

@@ -81,9 +81,9 @@ def fit_minibatches(
         key: The key of the run (the loader has its own).
         loader: The data.
         epochs: How many times all data are seen, at most.
-        held_out: Other rows, on which the loss is evaluated after each epoch, with the
-            same random numbers each time: a loader (then the mean over its batches), or
-            the arrays of one batch. The result is then the epoch at which it was least.
+        held_out: Other rows, on which the loss is evaluated after each epoch, by 16
+            draws of the guide, the same each time: a loader (then the mean over its
+            batches), or the arrays of one batch. The result is the epoch of the least.
         patience: Stop after so many epochs without a new least loss on `held_out`.
         path: A directory for commits; a run that was killed then goes on where it
             stood, with the data in the same order, bit for bit as if it had not been.
@@ -148,7 +148,11 @@ def fit_minibatches(
         return update(state, *batch, **kwargs)
 
     def evaluate(state: Any, batch: Any) -> Any:
-        return ordered.evaluate(state._replace(rng_key=evaluate_key), *batch, **kwargs)
+        def once(key: Any) -> Any:
+            return ordered.evaluate(state._replace(rng_key=key), *batch, **kwargs)
+
+        # The least loss of a single draw would be one that fits by chance.
+        return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
 
     run = _Run(
         loader=loader,

@@ -11,40 +11,50 @@ from numpyro import handlers
 from pyrox_ppl.infer._draw_shapes import check_draw
 
 
-def state_of_mcmc(
+def held_by_mcmc(
     model: Callable, draws: dict[str, Any], args: tuple, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The values of ``mutable`` sites that NumPyro's MCMC samples with.
+    """The values of ``param`` and ``mutable`` sites that NumPyro's MCMC samples with.
 
-    It runs the model once before it samples, and holds the state that this run leaves.
+    A param has the value that the model gives it, or that was substituted. NumPyro runs
+    the model once before it samples, and holds the state that this run leaves.
 
     Raises:
-        ValueError: If that state depends on the latent sites: where the run was is not
-            kept.
+        ValueError: If they are random, or depend on the latent sites: where the run
+            was is not kept.
     """
     found = []
-    for place in ((0, 0), (-1, -1)):
+    for seed, place in enumerate(((0, 0), (-1, -1))):
         at = {name: jnp.asarray(value[place]) for name, value in draws.items()}
-        trace = trace_at(model, at, args, kwargs)
-        found.append({n: trace[n]["value"] for n in of_type(trace, "mutable")})
-    first, last = (jax.tree.leaves(state) for state in found)
-    if not all(
-        np.array_equal(one, other) for one, other in zip(first, last, strict=True)
-    ):
+        trace = trace_at(model, at, args, kwargs, seed)
+        names = of_type(trace, "param") + of_type(trace, "mutable")
+        found.append({name: trace[name]["value"] for name in names})
+    first, last = found
+    unknown = [name for name in first if not _are_equal(first[name], last[name])]
+    if unknown:
         raise ValueError(
-            f"the state in the mutable sites {list(found[0])} depends on the latent "
-            "sites, so the tree cannot know the state that MCMC sampled with: give it, "
-            "to_datatree(mcmc.get_samples(group_by_chain=True), ..., model=model, "
-            "batch_ndims=2, params={site: state})."
+            f"the values of the param or mutable sites {unknown} are random, or depend "
+            "on the latent sites, so the tree cannot know those that MCMC sampled "
+            "with: give them, to_datatree(mcmc, ..., params={site: value}), or give "
+            "each a fixed initial value before the run."
         )
-    return found[0]
+    return first
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
 def trace_at(
-    model: Callable, draw: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+    model: Callable,
+    draw: dict[str, Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """The sites of a model at one draw."""
-    run = handlers.substitute(handlers.seed(model, 0), substitute_fn=_put(draw))
+    run = handlers.substitute(handlers.seed(model, seed), substitute_fn=_put(draw))
     return handlers.trace(run).get_trace(*args, **kwargs)
 
 

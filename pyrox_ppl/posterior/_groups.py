@@ -7,7 +7,7 @@ import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.posterior._at_draw import state_of_mcmc
+from pyrox_ppl.posterior._at_draw import held_by_mcmc
 from pyrox_ppl.posterior._axes import DRAWS
 from pyrox_ppl.posterior._dataset import dataset
 from pyrox_ppl.posterior._guide import log_weights
@@ -147,11 +147,11 @@ def _params(
     args: tuple,
     kwargs: dict[str, Any],
 ) -> dict[str, Any]:
-    """The trained values; after MCMC the state that its data left in the model, too."""
-    if found.attrs["inference"] != "MCMC" or not sites.has_state:
+    """The trained values; after MCMC also those that it held where they were."""
+    if found.attrs["inference"] != "MCMC" or not sites.trained:
         return found.params
     whole = prepared(model, found.params)
-    return {**state_of_mcmc(whole, found.draws, args, kwargs), **found.params}
+    return {**held_by_mcmc(whole, found.draws, args, kwargs), **found.params}
 
 
 def _chosen(log_likelihood: bool | Sequence[str], sites: ModelSites) -> list[str]:
@@ -204,7 +204,6 @@ def no_sites() -> ModelSites:
         inside={},
         deterministic=(),
         trained=(),
-        has_state=False,
         has_discrete_latent=False,
         discrete=nothing,
         plates={},

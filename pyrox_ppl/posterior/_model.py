@@ -41,7 +41,6 @@ class ModelSites:
             observed.
         deterministic: Names of the deterministic sites.
         trained: Names of the ``param`` and ``mutable`` sites.
-        has_state: Whether there are ``mutable`` sites.
         has_discrete_latent: Whether a latent site is discrete.
         discrete: Those that were summed out, and not drawn.
         plates: For every site the names of its axes from the right, the event axes
@@ -58,7 +57,6 @@ class ModelSites:
     inside: dict[str, np.ndarray]
     deterministic: tuple[str, ...]
     trained: tuple[str, ...]
-    has_state: bool
     has_discrete_latent: bool
     discrete: Discrete
     plates: dict[str, tuple[str | None, ...]]
@@ -125,7 +123,6 @@ class ModelSites:
             inside={n: m for n, m in inside.items() if m is not None},
             deterministic=of_type(trace, "deterministic"),
             trained=of_type(trace, "param") + of_type(trace, "mutable"),
-            has_state=bool(of_type(trace, "mutable")),
             has_discrete_latent=bool(discrete),
             discrete=Discrete.of(summed - draws.keys(), trace, model, args, kwargs),
             plates={

@@ -50,9 +50,11 @@ class Source:
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def of_mcmc(mcmc: MCMC) -> Source:
-    """The draws of a run MCMC."""
-    model = getattr(mcmc.sampler, "model", None)
+def of_mcmc(
+    mcmc: MCMC, model: Callable | None, params: Mapping[str, Any] | None
+) -> Source:
+    """The draws of a run MCMC, of its own model if no other one is given."""
+    model = getattr(mcmc.sampler, "model", None) if model is None else model
     if model is None:
         raise ValueError(
             "to_datatree needs a kernel that was made from a model, and this one was "
@@ -79,6 +81,7 @@ def of_mcmc(mcmc: MCMC) -> Source:
     return Source(
         model,
         jax.device_get(mcmc.get_samples(group_by_chain=True)),
+        params=dict(params or {}),
         stats=stats,
         is_warmup=_is_warmup(mcmc),
         attrs={"inference": "MCMC", "kernel": type(mcmc.sampler).__name__},

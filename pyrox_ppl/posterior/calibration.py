@@ -24,7 +24,7 @@ class Calibration:
             observation; smaller is better.
         elpd: Expected log predictive density, summed over the observations, in nats;
             None where the tree has no ``log_likelihood``.
-        elpd_se: Its standard error.
+        elpd_se: Its standard error; None of one observation alone.
     """
 
     site: str
@@ -43,7 +43,8 @@ class Calibration:
         ]
         lines.append(f"  mean CRPS {self.crps.mean():.4g}")
         if self.elpd is not None:
-            lines.append(f"  ELPD {self.elpd:.1f} ± {self.elpd_se:.1f} nats")
+            error = "" if self.elpd_se is None else f" ± {self.elpd_se:.1f}"
+            lines.append(f"  ELPD {self.elpd:.1f}{error} nats")
         return "\n".join(lines)
 
 
@@ -138,7 +139,8 @@ def calibration(
         elpd = float(pointwise.sum())
         # An observation that no draw finds possible has a log score of -inf.
         with np.errstate(invalid="ignore"):
-            elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
+            if pointwise.size > 1:
+                elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
     return Calibration(
         site,
         tuple(levels),

@@ -108,11 +108,13 @@ def to_datatree(
         source: A run ``MCMC`` (resumed or not), a result of ``svi.run``, a dictionary
             of draws or a DataTree.
         *args: The arguments that the inference was given, observations included.
-        model: The model of draws, or of a guide that does not know it.
+        model: The model of draws, or of a guide that does not know it; for an ``MCMC``
+            another one than it ran, such as that of a network in inference mode.
         guide: The guide that `source` is a result of.
         params: Trained values of ``param`` and ``mutable`` sites for a dictionary of
             draws: ``{**fit.params, **fit.state.mutable_state}``. A result of
-            ``svi.run`` has both in it.
+            ``svi.run`` has both in it; those that an ``MCMC`` held are found in its
+            model.
         num_samples: How many draws to take from a guide.
         num_prior_samples: How many draws to take from the prior.
         predictions: New arguments of the model, a tuple or a dictionary of keyword
@@ -162,8 +164,13 @@ def to_datatree(
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     predictive_key = rng_key
     if isinstance(source, MCMC):
-        found = of_mcmc(source)
+        found = of_mcmc(source, model, params)
     elif guide is not None:
+        if params is not None:
+            raise ValueError(
+                "the trained values are those of the fit: give them as the source, "
+                "to_datatree(params, ..., guide=guide)."
+            )
         predictive_key, guide_key = jax.random.split(rng_key)
         found = of_guide(source, guide, model, args, kwargs, guide_key, num_samples)
     elif hasattr(source, "params") and hasattr(source, "losses"):

@@ -116,6 +116,17 @@ def test_early_stopping_returns_the_epoch_of_least_held_out_loss():
         fit(svi, 3, patience=2)
 
 
+def test_the_held_out_loss_is_no_single_draw():
+    svi = make(line, optax.adam(0.05))
+    result = fit(svi, 2, held_out=(X, YS))
+    draws = jax.vmap(
+        lambda key: svi.evaluate(result.state._replace(rng_key=key), X, YS)
+    )(jax.random.split(jax.random.key(5), 1000))
+    ours = result.held_out[result.best_epoch]
+    assert abs(ours - draws.mean()) < 4 * draws.std() / np.sqrt(16)
+    assert len(set(np.round(np.asarray(draws), 3))) > 900
+
+
 @pytest.mark.parametrize("patience", [None, 1])
 def test_held_out_data_of_no_finite_loss_choose_no_epoch(patience):
     """The state before the first step is no result."""

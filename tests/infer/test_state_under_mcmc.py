@@ -55,5 +55,5 @@ def test_the_state_is_that_of_one_run_of_the_model(cls, kernel):
 
 @pytest.mark.rank_promotion
 def test_a_state_that_depends_on_latents_is_asked_for():
-    with pytest.raises(ValueError, match=r"depends on the latent.*params="):
+    with pytest.raises(ValueError, match=r"depend on the latent.*params="):
         px.to_datatree(run(MCMC, NUTS, latent_state), X, y=X)

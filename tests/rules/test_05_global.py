@@ -128,7 +128,7 @@ def test_one_name_with_and_without_a_plate_is_refused():
             px.bind(film, "film", plate="group")
             px.bind(film, "film")
 
-    with pytest.raises(ValueError, match="with plate=.group. and without a plate"):
+    with pytest.raises(ValueError, match=r"with plate=.group. and without a plate"):
         sites(model)
 
 
