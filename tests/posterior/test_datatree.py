@@ -209,6 +209,8 @@ def test_the_predictive_key_is_explicit_and_repeatable(mcmc, tree):
     assert not np.allclose(ours, theirs)
 
 
+# Other versions of JAX draw other numbers, and with so few PSIS may doubt one of them.
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")
 def test_arviz_runs_on_it(tree):
     assert float(arviz_stats.rhat(tree)["rate"]) < 1.5
     assert float(arviz_stats.ess(tree)["rate"]) > 3
