@@ -15,7 +15,6 @@ from pyrox_ppl.posterior._functions import (
     of_module,
     of_tree,
 )
-from pyrox_ppl.posterior._losses import of_losses
 from pyrox_ppl.posterior.diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior.summary import summary
 
@@ -137,7 +136,7 @@ def diagnose(
     if "optimization" in tree.children:
         losses = _stats.group(tree, "optimization")["loss"]
         loss = losses.transpose(..., "step").values
-        checks.append(of_losses(loss))
+        checks.append(_checks.of_losses(loss))
     if loo and not is_point and "log_likelihood" in tree.children and draws >= 20:
         more, results = _checks.of_loo(tree)
         checks += more
