@@ -7,6 +7,7 @@ import jax
 from numpyro import handlers
 from numpyro.infer.hmc import HMC
 from numpyro.primitives import Messenger
+from numpyro.util import is_prng_key
 
 from pyrox_ppl.infer.flat_nuts import FlatNUTS
 
@@ -33,12 +34,14 @@ def hold_params(kernel: HMC, origin: Any, args: tuple, kwargs: dict[str, Any]) -
 
     Args:
         kernel: A kernel made from a model.
-        origin: The key that the first chain is initialised by, so that the values are
-            those of NumPyro's ``MCMC``.
+        origin: The key that the first chain is initialised by, or those of all chains:
+            so the values are those of NumPyro's ``MCMC``.
         args: The arguments of the model.
         kwargs: The keyword arguments of the model.
     """
     model: Any = kernel.model
+    # Here and not before: outside of a program an index would be one more.
+    origin = origin if is_prng_key(origin) else origin[0]
     seeded = handlers.seed(model, jax.random.split(origin)[1])
     at_start = handlers.substitute(seeded, substitute_fn=kernel._init_strategy)
     initial = _Initial()

@@ -180,7 +180,7 @@ class CompiledMCMC(MCMC):
         chains = Chains(rng_key, start, init_params)
         if start is None or self._origin is None:
             # After a warm-up of this object, params are those that it warmed up with.
-            self._origin = rng_key if is_prng_key(rng_key) else rng_key[0]
+            self._origin = rng_key
         shared = Shared(self._origin, arrays)
         if self.chain_method == "parallel" and self.num_chains > 1:
             shared = replicate(shared, self.num_chains)
