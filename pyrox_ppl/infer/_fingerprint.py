@@ -13,7 +13,7 @@ import jax
 import jaxlib.version
 import numpy as np
 import numpyro
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # pyright: ignore[reportPrivateImportUsage] - jax.extend marks no exports
 from numpyro import handlers
 
 from pyrox_ppl._version import __version__

@@ -138,7 +138,7 @@ def test_all_modules(own):
     batched = own.crossing.kind.learned  # a module of the package takes all rows
 
     def evaluate(net):
-        one = lambda row: net(row, *inputs[1:])  # noqa: E731
+        one = lambda row: net(row, *inputs[1:])  # noqa: E731 - one of two
         return net(*inputs) if batched else jax.vmap(one)(inputs[0])
 
     np.testing.assert_allclose(eqx.filter_vmap(evaluate)(modules), own.f(x), **CLOSE)

@@ -80,7 +80,7 @@ def a_closure_over_an_array():
 
 
 def a_default():
-    def f(x, factors=[1.0]):  # noqa: B006
+    def f(x, factors=[1.0]):  # noqa: B006 - the default that is changed
         return x * factors[0]
 
     return f, lambda: f.__defaults__[0].__setitem__(0, 10.0)

@@ -43,13 +43,13 @@ def own_modules(monkeypatch):
 
 
 def imported():
-    import settings_of_a_test  # pyright: ignore[reportMissingImports]
+    import settings_of_a_test  # pyright: ignore[reportMissingImports] - made by the test
 
     return settings_of_a_test.factor
 
 
 def imported_from_a_package():
-    from package_of_a_test import (  # pyright: ignore[reportMissingImports]
+    from package_of_a_test import (  # pyright: ignore[reportMissingImports] - made by the test
         inner as found,
     )
 
@@ -65,7 +65,7 @@ READERS = {
     ),
     "sys.modules": (lambda: sys.modules["settings_of_a_test"].factor, settings),
     "a module in a package": (lambda: package.inner.factor, inner),
-    "getattr": (lambda: getattr(settings, "factor"), settings),  # noqa: B009
+    "getattr": (lambda: getattr(settings, "factor"), settings),  # noqa: B009 - by a string
     "getattr of a made name": (lambda: getattr(settings, "fac" + "tor"[:3]), settings),
     "vars": (lambda: vars(settings)["factor"], settings),
     "attrgetter": (lambda: operator.attrgetter("factor")(settings), settings),
@@ -120,7 +120,7 @@ def test_the_environment_counts(read, monkeypatch):
     [
         lambda: random.random(),
         lambda: random.gauss(0, 1),
-        lambda: np.random.normal(),  # noqa: NPY002
+        lambda: np.random.normal(),  # noqa: NPY002 - the hidden one
     ],
     ids=["random", "gauss", "numpy"],
 )

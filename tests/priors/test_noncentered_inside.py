@@ -91,7 +91,7 @@ def test_condition_makes_it_an_observed_site_of_its_prior(place, scope):
 
 
 def test_do_fixes_the_value_and_leaves_the_law():
-    done = lambda: model(handlers.do(data={W: VALUE}))  # noqa: E731
+    done = lambda: model(handlers.do(data={W: VALUE}))  # noqa: E731 - one line each
     np.testing.assert_array_equal(run(done).weight, VALUE)
     found = sites(done)
     assert list(found) == [SCALE, W]
@@ -173,7 +173,7 @@ def test_nuts_under_jit_and_the_model_under_jit():
         numpyro.sample("y", dist.Normal(mean, 0.1).to_event(), obs=y)
         return net.weight
 
-    seeded = lambda s: handlers.seed(regression, 0)(s)  # noqa: E731
+    seeded = lambda s: handlers.seed(regression, 0)(s)  # noqa: E731 - one line each
     np.testing.assert_allclose(jax.jit(seeded)(2.0), 2.0 * seeded(1.0), rtol=1e-5)
     kernel = NUTS(regression, max_tree_depth=3)
     mcmc = MCMC(kernel, num_warmup=3, num_samples=3, progress_bar=False)

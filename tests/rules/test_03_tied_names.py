@@ -51,7 +51,7 @@ def test_where_has_the_prefix_of_a_scope_at_each_of_its_names():
 
 def test_a_predicate_sees_all_its_names():
     seen = {}
-    where = lambda p: seen.update({p.name: (p.names, p.paths)}) or True  # noqa: E731
+    where = lambda p: seen.update({p.name: (p.names, p.paths)}) or True  # noqa: E731 - a predicate of one line
     sites(bind(px.bayesianize(where=where), "left"))
     assert seen["left.net.a_enc.weight"] == (
         ("left.net.a_enc.weight", "left.net.dec.weight"),
@@ -142,5 +142,5 @@ def test_an_explicit_tie_is_one_site_also_under_jit():
 
 def test_an_array_inside_a_bound_film_has_one_name():
     with px.bayesianize(where=lambda p: len(p.names) == 1):
-        model = lambda: px.bind(make_film(), "film")  # noqa: E731
+        model = lambda: px.bind(make_film(), "film")  # noqa: E731 - a predicate of one line
         assert len(sites(model)) == 2
