@@ -25,10 +25,10 @@ from numpyro.infer.autoguide import AutoNormal
 from side_by_side import Quartiles, report
 
 from pyrox_ppl.infer import (
+    AutoFlatNormal,
     CompiledMCMC,
     CompiledPredictive,
     CompiledSVI,
-    FlatNormal,
     FlatNUTS,
 )
 
@@ -101,7 +101,7 @@ def measure_svi(which, way):
     model, (inputs, y) = setting(which, way)
     make, guide = SVI, AutoNormal(model, init_scale=0.01)
     if way == "ours":
-        make, guide = CompiledSVI, FlatNormal(model, init_scale=0.01)
+        make, guide = CompiledSVI, AutoFlatNormal(model, init_scale=0.01)
     svi = make(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
     jax.block_until_ready(KEY)
     names = counted()

@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoNormal
 from side_by_side import report
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import MinibatchLoader, fit_minibatches
+from pyrox_ppl.infer import MinibatchLoader, run_minibatches
 
 ROWS, COLUMNS = 10_000_000, 64  # 2.4 GiB in float32
 SHAPES = {"x": (ROWS, COLUMNS), "y": (ROWS,)}
@@ -51,7 +51,11 @@ def main() -> None:
         # Another process writes, so that the peak is that of the fit.
         x, y = _written(Path(folder))
         loader = MinibatchLoader(
-            (x, y), BATCH, key=jax.random.key(1), block=1000, mix=100
+            (x, y),
+            BATCH,
+            rng_key=jax.random.key(1),
+            block_size=1000,
+            blocks_at_once=100,
         )
 
         def model(x, y):
@@ -63,7 +67,7 @@ def main() -> None:
         optimiser = numpyro.optim.Adam(1e-2)
         svi = SVI(model, AutoNormal(model, init_scale=0.01), optimiser, Trace_ELBO())
         before, start = peak_gibibytes(), time.perf_counter()
-        fit = fit_minibatches(svi, jax.random.key(2), loader, 1, progress_bar=False)
+        fit = run_minibatches(svi, jax.random.key(2), loader, 1, progress_bar=False)
         row = {
             "rows": ROWS,
             "GiB on disk": round((x.nbytes + y.nbytes) / 2**30, 2),

@@ -87,7 +87,7 @@ def in_a_fresh_process(what):
 def chunkings():
     """Predict some points in blocks of several sizes, and by two other ways."""
     module, draws, x = mlp(64), draws_of(mlp(64), "mlp", (DRAWS,)), line(SHORT)
-    modules = px.posterior_modules(module, draws)
+    modules = px.modules_from_draws(module, draws)
 
     def with_blocks(size):
         return lambda: px.predict(module, draws, x, batch_size=size, progress_bar=False)

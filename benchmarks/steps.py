@@ -17,7 +17,7 @@ from numpyro.infer import NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from side_by_side import Quartiles, ratio, report, take_turns
 
-from pyrox_ppl.infer import CompiledMCMC, FlatNormal, FlatNUTS
+from pyrox_ppl.infer import AutoFlatNormal, CompiledMCMC, FlatNUTS
 
 KEY = jax.random.key(1)
 ROUNDS = 21
@@ -66,7 +66,7 @@ def compare(which):
         steps[way] = svi_steps(AutoNormal(model, init_scale=0.01), model, inputs, y)
     kernel = FlatNUTS(model, max_tree_depth=5)
     leapfrogs["ours, one vector"] = trajectories(kernel, inputs, y)
-    guide = FlatNormal(model, init_scale=0.01)
+    guide = AutoFlatNormal(model, init_scale=0.01)
     steps["ours, one vector"] = svi_steps(guide, model, inputs, y)
     counts = {way: int(run()) for way, run in leapfrogs.items()}
     trees = take_turns(leapfrogs, rounds=ROUNDS)

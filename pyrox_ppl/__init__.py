@@ -7,9 +7,11 @@ from pyrox_ppl import nn as nn
 from pyrox_ppl import priors as priors
 from pyrox_ppl._bind import bind as bind
 from pyrox_ppl._parameter import Parameter as Parameter
-from pyrox_ppl._parameter import backbone as backbone
+from pyrox_ppl._parameter import is_backbone as is_backbone
+from pyrox_ppl._parameter import is_generator as is_generator
 from pyrox_ppl._version import __version__ as __version__
-from pyrox_ppl.explain import explain as explain
+from pyrox_ppl.explanation import Explanation as Explanation
+from pyrox_ppl.explanation import explain as explain
 from pyrox_ppl.handlers import amortize as amortize
 from pyrox_ppl.handlers import bayesianize as bayesianize
 from pyrox_ppl.handlers import learn as learn
@@ -20,10 +22,9 @@ if TYPE_CHECKING:
     from pyrox_ppl import posterior as posterior
     from pyrox_ppl._show_versions import show_versions as show_versions
     from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
-    from pyrox_ppl.infer import draw_module as draw_module
-    from pyrox_ppl.infer import mean_module as mean_module
-    from pyrox_ppl.infer import posterior_modules as posterior_modules
-    from pyrox_ppl.infer import predict as predict
+    from pyrox_ppl.posterior import Calibration as Calibration
+    from pyrox_ppl.posterior import Diagnosis as Diagnosis
+    from pyrox_ppl.posterior import Saved as Saved
     from pyrox_ppl.posterior import calibration as calibration
     from pyrox_ppl.posterior import diagnose as diagnose
     from pyrox_ppl.posterior import load as load
@@ -33,14 +34,23 @@ if TYPE_CHECKING:
     from pyrox_ppl.posterior import save as save
     from pyrox_ppl.posterior import summary as summary
     from pyrox_ppl.posterior import to_datatree as to_datatree
+    from pyrox_ppl.prediction import Prediction as Prediction
+    from pyrox_ppl.prediction import module_from_draw as module_from_draw
+    from pyrox_ppl.prediction import module_from_mean as module_from_mean
+    from pyrox_ppl.prediction import modules_from_draws as modules_from_draws
+    from pyrox_ppl.prediction import predict as predict
 
 # Imported when asked for: NumPyro's inference and above all ArviZ take time to load.
 _LAZY = {
     "AmortizedGuide": "infer",
-    "draw_module": "infer",
-    "mean_module": "infer",
-    "posterior_modules": "infer",
-    "predict": "infer",
+    "module_from_draw": "prediction",
+    "module_from_mean": "prediction",
+    "modules_from_draws": "prediction",
+    "predict": "prediction",
+    "Prediction": "prediction",
+    "Calibration": "posterior",
+    "Diagnosis": "posterior",
+    "Saved": "posterior",
     "calibration": "posterior",
     "diagnose": "posterior",
     "load": "posterior",
@@ -55,23 +65,29 @@ _LAZY = {
 
 __all__ = [
     "AmortizedGuide",
+    "Calibration",
+    "Diagnosis",
+    "Explanation",
     "Parameter",
+    "Prediction",
+    "Saved",
     "amortize",
-    "backbone",
     "bayesianize",
     "bind",
     "calibration",
     "diagnose",
-    "draw_module",
     "explain",
+    "is_backbone",
+    "is_generator",
     "learn",
     "load",
-    "mean_module",
+    "module_from_draw",
+    "module_from_mean",
+    "modules_from_draws",
     "nn",
     "plot_calibration",
     "plot_diagnostics",
     "plot_fit",
-    "posterior_modules",
     "predict",
     "priors",
     "save",

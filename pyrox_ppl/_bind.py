@@ -76,7 +76,7 @@ def bind[Module](
     A module of :mod:`pyrox_ppl.nn` that is bound stays bound, also when its block has
     ended and in every module that it becomes a part of: it is read no more. So do not
     keep one for another model. What that can read is made by
-    :func:`~pyrox_ppl.mean_module`, :func:`~pyrox_ppl.draw_module` or
+    :func:`~pyrox_ppl.module_from_mean`, :func:`~pyrox_ppl.module_from_draw` or
     :func:`~pyrox_ppl.load`.
 
     Args:

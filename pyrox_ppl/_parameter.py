@@ -77,8 +77,8 @@ class Parameter:
         return tuple(path_name(path) for path in (self.path, *self.tied))
 
 
-def backbone(parameter: Parameter) -> bool:
-    """Whether a parameter is backbone: made to be used as ``where=px.backbone``.
+def is_backbone(parameter: Parameter) -> bool:
+    """Whether a parameter is backbone: made to be used as ``where=px.is_backbone``.
 
     Args:
         parameter: The parameter that a handler asks about.
@@ -88,15 +88,32 @@ def backbone(parameter: Parameter) -> bool:
         encodes the context, or of a readout.
 
     Example:
-        >>> import jax, numpy as np, pyrox_ppl as px
-        >>> px.backbone(px.Parameter("a.b", ("b",), (), np.dtype("f4"), "backbone", 1))
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("a.b", ("b",), (), np.dtype("f4"), "backbone", 1)
+        >>> px.is_backbone(weight)
         True
     """
     return parameter.role == "backbone"
 
 
-def generator(parameter: Parameter) -> bool:
-    """Whether a parameter makes the conditioning: what handlers select by default."""
+def is_generator(parameter: Parameter) -> bool:
+    """Whether a parameter makes the conditioning: made for ``where=px.is_generator``.
+
+    It is what handlers select by default.
+
+    Args:
+        parameter: The parameter that a handler asks about.
+
+    Returns:
+        ``True`` for a parameter of a conditioner, of a network that generates features,
+        or of a module that holds no generator at all.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("a.b", ("b",), (), np.dtype("f4"), "backbone", 1)
+        >>> px.is_generator(weight)
+        False
+    """
     return parameter.role == "generator"
 
 

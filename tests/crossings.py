@@ -92,7 +92,7 @@ PRIORS = {
         centred(lambda t, n, s: stats.t.logpdf(t, 4.0, 0.0, 0.4 / np.sqrt(n))),
     ),
     "around": (
-        px.priors.around(0.3),
+        px.priors.around_stored(0.3),
         centred(lambda t, n, stored: stats.norm.logpdf(t, stored, 0.3)),
     ),
     "hierarchical": (px.priors.hierarchical(), hierarchical),
@@ -230,7 +230,7 @@ def make_model(kind: Kind, module: Any, rule: Any) -> Callable:
         group, plate = contextlib.nullcontext(), None
         if kind.groups:
             group, plate = numpyro.plate("group", kind.groups, dim=-2), "group"
-        learn = px.learn(where=px.backbone) if kind.learned else group
+        learn = px.learn(where=px.is_backbone) if kind.learned else group
         with px.bayesianize(prior=rule), learn, group:
             net = px.bind(module, "net", plate=plate)
         f = numpyro.deterministic("f", kind.call(net, x))

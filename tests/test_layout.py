@@ -1,6 +1,8 @@
 """The shape of the package: its imports, what they cost, and long files."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import types
@@ -24,7 +26,8 @@ CORE = {
     "_version",
     "_where",
 }
-TOPS = CORE | {"_bind", "handlers", "nn", "priors", "explain", "infer", "posterior"}
+BELOW = CORE | {"_bind"}
+TOPS = {"handlers", "nn", "priors", "explanation", "prediction", "infer", "posterior"}
 ALLOWED = {
     "_version": set(),
     "_dict_order": set(),
@@ -34,14 +37,33 @@ ALLOWED = {
     "_transform": set(),
     "_where": {"_parameter"},
     "_bind": CORE,
-    "handlers": CORE | {"_bind"},
-    "nn": CORE | {"_bind"},
-    "priors": CORE | {"_bind"},
-    "explain": CORE | {"_bind", "handlers", "nn"},
-    "infer": CORE | {"_bind", "handlers", "nn"},
-    "posterior": CORE | {"_bind", "handlers", "nn", "infer"},
+    "handlers": BELOW,
+    "nn": BELOW,
+    "priors": BELOW,
+    "explanation": BELOW | {"handlers", "nn"},
+    "prediction": BELOW | {"handlers", "nn"},
+    "infer": BELOW | {"handlers", "nn"},
+    "posterior": BELOW | {"handlers", "nn", "prediction"},
     "_show_versions": {"_version"},
-    "__init__": TOPS | {"_show_versions"},
+    "__init__": BELOW | TOPS | {"_show_versions"},
+}
+# The rooms of `infer` know what they share, and each other where the word says so.
+SHARED = {
+    "_arrays": set(),
+    "_content_key": {"_arrays", "_names_read"},
+    "_init_to_stored": set(),
+    "_names_read": set(),
+    "_uniform_search": set(),
+    "_vector": set(),
+}
+ROOMS = {
+    **SHARED,
+    "guides": SHARED,
+    "kernels": SHARED,
+    "data": SHARED,
+    "compiled": {*SHARED, "guides", "kernels"},
+    "resumable": {*SHARED, "compiled", "data"},
+    "__init__": {*SHARED, "guides", "kernels", "data", "compiled", "resumable"},
 }
 
 
@@ -69,6 +91,10 @@ def test_arrows_between_the_parts_point_one_way(path):
         if module.startswith("pyrox_ppl."):
             target = module.split(".")[1]
             assert target == part or target in ALLOWED[part], f"{path} -> {module}"
+        if part == "infer" and module.startswith("pyrox_ppl.infer."):
+            room = path.relative_to(PACKAGE / "infer").parts[0].removesuffix(".py")
+            target = module.split(".")[2]
+            assert target == room or target in ROOMS[room], f"{path} -> {module}"
 
 
 def test_there_are_no_circles_between_files():
@@ -146,6 +172,26 @@ def test_every_public_name_is_there_and_documented_with_an_example():
                 assert ">>>" in public.__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'wrong'"):
         _ = pyrox_ppl.wrong
+
+
+PACKAGES = [path.parent for path in SOURCES if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda p: p.name)
+def test_a_room_shows_its_public_names_and_hides_its_files(folder):
+    if folder != PACKAGE:
+        files = {path.stem for path in folder.glob("*.py")}
+        assert all(name.startswith("_") for name in files)
+    name = ".".join(folder.relative_to(ROOT).parts)
+    shown = {n for n in dir(importlib.import_module(name)) if not n.startswith("_")}
+    source = (folder / "__init__.py").read_text()
+    exported = set(re.findall(r"\b([a-zA-Z]\w*) as \1\b", source))
+    parts = {"infer", "posterior"} if folder == PACKAGE else set()
+    # The import hook of the tests leaves its own name in every module.
+    assert shown - {"jaxtyping"} == exported | parts
+    files = {path.stem for path in folder.iterdir()}
+    parts_of_package = {"nn", "priors", "infer", "posterior"}
+    assert not (exported - parts_of_package) & files
 
 
 def test_no_file_passes_300_lines():

@@ -41,7 +41,7 @@ def by_shape(parameter: px.Parameter) -> dist.Distribution | None:
 
 
 def model(x: jax.Array, z: jax.Array, y: jax.Array | None = None) -> None:
-    with px.bayesianize(prior_std=0.5), px.learn(where=px.backbone):
+    with px.bayesianize(prior_std=0.5), px.learn(where=px.is_backbone):
         f = field(x, z)
     with px.bayesianize(prior={"*.bias": priors.normal(0.1), "*": priors.fan_in()}):
         with px.scope("trend"):
@@ -59,7 +59,7 @@ compiled = infer.CompiledMCMC(infer.FlatNUTS(model), num_warmup=5, num_samples=5
 compiled.run(key, x, z, y=y)
 plain = SVI(model, AutoNormal(model), optax.adam(1e-3), Trace_ELBO())
 svi = infer.CompiledSVI(model, AutoNormal(model), optax.adam(1e-3), Trace_ELBO())
-loader = px.infer.MinibatchLoader((x, y), 2, key=key)
+loader = px.infer.MinibatchLoader((x, y), 2, rng_key=key)
 posterior = px.to_datatree(mcmc, x, z, y=y)
 mean: jax.Array = px.predict(mlp, posterior, x).mean
 px.diagnose(posterior)

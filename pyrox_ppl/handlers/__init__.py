@@ -1,6 +1,6 @@
 """Handlers that say what a module's parameters mean."""
 
-from pyrox_ppl.handlers.amortize import amortize as amortize
-from pyrox_ppl.handlers.bayesianize import bayesianize as bayesianize
-from pyrox_ppl.handlers.learn import learn as learn
-from pyrox_ppl.handlers.scope import scope as scope
+from pyrox_ppl.handlers._amortize import amortize as amortize
+from pyrox_ppl.handlers._bayesianize import bayesianize as bayesianize
+from pyrox_ppl.handlers._learn import learn as learn
+from pyrox_ppl.handlers._scope import scope as scope

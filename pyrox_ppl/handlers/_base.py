@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from pyrox_ppl._parameter import Parameter, generator
+from pyrox_ppl._parameter import Parameter, is_generator
 from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
 from pyrox_ppl._where import names_match as names_match
@@ -130,7 +130,7 @@ class AbstractParameterHandler(Messenger):
 
     def selects_by_default(self, parameter: Parameter) -> bool:
         """Whether a parameter is selected where no `where` is given: generators are."""
-        return generator(parameter)
+        return is_generator(parameter)
 
     @abc.abstractmethod
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:

@@ -59,7 +59,8 @@ def list_parameters(block: Block) -> str:
         text += (
             f"Bound already, and so not read again: {', '.join(sorted(block.bound))}. "
             "A module stays bound when its block has ended. One with trained values "
-            "that can be read again is `mean_module(module, {}, params=fit.params)`. "
+            "that can be read again is "
+            "`module_from_mean(module, {}, params=fit.params)`. "
         )
     return text
 

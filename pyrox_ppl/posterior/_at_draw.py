@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from pyrox_ppl.infer._draw_shapes import check_draw
+from pyrox_ppl.prediction._draw_shapes import check_draw
 
 
 def held_by_mcmc(

@@ -7,9 +7,9 @@ import numpy as np
 import xarray as xr
 
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.posterior._diagnosis import Check
 from pyrox_ppl.posterior._functions import Functions
 from pyrox_ppl.posterior._losses import of_losses as of_losses
-from pyrox_ppl.posterior.diagnosis import Check
 
 # Vehtari, Gelman, Simpson, Carpenter and Buerkner (Bayesian Analysis 2021) for R-hat
 # and the ESS a chain; Betancourt (2016) for the energy fraction.

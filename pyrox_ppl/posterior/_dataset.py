@@ -9,10 +9,10 @@ import numpyro
 import xarray as xr
 from arviz_base import dict_to_dataset
 
-from pyrox_ppl.infer.trained import path_of
 from pyrox_ppl.posterior._axes import DRAWS, free, safe
 from pyrox_ppl.posterior._mask import keep_observed
 from pyrox_ppl.posterior._model import ModelSites
+from pyrox_ppl.prediction._trained import path_of
 
 # Groups that have no chain and draw; groups whose axes are no site's.
 STATIC = (

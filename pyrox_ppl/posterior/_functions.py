@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 
 import pyrox_ppl.posterior._stats as _stats
-from pyrox_ppl.infer._matching import REPARAMETERISED
-from pyrox_ppl.infer.draws import Draws
-from pyrox_ppl.infer.loop import keys_of_draws
-from pyrox_ppl.infer.model_prediction import site_blocks, sites_at
-from pyrox_ppl.infer.module_prediction import Function
 from pyrox_ppl.posterior._model import safe
+from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._function import Function
+from pyrox_ppl.prediction._loop import keys_of_draws
+from pyrox_ppl.prediction._matching import REPARAMETERISED
+from pyrox_ppl.prediction._model import site_blocks, sites_at
 
 _OF_CHAINS = (_stats.rhat, _stats.ess_bulk, _stats.ess_tail, _stats.mcse)
 # ArviZ asks for so many draws, to split a chain twice.

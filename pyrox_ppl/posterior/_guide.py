@@ -14,16 +14,16 @@ from numpyro.distributions import Delta, Distribution, Independent
 from numpyro.distributions.transforms import Transform
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 
-from pyrox_ppl.infer.dependence import dependence, marked
-from pyrox_ppl.infer.full_data import full_data, is_factor
-from pyrox_ppl.infer.loop import (
+from pyrox_ppl.prediction._dependence import dependence, marked
+from pyrox_ppl.prediction._full_data import full_data, is_factor
+from pyrox_ppl.prediction._loop import (
     CHUNK_BYTES,
     bytes_of,
     even_size,
     keys_of_draws,
     map_draws,
 )
-from pyrox_ppl.infer.trained import check_trained, with_params
+from pyrox_ppl.prediction._trained import check_trained, with_params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from pyrox_ppl.infer.full_data import is_factor
+from pyrox_ppl.prediction._full_data import is_factor
 
 
 def check_hidden(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:

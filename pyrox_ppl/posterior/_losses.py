@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pyrox_ppl.posterior.diagnosis import Check
+from pyrox_ppl.posterior._diagnosis import Check
 
 FEWEST_STEPS = 20
 # A nat is what an odds ratio of e is on the scale of evidence: less is no matter.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyrox_ppl.infer.dependence import abstract_trace, dependence
+from pyrox_ppl.prediction._dependence import abstract_trace, dependence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pyrox_ppl._parameter import Parameter
-from pyrox_ppl.infer._draw_shapes import check_draws
-from pyrox_ppl.infer.full_data import is_factor
 from pyrox_ppl.posterior._at_draw import of_type, trace_at
 from pyrox_ppl.posterior._axes import (
     DRAWS,
@@ -25,6 +23,8 @@ from pyrox_ppl.posterior._axes import (
 )
 from pyrox_ppl.posterior._marginal import Discrete
 from pyrox_ppl.posterior._mask import mask_inside, mask_of
+from pyrox_ppl.prediction._draw_shapes import check_draws
+from pyrox_ppl.prediction._full_data import is_factor
 
 
 @dataclasses.dataclass(frozen=True)

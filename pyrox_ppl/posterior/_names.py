@@ -17,6 +17,8 @@ _PUBLIC = (
     "jax.scipy.special",
     "equinox.nn",
     "numpy",
+    "pyrox_ppl",
+    "pyrox_ppl.nn",
 )
 
 

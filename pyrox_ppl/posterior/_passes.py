@@ -10,11 +10,11 @@ from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
-from pyrox_ppl.infer.full_data import full_data
-from pyrox_ppl.infer.loop import keys_of_draws, map_draws
-from pyrox_ppl.infer.model_prediction import sites_at
-from pyrox_ppl.infer.trained import with_params
 from pyrox_ppl.posterior._model import ModelSites
+from pyrox_ppl.prediction._full_data import full_data
+from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
+from pyrox_ppl.prediction._model import sites_at
+from pyrox_ppl.prediction._trained import with_params
 
 
 def over_posterior(

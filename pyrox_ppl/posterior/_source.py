@@ -12,8 +12,8 @@ from jaxtyping import PRNGKeyArray
 from numpyro.infer import MCMC
 
 from pyrox_ppl._version import __version__
-from pyrox_ppl.infer.draws import Draws
 from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
+from pyrox_ppl.prediction._draws import Draws
 
 # NumPyro's names of what a kernel reports, and ArviZ's.
 _STATS = {

@@ -199,7 +199,7 @@ def test_by_default_the_generators_are_bayesian_and_the_backbone_is_not():
     assert len(sites(model)) == 6
     assert all(".conditioners." in name for name in sites(model))
     whole = sites(lambda: model(where="*"))
-    backbone = sites(lambda: model(where=px.backbone))
+    backbone = sites(lambda: model(where=px.is_backbone))
     assert len(whole) == 14
     assert set(whole) - set(sites(model)) == set(backbone)
     assert all(".inner." in name for name in backbone)

@@ -156,7 +156,7 @@ def test_the_backbone_is_learned_and_the_generators_inferred():
     field = make_field(depth=3)
 
     def model(x):
-        with px.bayesianize(), px.learn(where=px.backbone):
+        with px.bayesianize(), px.learn(where=px.is_backbone):
             return field(x, Z)
 
     found = sites(model, jnp.ones(2), types=("sample", "param"))

@@ -48,7 +48,7 @@ def test_an_argument_in_the_wrong_place_is_named_with_the_right_one(make, match)
         make()
 
 
-@pytest.mark.parametrize("first", [px.backbone, px.priors.hierarchical()])
+@pytest.mark.parametrize("first", [px.is_backbone, px.priors.hierarchical()])
 @pytest.mark.parametrize("handler", [px.bayesianize, px.learn])
 def test_a_callable_in_the_models_place_is_refused_in_a_with(handler, first):
     with pytest.raises(TypeError, match=r"would not run.*where="), handler(first):
@@ -173,7 +173,7 @@ def test_a_module_that_stayed_bound_is_named_and_mean_module_gives_one_to_read(p
     values = {name: site["value"] + 1.0 for name, site in first.items()}
     with handlers.substitute(data=values), px.learn():
         kept = px.bind(film)
-    trained = px.mean_module(film, {}, params=values)
+    trained = px.module_from_mean(film, {}, params=values)
 
     def model(film):
         return px.bind({"film": film}, "pair") if part else film(H, Z)

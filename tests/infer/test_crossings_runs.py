@@ -78,11 +78,11 @@ def test_a_resumable_run(own, tmp_path):
             num_samples=8,
             progress_bar=False,
         )
-        return infer.run_resumable(
+        return infer.run_mcmc(
             mcmc,
-            tmp_path / "run",
             KEY,
             own.crossing.x,
+            path=tmp_path / "run",
             y=own.crossing.y,
             segment=4,
             extra_fields=("potential_energy",),
@@ -112,7 +112,7 @@ def test_compiled_svi_is_numpyros(own):
 
 @over(often=("mlp-horseshoe", "convolution-normal"))
 def test_the_tree_of_a_flat_guide(own):
-    guide = infer.FlatNormal(own.crossing.training)
+    guide = infer.AutoFlatNormal(own.crossing.training)
     fit = own.train(guide)
     tree = own.tree_of_fit(fit, guide)
     hands = check_tree(
@@ -133,12 +133,12 @@ def test_the_tree_of_a_flat_guide(own):
 @over(often=("mlp-hierarchical", "state-normal"))
 def test_a_resumable_fit_is_numpyros(own, tmp_path):
     def run():
-        return infer.run_svi_resumable(
+        return infer.run_svi(
             own.svi(AutoDelta(own.crossing.training)),
-            tmp_path / "fit",
             KEY,
             STEPS,
             own.crossing.x,
+            path=tmp_path / "fit",
             y=own.crossing.y,
             segment=7,
             progress_bar=False,
@@ -171,13 +171,13 @@ def test_the_loss_of_every_minibatch(own):
     x, y = own.crossing.x, own.crossing.y
     groups = own.crossing.kind.groups
     by_row = y.swapaxes(0, 1) if groups else y
-    loader = infer.MinibatchLoader((x, by_row), 2, key=KEY, shuffle=False)
+    loader = infer.MinibatchLoader((x, by_row), 2, rng_key=KEY, shuffle=False)
 
     def model(x, y, size):
         return own.crossing.training(x, y.swapaxes(0, 1) if groups else y, size)
 
     svi = SVI(model, AutoDelta(model), SGD(0.0), Trace_ELBO())
-    fit = infer.fit_minibatches(svi, KEY, loader, 2, size=6, progress_bar=False)
+    fit = infer.run_minibatches(svi, KEY, loader, 2, size=6, progress_bar=False)
     draw, expected, mean = point(own, fit.params), [], 0.1 * x[:2].mean(0)
     for start in (0, 2, 4, 0, 2, 4):
         batch = slice(start, start + 2)
@@ -238,7 +238,7 @@ def is_all_parameters(crossing):
 
 @over(often=("mlp-normal", "convolution-normal"), where=is_all_parameters)
 def test_the_flat_guide_starts_where_the_module_is(own):
-    params = starts(own, infer.FlatNormal(own.crossing.training))
+    params = starts(own, infer.AutoFlatNormal(own.crossing.training))
     stored = own.crossing.stored()
     groups = max(own.crossing.kind.groups, 1)
     sites = sorted(own.crossing.latent())

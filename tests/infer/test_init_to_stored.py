@@ -15,9 +15,9 @@ from numpyro.infer.util import log_density
 import pyrox_ppl as px
 from pyrox_ppl.infer import (
     AmortizedGuide,
+    AutoFlatNormal,
     CompiledMCMC,
     CompiledSVI,
-    FlatNormal,
     FlatNUTS,
     init_to_stored,
 )
@@ -146,7 +146,7 @@ def test_ties_reparameterisation_dtype_and_other_types_of_sites():
 
 def test_kernels_and_guides_start_there():
     model = make(px.priors.hierarchical())
-    kernel, guides = FlatNUTS(model), [FlatNormal(model)]
+    kernel, guides = FlatNUTS(model), [AutoFlatNormal(model)]
     guides.append(AutoNormal(model, init_loc_fn=init_to_stored))
     state = kernel.init(KEY, 5)
     points = [kernel.get_constrain_fn()(state.z)]
@@ -209,7 +209,7 @@ def test_a_convolutional_classifier_starts_at_a_far_lower_loss():
 
     losses = {}
     for init in (init_to_stored, init_to_uniform):
-        guide = FlatNormal(model, init_loc_fn=init, init_scale=1e-3)
+        guide = AutoFlatNormal(model, init_loc_fn=init, init_scale=1e-3)
         svi = SVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
         state = svi.init(KEY)
         at = guide.median(svi.get_params(state))

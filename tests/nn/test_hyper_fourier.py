@@ -138,7 +138,7 @@ def test_the_readout_of_features_of_the_users_own_is_backbone():
     )
     for where, sites in (
         (None, {"feat.scale"}),
-        (px.backbone, {"readout.weight", "readout.bias"}),
+        (px.is_backbone, {"readout.weight", "readout.bias"}),
     ):
         with handlers.seed(rng_seed=0), handlers.trace() as trace:
             px.bayesianize(field, where=where)(X, Z)

@@ -203,7 +203,7 @@ def test_a_module_of_this_package_is_a_trunk_too():
 
     def model():
         with (
-            px.bayesianize(where=px.backbone),
+            px.bayesianize(where=px.is_backbone),
             px.amortize(generator=generator, context=Z),
         ):
             return px.bind(target, "net")

@@ -100,7 +100,7 @@ def test_a_field_has_the_sites_of_its_generators_and_none_of_its_backbone(case):
 
 @over(FIELDS)
 def test_the_backbone_of_a_field_has_sites_where_they_are_asked_for(case):
-    trace = abstract_trace_of(case.build(), *case.inputs((3,)), where=px.backbone)
+    trace = abstract_trace_of(case.build(), *case.inputs((3,)), where=px.is_backbone)
     assert set(trace) == {f"{case.root}.{name}" for name in case.backbone}
 
 

@@ -18,7 +18,7 @@ from numpyro.optim import Adam
 from scipy import stats
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import loop
+from pyrox_ppl.prediction import _loop as loop
 
 KEY = jax.random.key(0)
 

@@ -152,7 +152,7 @@ def test_a_fit_that_comes_back_from_disk(own, tmp_path):
     ours = px.predict(own.crossing.model, saved.posterior, x)["f"]
     check_prediction(ours, np.stack([hand.f for hand in hands]))
     theta = {p: np.mean([h.theta[p] for h in hands], 0) for p in hands[0].theta}
-    mean = px.mean_module(saved.module, saved.posterior, name="net")
+    mean = px.module_from_mean(saved.module, saved.posterior, name="net")
     for path, expected in theta.items():
         found = mean
         for key in path.split("."):

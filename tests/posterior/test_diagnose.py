@@ -72,7 +72,7 @@ def test_a_chain_with_another_function_is_found():
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_the_statistics_are_arvizs_of_the_functions_values(tree, batch_size):
     ours = px.diagnose(tree, MLP, PROBES, batch_size=batch_size).functions
-    modules = px.posterior_modules(MLP, tree)
+    modules = px.modules_from_draws(MLP, tree)
     values = eqx.filter_vmap(lambda net: jax.vmap(net)(PROBES))(modules)[..., 0]
     values = np.asarray(values, np.float64).reshape(CHAINS, DRAWS, -1)
     theirs = xr.DataArray(values, dims=("chain", "draw", "probe"))

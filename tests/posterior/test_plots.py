@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pyrox_ppl as px
-from pyrox_ppl.infer.prediction import Prediction
+from pyrox_ppl.prediction._prediction import Prediction
 
 mpl.use("agg")
 

@@ -13,7 +13,7 @@ from models import make_field, make_mlp
 
 import pyrox_ppl as px
 from pyrox_ppl._parameter import parameters_of
-from pyrox_ppl.posterior import saving
+from pyrox_ppl.posterior import _saving as saving
 
 KEY = jax.random.key(0)
 Z = jnp.array([0.5, 1.0])
@@ -135,7 +135,7 @@ def test_an_interrupted_save_leaves_the_file_before(tmp_path, monkeypatch, suffi
 
 KILLED = """
 import os, sys, jax.numpy as jnp, pyrox_ppl as px
-from pyrox_ppl.posterior import saving
+from pyrox_ppl.posterior import _saving as saving
 write = saving._write
 saving._write = lambda tree, path: (write(tree, path), os.kill(os.getpid(), 9))
 px.save(sys.argv[1], px.to_datatree({"a": jnp.zeros(3)}))

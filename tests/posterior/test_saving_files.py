@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import pyrox_ppl as px
-from pyrox_ppl.posterior import saving
+from pyrox_ppl.posterior import _saving as saving
 
 KEY = jax.random.key(0)
 TREE = px.to_datatree({"a": jnp.ones(3)})

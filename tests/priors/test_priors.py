@@ -35,7 +35,7 @@ FIXED = {
     "kaiming_leaky": (priors.kaiming(0.5), lambda at: dist.Normal(0.0, 0.4**0.5)),
     "laplace": (priors.laplace(0.6), lambda at: dist.Laplace(0.0, 0.3)),
     "student_t": (priors.student_t(4.0, 0.6), lambda at: dist.StudentT(4.0, 0.0, 0.3)),
-    "around": (priors.around(0.2), lambda at: dist.Normal(at, 0.2)),
+    "around": (priors.around_stored(0.2), lambda at: dist.Normal(at, 0.2)),
 }
 
 
@@ -121,7 +121,7 @@ def test_around_keeps_the_centre_of_a_tied_array_and_of_bfloat16():
     stored = jnp.asarray([1.0, 2.0], jnp.bfloat16)
 
     def tied():
-        with px.bayesianize(prior=priors.around(1e-3)):
+        with px.bayesianize(prior=priors.around_stored(1e-3)):
             return px.bind({"a": stored, "b": stored}, "t")
 
     found = sites(tied)
@@ -134,7 +134,10 @@ def test_around_a_bound_module_pools_towards_it():
     def grouped():
         with px.bayesianize(prior=priors.normal()):
             common = px.bind(LINEAR, "common")
-        with px.bayesianize(prior=priors.around(1e-4)), numpyro.plate("group", 5):
+        with (
+            px.bayesianize(prior=priors.around_stored(1e-4)),
+            numpyro.plate("group", 5),
+        ):
             return px.bind(common, "own", plate="group").weight, common.weight
 
     own, common = numpyro.handlers.seed(grouped, 0)()
@@ -152,7 +155,7 @@ def test_around_a_bound_module_pools_towards_it():
         (lambda: priors.kaiming(float("inf")), ValueError, "negative_slope"),
         (lambda: priors.laplace(jnp.array([1.0, -1.0])), ValueError, "scale must be"),
         (lambda: priors.student_t(df=0.0), ValueError, "df must be"),
-        (lambda: priors.around(float("inf")), ValueError, "finite"),
+        (lambda: priors.around_stored(float("inf")), ValueError, "finite"),
         (lambda: priors.horseshoe(slab=0.0), ValueError, "slab must be"),
         (lambda: priors.normal("wide"), TypeError, "positive number"),
         (lambda: priors.hierarchical(0.5), TypeError, r"normal\(std\)"),
@@ -176,7 +179,7 @@ def test_a_scale_that_is_none_is_refused(make, error, match):
     "rule",
     [
         priors.normal(jnp.ones(5)),
-        priors.around(jnp.ones((2, 3, 4))),
+        priors.around_stored(jnp.ones((2, 3, 4))),
         lambda p: priors.NonCentered(dist.Normal(jnp.zeros(5), 1.0)),
     ],
 )

@@ -92,7 +92,7 @@ def test_it_is_a_generator_if_it_is_one_anywhere():
     ):
         tree = {spare: weight, "field": field}
         assert first in sites(model, tree, None)
-        assert first not in sites(model, tree, px.backbone)
+        assert first not in sites(model, tree, px.is_backbone)
 
 
 @pytest.mark.parametrize("key", ["dec.weight", "a_enc.weight"])

@@ -59,11 +59,11 @@ def test_members_of_a_plate_keep_it():
 
 def test_modules_of_draws_and_predictions_keep_it():
     expected = np.stack([by_hand(1.0, -1.0), by_hand(2.0, 0.7)])
-    one = px.draw_module(make(), DRAWS, 1, name="net")
+    one = px.module_from_draw(make(), DRAWS, 1, name="net")
     np.testing.assert_allclose(one(X), expected[1], rtol=1e-6)
-    mean = px.mean_module(make(), DRAWS, name="net")
+    mean = px.module_from_mean(make(), DRAWS, name="net")
     np.testing.assert_allclose(mean(X), by_hand(1.5, -0.15), rtol=1e-5)
-    assert list(px.posterior_modules(make(), DRAWS, name="net").blocks) == [
+    assert list(px.modules_from_draws(make(), DRAWS, name="net").blocks) == [
         "first",
         "a",
     ]

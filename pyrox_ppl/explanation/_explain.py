@@ -1,0 +1,199 @@
+"""explain: what a model will do with its parameters, before it runs."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from numpyro import handlers
+from numpyro.distributions import Distribution
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer import Predictive
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from pyrox_ppl._parameter import Parameter
+from pyrox_ppl.explanation._explanation import (
+    ExplainedParameter,
+    ExplainedSite,
+    Explanation,
+)
+from pyrox_ppl.handlers._base import AbstractParameterHandler, note_forgotten_vmap
+
+_SITES = ("sample", "deterministic", "param")
+
+
+def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
+    """Say what will happen in a model: every parameter, what it becomes, and by whom.
+
+    The model is run abstractly, with shapes in place of numbers (``jax.eval_shape``):
+    nothing is drawn, computed or compiled, whatever the sizes. What would raise when
+    the model runs (a glob that matches nothing, a prior that does not fit) raises here.
+    A parameter that is read in a block and outside it has a row for each, and a note:
+    outside it is the stored constant.
+
+    **Sites**: none are made.
+
+    Args:
+        model: A NumPyro model, or any function that calls modules; not seeded.
+        *args: The model's arguments.
+        **kwargs: The model's keyword arguments.
+
+    Returns:
+        An object that prints as a table, with everything in it as attributes.
+
+    Example:
+        >>> import equinox as eqx, jax, numpyro, numpyro.distributions as dist
+        >>> import pyrox_ppl as px
+        >>> mlp = eqx.nn.MLP(1, 1, 16, 1, key=jax.random.key(0))
+        >>> def model(x, y=None):
+        ...     with px.bayesianize(prior_std=0.5, where="*.layers.1.*"):
+        ...         net = px.bind(mlp, "net")
+        ...     with numpyro.plate("row", x.shape[0]):
+        ...         mean = jax.vmap(net)(x)[:, 0]
+        ...         numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+        >>> x = jax.numpy.ones((20, 1))
+        >>> explanation = px.explain(model, x, y=x[:, 0])
+        >>> explanation
+        parameter            shape    becomes   by           prior
+        net.layers.0.weight  (16, 1)  constant
+        net.layers.0.bias    (16,)    constant
+        net.layers.1.weight  (1, 16)  sample    bayesianize  Normal(0, 0.5)
+        net.layers.1.bias    (1,)     sample    bayesianize  Normal(0, 0.5)
+        <BLANKLINE>
+        other site  shape  type      plates  distribution
+        y           (20,)  observed  row     Normal(float32[20], 0.1)
+        <BLANKLINE>
+        latent dimension 17, learned 0, constant 32
+        1,000 draws of every site take 145 KiB
+        >>> explanation.memory(100_000)
+        14800000
+    """
+    watch = _Watch()
+    found: dict[str, ExplainedSite] = {}
+
+    def run() -> None:
+        with handlers.trace() as trace, handlers.seed(rng_seed=0), watch:
+            model(*args, **kwargs)
+        for name, site in trace.items():
+            if site["type"] in _SITES:
+                found[name] = _explained_site(site, trace)
+
+    def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
+        prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
+        return prior(rng_key, *args, **kwargs)
+
+    try:
+        jax.eval_shape(run)
+    except TypeError as error:
+        _check_arguments(model, args, kwargs, error)
+        note_forgotten_vmap(error)
+        raise
+    parameters = tuple(watch.rows.values())
+    own = {row.name for row in parameters if row.becomes != "constant"}
+    return Explanation(
+        parameters=parameters,
+        sites=tuple(site for name, site in found.items() if name not in own),
+        parameter_sites=tuple(site for name, site in found.items() if name in own),
+        _predictive=predictive,
+    )
+
+
+def _check_arguments(
+    model: Callable, args: tuple, kwargs: dict[str, Any], error: TypeError
+) -> None:
+    """Raise if the model cannot be called with the arguments that were given."""
+    try:
+        inspect.signature(model).bind(*args, **kwargs)
+    except TypeError as why:
+        raise TypeError(
+            "explain runs the model, which cannot be called with the arguments given: "
+            f"{why}. Give the model's own after it: explain(model, x, ...)."
+        ) from error
+
+
+class _Watch(Messenger):
+    """Hears of every parameter that is read, and of what the handlers made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[tuple[str, str | None], ExplainedParameter] = {}
+
+    def parameter_was_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
+        """Note a parameter, unless it is a second read."""
+        # `do` gives the fixed value a name of its own beside the site's.
+        handler, name = None, msg["name"].removesuffix("__CF")
+        for other in _PYRO_STACK:
+            if not isinstance(other, AbstractParameterHandler):
+                continue
+            for answer in other.block.answered.values():
+                if answer.message is msg:
+                    handler = type(other).__name__
+                elif answer.message["value"] is msg["value"]:
+                    return
+        becomes = "constant" if handler is None else _becomes(msg)
+        fn = msg.get("fn") if handler is not None else None
+        row = ExplainedParameter(
+            name=name,
+            shape=jnp.shape(msg["value"]),
+            becomes=becomes,
+            handler=handler,
+            prior=_describe(fn) if isinstance(fn, Distribution) else None,
+            parameter=dataclasses.replace(parameter, stored=None),
+        )
+        # One that a block answers may be read outside it, too: that is another row.
+        self.rows.setdefault((name, handler), row)
+
+
+def _becomes(msg: dict[str, Any]) -> str:
+    """What the handlers made of a parameter's message."""
+    if msg["type"] not in _SITES:
+        return "generated"
+    return "observed" if msg.get("is_observed") else msg["type"]
+
+
+def _explained_site(site: dict[str, Any], trace: dict[str, Any]) -> ExplainedSite:
+    value, fn = site["value"], site["fn"] if site["type"] == "sample" else None
+    observed = fn is not None and site["is_observed"]
+    latent_dim = 0
+    if fn is not None and not observed and not fn.support.is_discrete:
+        shape = biject_to(fn.support).inverse_shape(jnp.shape(value))
+        latent_dim = math.prod(shape)
+        for frame in site["cond_indep_stack"]:
+            if frame.name in trace:
+                latent_dim = latent_dim * trace[frame.name]["args"][0] // frame.size
+    dtype = jnp.result_type(value)
+    return ExplainedSite(
+        name=site["name"],
+        type="observed" if observed else site["type"],
+        shape=jnp.shape(value),
+        distribution=None if fn is None else _describe(fn),
+        plates=tuple(frame.name for frame in site["cond_indep_stack"]),
+        num_bytes=math.prod(jnp.shape(value)) * dtype.itemsize,
+        latent_dim=latent_dim,
+    )
+
+
+def _describe(fn: Distribution) -> str:
+    """A distribution in a line, without the shapes that it was broadcast to."""
+    while (base := getattr(fn, "base_dist", None)) is not None:
+        if getattr(fn, "transforms", None):
+            return f"{type(fn).__name__}({_describe(base)})"
+        fn = base
+    stored = vars(fn)
+    given = [stored[name] for name in fn.arg_constraints if name in stored]
+    return f"{type(fn).__name__}({', '.join(map(_value, given))})"
+
+
+def _value(value: Any) -> str:
+    """A number where there is one number, else the dtype and shape."""
+    if not isinstance(value, Tracer):
+        numbers = np.unique(np.asarray(value, dtype=float))
+        if len(numbers) == 1:
+            return f"{numbers[0]:.4g}"
+    shape = ",".join(map(str, jnp.shape(value)))
+    return f"{jnp.result_type(value)}[{shape}]"

@@ -1,0 +1,104 @@
+"""init_to_stored: inference starts at the weights that the module holds."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer.initialization import init_to_median
+
+
+def init_to_stored(site: dict[str, Any] | None = None, num_samples: int = 15) -> Any:
+    r"""Start a parameter at the module's own array, any other site at its prior median.
+
+    An initial value for NumPyro's kernels (``NUTS(model, init_strategy=...)``) and
+    guides (``AutoNormal(model, init_loc_fn=...)``), as ``init_to_median`` is one. A
+    network's initialiser chose its weights so that signals keep their scale from layer
+    to layer. NumPyro's default, uniform between -2 and 2, saturates it. It is the
+    default of :class:`FlatNUTS`, :class:`AutoFlatNormal` and :class:`AmortizedGuide`.
+
+    - A parameter that the prior samples in its standard form
+      (:class:`~pyrox_ppl.priors.NonCentered`) starts at the noise that makes the stored
+      array of it: :math:`(\theta - \mu) / \sigma`, with :math:`\mu` and :math:`\sigma`
+      at their own start.
+    - The members of a plate (``bind(..., plate=name)``) all start at the stored array.
+    - An entry that the prior excludes (a negative one under a ``HalfNormal``) starts at
+      the prior's median; so does the whole parameter where the support is not one of
+      single entries.
+    - NumPyro's own ``reparam`` does not say what a site that it adds belongs to: this
+      starts at its median, not at the stored array.
+
+    All chains start parameters at the same point, as with ``init_to_value``. So R-hat
+    cannot tell whether chains would agree from far apart: where that is the question,
+    give each its own ``init_params``, or ``init_to_sample``.
+
+    Args:
+        site: A site of a model; without it, the function for all sites is returned.
+        num_samples: How many prior draws NumPyro takes for a median.
+
+    Returns:
+        The value of the site, or a function of sites.
+
+    Example:
+        >>> import equinox as eqx, jax, numpyro, pyrox_ppl as px
+        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from numpyro.infer.autoguide import AutoNormal
+        >>> from pyrox_ppl.infer import init_to_stored
+        >>> linear = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+        >>> def model():
+        ...     with px.bayesianize():
+        ...         px.bind(linear, "net")
+        >>> guide = AutoNormal(model, init_loc_fn=init_to_stored)
+        >>> svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+        >>> params = svi.get_params(svi.init(jax.random.key(1)))
+        >>> bool((params["net.weight_auto_loc"] == linear.weight).all())
+        True
+    """
+    if site is None:
+        return partial(init_to_stored, num_samples=num_samples)
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
+    if site["fn"].support.is_discrete:
+        return None
+    if site.get("stored") is None or site["value"] is not None:
+        return init_to_median(site, num_samples)
+    fn, value = site["fn"], _stored(site)
+    if _is_real(fn.support):
+        return value
+    median: Any = init_to_median(site, num_samples)
+    return _where_allowed(fn.support, value, median)
+
+
+def _stored(site: dict[str, Any]) -> jax.Array:
+    """The stored array, or the noise that makes it, in the site's shape and dtype."""
+    stored, shape = jnp.asarray(site["stored"]), site["fn"].shape()
+    # NumPyro draws in JAX's default precision at least.
+    stored = stored.astype(jnp.promote_types(stored.dtype, jnp.result_type(float)))
+    value = jnp.broadcast_to(stored, shape)
+    if "loc_scale" in site:
+        loc, scale = (jnp.broadcast_to(part, shape) for part in site["loc_scale"])
+        value = (value - loc) / scale
+    return value
+
+
+def _is_real(support: Any) -> bool:
+    if isinstance(support, constraints.independent):
+        return _is_real(support.base_constraint)
+    return support is constraints.real
+
+
+def _where_allowed(support: Any, value: jax.Array, median: jax.Array) -> jax.Array:
+    """The value where it is inside the support, and off its edge, else the median.
+
+    An event of entries that depend on one another is allowed as a whole.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    event = (1,) * support.event_dim
+    inside = support(value)
+    value = jnp.where(inside.reshape(inside.shape + event), value, median)
+    transform: Any = biject_to(support)
+    finite = jnp.isfinite(transform.inv(value))
+    finite = jnp.all(finite, axis=tuple(range(-transform.domain.event_dim, 0)))
+    return jnp.where(finite.reshape(finite.shape + event), value, median)

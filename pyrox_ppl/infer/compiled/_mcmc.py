@@ -1,0 +1,300 @@
+"""CompiledMCMC: NumPyro's MCMC as compiled programs that are remembered."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.core import Tracer
+from numpyro.infer import HMC, MCMC
+from numpyro.infer.util import initialize_model
+from numpyro.util import is_prng_key
+
+from pyrox_ppl.infer.compiled._ahead import compile_both
+from pyrox_ppl.infer.compiled._arguments import (
+    Surroundings,
+    explained_tracing,
+    is_staged,
+    split,
+)
+from pyrox_ppl.infer.compiled._chains import (
+    check_init_params,
+    choose,
+    is_placed,
+    laid_out,
+    replicate,
+)
+from pyrox_ppl.infer.compiled._nuts_program import (
+    Carry,
+    Chains,
+    Plan,
+    Shared,
+    check_fields,
+    compile_programs,
+    diagnostics,
+    of_an_earlier_run,
+)
+
+
+class CompiledMCMC(MCMC):
+    r"""NumPyro's ``MCMC`` as two programs, compiled once.
+
+    NumPyro finds initial values operation by operation (hundreds of compilations), and
+    compiles again for each ``run``. This class compiles a program that finds initial
+    values and one that warms up and samples, with the arguments of the model as their
+    inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
+    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key
+    and chain method, up to rounding, which chaos enlarges in a long run. A ``param``
+    site with a random initial value is drawn once per run, by the key of the first
+    chain. Every method and attribute is NumPyro's.
+
+    What counts as the same: arguments that are arrays by shape and dtype, and by which
+    of them are one array; numbers, strings and flags by type and value (a new value is
+    compiled anew). Functions, callable objects, static fields and the model itself
+    count by all that they reach: closures, attributes, globals, modules, the
+    environment. What changes there is compiled anew. Pass what changes often as an
+    argument, above all a NumPy array, of which JAX keeps the first contents. What
+    cannot be looked into (a generator, a file) is compiled anew, with a warning.
+
+    **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
+
+    **Sites**: as the model has them.
+
+    Args:
+        sampler: A NumPyro ``NUTS`` or ``HMC``, or a :class:`FlatNUTS`, made from a
+            model.
+        num_warmup: Warm-up steps.
+        num_samples: Draws per chain, before thinning.
+        num_chains: Chains.
+        thinning: Iterations per draw that is kept.
+        postprocess_fn: As NumPyro has it.
+        chain_method: NumPyro's ``"parallel"`` (any number of chains that can be spread
+            evenly over devices), ``"sequential"``, ``"vectorized"``, a callable; or
+            ``"auto"``: parallel where there are several devices for it, else
+            vectorised on an accelerator and sequential on a CPU. Which it is stands in
+            the attribute ``chain_method`` and at the progress bar.
+        progress_bar: Whether to show one.
+        progress_rate: Iterations per update of it; a twentieth by default.
+
+    Raises:
+        TypeError: If the kernel is none of these. On ``run``: JAX's own error if the
+            model's Python code needs the values of its array arguments.
+        RuntimeError: On ``run``, if no initial values of finite density are found.
+        ValueError: If an argument is out of its range, or an array is laid out over
+            several devices and the chains are to be, too.
+
+    References:
+        Phan, D., Pradhan, N. and Jankowiak, M. (2019). Composable Effects for Flexible
+        and Accelerated Probabilistic Programming in NumPyro. arXiv:1912.11554.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from pyrox_ppl.infer import CompiledMCMC, FlatNUTS
+        >>> def model(x, y=None):
+        ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", x.shape[0]):
+        ...         numpyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+        >>> x = jnp.linspace(0.0, 1.0, 8)
+        >>> mcmc = CompiledMCMC(FlatNUTS(model), num_warmup=20, num_samples=10,
+        ...                     num_chains=2, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), x, y=2.0 * x)
+        >>> mcmc.run(jax.random.key(1), x, y=3.0 * x)  # compiles nothing
+        >>> mcmc.get_samples(group_by_chain=True)["slope"].shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        sampler: HMC,
+        *,
+        num_warmup: int,
+        num_samples: int,
+        num_chains: int = 1,
+        thinning: int = 1,
+        postprocess_fn: Callable | None = None,
+        chain_method: str | Callable = "auto",
+        progress_bar: bool = True,
+        progress_rate: int | None = None,
+    ) -> None:
+        if not isinstance(sampler, HMC) or sampler.model is None:
+            raise TypeError(
+                "CompiledMCMC takes a NUTS, HMC or FlatNUTS kernel made from a model, "
+                f"got {sampler!r}: run other kernels by numpyro.infer.MCMC."
+            )
+        if not isinstance(num_chains, int) or num_chains < 1:
+            raise ValueError(
+                f"num_chains must be a positive integer, got {num_chains}."
+            )
+        if progress_rate is not None and progress_rate < 1:
+            raise ValueError(f"progress_rate must be positive, got {progress_rate}.")
+        super().__init__(
+            sampler,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            thinning=thinning,
+            postprocess_fn=postprocess_fn,
+            chain_method="sequential",
+            progress_bar=progress_bar,
+            progress_rate=progress_rate,
+            jit_model_args=True,
+        )
+        self.chain_method = choose(chain_method, num_chains)
+        self._compiled = compile_programs(self)
+        self._surroundings = Surroundings()
+        self._origin: Any = None
+
+    def run(
+        self,
+        rng_key: Any,
+        *args: Any,
+        extra_fields: tuple[str, ...] | list[str] = (),
+        init_params: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Run the chains and keep their draws; as NumPyro's ``MCMC.run``.
+
+        Args:
+            rng_key: A PRNG key, or one per chain.
+            *args: The arguments of the model.
+            extra_fields: Fields of the kernel's state to collect besides the draws.
+            init_params: Unconstrained initial values by site, with a leading axis of
+                chains if there are several.
+            **kwargs: The keyword arguments of the model.
+        """
+        self._args, self._kwargs = args, kwargs
+        if self.num_chains > 1 and is_prng_key(rng_key):
+            rng_key = jax.random.split(rng_key, self.num_chains)
+        check_init_params(init_params, self.num_chains)
+        start = self._warmup_state
+        if start is not None:
+            self._set_collection_params(0, self.num_samples, self.num_samples, "sample")
+            start = start._replace(rng_key=rng_key)
+        plan = self._plan(tuple(extra_fields))
+        arrays, static = split((args, kwargs))
+        around = self._surroundings.key(
+            self.sampler, self.postprocess_fn, leave_out=of_an_earlier_run
+        )
+        key = (plan, static, around)
+        chains = Chains(rng_key, start, init_params)
+        if start is None or self._origin is None:
+            # After a warm-up of this object, params are those that it warmed up with.
+            self._origin = rng_key
+        shared = Shared(self._origin, arrays)
+        if self.chain_method == "parallel" and self.num_chains > 1:
+            shared = replicate(shared, self.num_chains)
+        iterate = self._iterate_with_bar if self.progress_bar else self._iterate
+        try:
+            with explained_tracing("CompiledMCMC"):
+                carry, valid = self._begin(key, chains, shared)
+                self._check_valid(valid, chains)
+                draws, last_state = iterate(key, carry, shared)
+        finally:
+            self._set_collection_params()
+        self._last_state = last_state
+        self._states = dict(zip(plan.fields, draws, strict=True))
+        self._states_flat = None
+
+    def _begin(self, key: tuple, chains: Chains, shared: Shared) -> tuple:
+        if is_staged():
+            return self._compiled["begin staged"](key, chains, shared)
+
+        def then(begun: Any) -> tuple:
+            carry = laid_out(begun[0], key[0].chain_method, self.num_chains)
+            draws = (carry.draws,) if self.progress_bar else ()
+            return key, *draws, carry.state, np.int32(0), np.int32(0), shared
+
+        begin = self._compiled["begin"]
+        inputs = key, chains, shared
+        # Results of placed inputs are placed, too, which only chains' are foreseen.
+        if self.chain_method == "parallel" or not is_placed(inputs[1:]):
+            second = self._compiled["some" if self.progress_bar else "all"]
+            compile_both(begin, inputs, second, then)
+        return begin(*inputs)
+
+    def _iterate(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
+        bounds = np.int32(0), np.int32(key[0].upper)
+        return self._compiled["all"](key, carry.state, *bounds, shared)
+
+    def _iterate_with_bar(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
+        plan: Plan = key[0]
+        step = self.progress_rate or max(plan.upper // 20, 1)
+        how = f", {plan.num_chains} chains {plan.chain_method}"
+        phase = self._collection_params["phase"]
+        with tqdm.tqdm(total=plan.upper) as bar:
+            for first in range(0, plan.upper, step):
+                stop = min(first + step, plan.upper)
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(first), np.int32(stop)
+                carry = self._compiled["some"](
+                    key, carry.draws, carry.state, *bounds, shared
+                )
+                name = phase or ("warmup" if stop <= plan.lower else "sample")
+                bar.set_description(
+                    name + (how if plan.num_chains > 1 else ""), refresh=False
+                )
+                bar.set_postfix_str(diagnostics(carry.state), refresh=False)
+                bar.update(stop - first)
+        return self._compiled["order"](key, carry)
+
+    def _plan(self, extra_fields: tuple[str, ...]) -> Plan:
+        """What the program depends on."""
+        drop = f"~{self._sample_field}."
+        asked = (self._sample_field, *self._default_fields, *extra_fields)
+        removed = [f.removeprefix(drop) for f in asked if f.startswith(drop)]
+        fields = [field for field in asked if not field.startswith(drop)]
+        check_fields(fields, self.sampler)
+        lower, upper, size, _ = (
+            self._collection_params[name]
+            for name in ("lower", "upper", "collection_size", "phase")
+        )
+        thinning = self.thinning
+        return Plan(
+            num_warmup=self.num_warmup,
+            lower=lower,
+            upper=upper,
+            size=(upper - lower if size is None else size) // thinning,
+            thinning=thinning,
+            num_chains=self.num_chains,
+            chain_method=self.chain_method,
+            fields=tuple(dict.fromkeys(fields)),
+            removed=tuple(dict.fromkeys(removed)),
+        )
+
+    def _check_valid(self, valid: Any, chains: Chains) -> None:
+        """Raise NumPyro's own error, with its warnings by site, where it finds one."""
+        if isinstance(valid, Tracer):
+            return
+        valid = np.asarray(valid)
+        if valid.all():
+            return
+        if chains.init_params is None:
+            keys = chains.rng_key
+            bad = int(np.argmin(np.ravel(valid)))
+            initialize_model(
+                jax.random.split(keys if is_prng_key(keys) else keys[bad])[1],
+                self.sampler.model,
+                init_strategy=self.sampler._init_strategy,
+                model_args=self._args,
+                model_kwargs=self._kwargs,
+            )
+        raise RuntimeError(
+            "Cannot find valid initial parameters: the log density or its gradient is "
+            f"not finite at the start of chains {np.flatnonzero(~np.ravel(valid))}. "
+            "Check the model, or give other init_params or another init_strategy."
+        )
+
+    def _get_states_flat(self) -> Any:
+        if self._states_flat is None:
+            self._states_flat = self._compiled["flat"](self._states)
+        return self._states_flat
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["_compiled"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._compiled = compile_programs(self)

@@ -1,0 +1,268 @@
+"""CompiledSVI: NumPyro's SVI as compiled programs that are remembered."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.core import Tracer
+from numpyro.infer import SVI
+from numpyro.infer.svi import SVIRunResult
+
+from pyrox_ppl.infer.compiled._arguments import (
+    Surroundings,
+    explained_tracing,
+    is_staged,
+    split,
+)
+from pyrox_ppl.infer.compiled._svi_program import (
+    SET_UP,
+    Begun,
+    Steps,
+    can_begin_compiled,
+    compile_programs,
+    no_losses,
+    parts_of,
+    supports_of,
+)
+
+# What the programs are made of: with another one they are others.
+_PARTS = ("model", "guide", "optim", "loss", "static_kwargs")
+
+
+class CompiledSVI(SVI):
+    r"""NumPyro's ``SVI``, its initialisation and its run compiled once.
+
+    NumPyro runs the model and sets up the guide operation by operation (hundreds of
+    compilations), and ``svi.run`` compiles its loop anew each time. This class compiles
+    a program that does all of ``init``, and one that takes the steps, with the
+    arguments of the model as their inputs, and keeps them: a later ``run`` of as many
+    steps with arguments of the same shapes and types compiles nothing. States, losses
+    and parameters are those of NumPyro's ``SVI`` with the same guide and key, up to
+    rounding (:class:`AutoFlatNormal` is not ``AutoNormal``: its steps are its own); but
+    each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
+    values of their first. ``update``, ``evaluate`` and the rest are NumPyro's own.
+
+    With :class:`AutoFlatNormal` a model of many sites compiles faster still. What
+    counts as the same arguments is said at :class:`CompiledMCMC`.
+
+    A guide is set up in the compiled program where it is a function, NumPyro's
+    ``AutoNormal`` or ``AutoDelta``, :class:`AutoFlatNormal`, or an ``AutoGuideList``
+    of them. For others ``init`` is NumPyro's own: it is not known what they keep of
+    their first run, or, for guides over one vector, they would order it otherwise.
+
+    **Sites**: as model and guide have them.
+
+    Args:
+        model: The NumPyro model.
+        guide: The guide.
+        optim: A NumPyro or Optax optimiser.
+        loss: The ELBO.
+        **static_kwargs: Keyword arguments of model and guide that never change.
+
+    Raises:
+        RuntimeError: On ``init`` and ``run``, if no initial values of finite density
+            are found.
+        ValueError: On ``run``, if the number of steps is not positive. JAX's own error
+            if the model's Python code needs the values of its array arguments.
+
+    References:
+        Hoffman, M. D., Blei, D. M., Wang, C. and Paisley, J. (2013). Stochastic
+        Variational Inference. JMLR 14.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import Trace_ELBO
+        >>> from pyrox_ppl.infer import CompiledSVI, AutoFlatNormal
+        >>> def model(x, y=None):
+        ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", x.shape[0]):
+        ...         numpyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+        >>> x = jnp.linspace(0.0, 1.0, 8)
+        >>> guide = AutoFlatNormal(model)
+        >>> svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+        >>> fit = svi.run(jax.random.key(0), 300, x, y=2.0 * x, progress_bar=False)
+        >>> again = svi.run(  # compiles nothing
+        ...     jax.random.key(0), 300, x, y=3.0 * x, progress_bar=False
+        ... )
+        >>> abs(guide.median(fit.params)["slope"] - 2.0) < 0.2
+        Array(True, dtype=bool)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: Any,
+        loss: Any,
+        **static_kwargs: Any,
+    ) -> None:
+        super().__init__(model, guide, optim, loss, **static_kwargs)
+        self._compiled = compile_programs(self)
+        self._surroundings = Surroundings()
+        self._set_by_init = SET_UP
+
+    def init(
+        self, rng_key: Any, *args: Any, init_params: Any = None, **kwargs: Any
+    ) -> Any:
+        """The initial state; as NumPyro's ``SVI.init``.
+
+        Args:
+            rng_key: A PRNG key.
+            *args: The arguments of model and guide.
+            init_params: Initial values of ``param`` sites by name.
+            **kwargs: The keyword arguments of model and guide.
+
+        Returns:
+            NumPyro's ``SVIState``.
+        """
+        first, before = self.constrain_fn is None, self._bounds()
+        attributes = self._guides_attributes()
+        begun = None
+        if can_begin_compiled(self.guide) and not is_staged():
+            arrays, key = self._key(args, kwargs)
+            begun = self._call("begin", key, rng_key, init_params, arrays)
+        if begun is not None and begun.finite:
+            self._note(begun)
+            state = begun.state
+        else:
+            # What is not finite may mean that there are no initial values: NumPyro says
+            # so, and at which site.
+            state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+        self._set_by_init |= {
+            name
+            for old, new in zip(attributes, self._guides_attributes(), strict=True)
+            for name, value in new.items()
+            if name != "_guides" and old.get(name) is not value
+        }
+        if not first and not _are_same(before, self._bounds()):
+            self._compiled = compile_programs(self)
+        return state
+
+    def run(
+        self,
+        rng_key: Any,
+        num_steps: int,
+        *args: Any,
+        progress_bar: bool = True,
+        stable_update: bool = False,
+        forward_mode_differentiation: bool = False,
+        init_state: Any = None,
+        init_params: Any = None,
+        **kwargs: Any,
+    ) -> SVIRunResult:
+        """Take steps from the initial state, or from a given one.
+
+        Args:
+            rng_key: A PRNG key.
+            num_steps: The number of steps.
+            *args: The arguments of model and guide.
+            progress_bar: Whether to show one; it costs a small program more.
+            stable_update: Leave out steps that are not finite.
+            forward_mode_differentiation: As NumPyro's ``SVI.run`` has it.
+            init_state: A state to go on from.
+            init_params: Initial values of ``param`` sites by name.
+            **kwargs: The keyword arguments of model and guide.
+
+        Returns:
+            NumPyro's ``SVIRunResult``: ``params``, ``state`` and ``losses``.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be a positive integer, got {num_steps}.")
+        state = init_state
+        if state is None:
+            state = self.init(rng_key, *args, init_params=init_params, **kwargs)
+        steps = Steps(num_steps, stable_update, forward_mode_differentiation)
+        arrays, key = self._key(args, kwargs, steps)
+        if progress_bar:
+            state, losses = self._run_with_bar(key, state, arrays)
+            params = self.get_params(state)
+        else:
+            bounds = np.int32(0), np.int32(num_steps)
+            state, losses, params = self._call("all", key, state, *bounds, arrays)
+        return SVIRunResult(params, state, losses)
+
+    def get_params(self, svi_state: Any) -> dict[str, Any]:
+        """The values of ``param`` sites, constrained.
+
+        Args:
+            svi_state: A state.
+
+        Returns:
+            The values by name.
+        """
+        return self._compiled["params"](svi_state)
+
+    def _run_with_bar(self, key: tuple, state: Any, arrays: list) -> tuple:
+        number = key[0].number
+        size, losses = max(number // 20, 1), jax.device_put(no_losses(key[0]))
+        with tqdm.tqdm(total=number) as bar:
+            for first in range(0, number, size):
+                stop = min(first + size, number)
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(first), np.int32(stop)
+                state, losses = self._call("some", key, losses, state, *bounds, arrays)
+                done = np.asarray(losses[:stop])
+                bar.set_postfix_str(
+                    f"init loss: {done[0]:.4f}, avg. loss [{first + 1}-{stop}]: "
+                    f"{np.nanmean(done[first:]):.4f}",
+                    refresh=False,
+                )
+                bar.update(stop - first)
+        return state, losses
+
+    def _key(self, args: tuple, kwargs: dict, *plan: Any) -> tuple[list, tuple]:
+        """The arrays among the arguments, and what the program depends on besides."""
+        arrays, static = split((args, kwargs))
+        guides = parts_of(self.guide)
+
+        def leave_out(value: Any) -> frozenset[str]:
+            is_guide = any(value is guide for guide in guides)
+            return self._set_by_init if is_guide else frozenset()
+
+        parts = [getattr(self, name) for name in _PARTS]
+        around = self._surroundings.key(*parts, leave_out=leave_out)
+        return arrays, (*plan, static, around)
+
+    def _call(self, program: str, *inputs: Any) -> Any:
+        with explained_tracing("CompiledSVI"):
+            return self._compiled[program](*inputs)
+
+    def _note(self, begun: Begun) -> None:
+        """Keep on this object and the guide what NumPyro's ``init`` would."""
+        for guide, noted in zip(parts_of(self.guide), begun.guides, strict=True):
+            news = noted.value()
+            if news:
+                vars(guide).update(news)
+        self.constrain_fn = begun.constrain.value()
+
+    def _guides_attributes(self) -> list[dict[str, Any]]:
+        return [dict(getattr(guide, "__dict__", {})) for guide in parts_of(self.guide)]
+
+    def _bounds(self) -> list[Any]:
+        """The numbers in maps to supports, which are constants of the programs."""
+        maps = () if self.constrain_fn is None else self.constrain_fn.args
+        return jax.tree.leaves((maps, supports_of(self.guide)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _PARTS and "_compiled" in vars(self):
+            self._compiled = compile_programs(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        del state["_compiled"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compiled = compile_programs(self)
+
+
+def _are_same(before: list[Any], now: list[Any]) -> bool:
+    if any(isinstance(bound, Tracer) for bound in [*before, *now]):
+        return False
+    return len(before) == len(now) and all(
+        np.array_equal(one, other) for one, other in zip(before, now, strict=True)
+    )

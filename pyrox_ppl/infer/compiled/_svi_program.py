@@ -1,0 +1,222 @@
+"""The programs that CompiledSVI compiles: begin (guide and state), step, read out."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from numpyro.infer import SVI
+from numpyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuide,
+    AutoGuideList,
+    AutoNormal,
+)
+
+from pyrox_ppl.infer.compiled._ahead import jit_quickly
+from pyrox_ppl.infer.compiled._arguments import join
+from pyrox_ppl.infer.compiled._lift import Lifted
+from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
+
+# What these keep of the model's first run are messages, arrays and bound functions.
+# The guides over a vector, but for ours, put sites in another order in a compiled run.
+LIFTABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
+
+# What NumPyro's guides set when they are set up, and the programs find for themselves.
+SET_UP = frozenset(
+    {
+        "prototype_trace",
+        "latent_dim",
+        "_event_dims",
+        "_init_latent",
+        "_init_locs",
+        "_potential_fn",
+        "_potential_fn_gen",
+        "_postprocess_fn",
+        "_prototype_frame_full_sizes",
+        "_prototype_frames",
+        "_prototype_plate_sizes",
+        "_unpack_latent",
+    }
+)
+
+_VALUES = ("value", "args", "kwargs", "fn")
+
+
+class Steps(NamedTuple):
+    """What the program of the steps depends on besides arrays and model.
+
+    Attributes:
+        number: The number of steps of the run, that of its losses.
+        stable: Whether steps that are not finite are left out.
+        forward: Whether derivatives are taken forwards.
+    """
+
+    number: int
+    stable: bool
+    forward: bool
+
+
+class Begun(NamedTuple):
+    """A state, whether all is finite there, and what NumPyro notes on objects."""
+
+    state: Any
+    finite: jax.Array
+    constrain: Lifted
+    guides: list[Lifted]
+
+
+def can_begin_compiled(guide: Any) -> bool:
+    """Whether what a guide keeps of its first run can be brought out.
+
+    That is known of functions, which keep nothing, of some of NumPyro's guides, and of
+    all of them once they have run.
+    """
+    if isinstance(guide, AutoGuideList):
+        return all(can_begin_compiled(part) for part in guide)
+    if isinstance(guide, AutoGuide):
+        return guide.prototype_trace is not None or type(guide) in LIFTABLE
+    return isinstance(guide, FunctionType)
+
+
+def no_losses(steps: Steps) -> np.ndarray:
+    """The losses before the first step, in JAX's default precision."""
+    return np.zeros(steps.number, jnp.result_type(float))
+
+
+def parts_of(guide: Any) -> list[Any]:
+    """The guide, and those that it is a list of."""
+    if isinstance(guide, AutoGuideList):
+        return [guide, *(part for one in guide for part in parts_of(one))]
+    return [guide]
+
+
+def supports_of(guide: Any) -> list[Any]:
+    """The supports of the latent sites that a guide has seen."""
+    return [
+        site["fn"].support
+        for part in parts_of(guide)
+        if isinstance(part, AutoGuide) and part.prototype_trace is not None
+        for site in part.prototype_trace.values()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
+
+
+def compile_programs(svi: SVI) -> dict[str, Callable]:
+    """The jitted functions; JAX keeps their programs as long as they are held.
+
+    The first argument of those that call the model is the key: its last two entries
+    are what is no array among the model's arguments, and what the program is made of.
+    """
+
+    def begin(key: tuple, rng_key: Any, init_params: Any, arrays: list) -> Begun:
+        args, kwargs = join(arrays, key[-2])
+        guide = _copy(svi.guide)
+        fresh = SVI(svi.model, guide, svi.optim, svi.loss, **svi.static_kwargs)
+        state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
+        finite = vars(guide).pop("_start_is_finite", None)
+        if finite is None:
+            finite = jnp.isfinite(fresh.evaluate(state, *args, **kwargs)).all()
+        pairs = zip(parts_of(svi.guide), parts_of(guide), strict=True)
+        noted = [Lifted(_news(old, new)) for old, new in pairs]
+        return Begun(state, finite, Lifted(fresh.constrain_fn), noted)
+
+    def some(
+        key: tuple, losses: Any, state: Any, first: Any, stop: Any, arrays: list
+    ) -> tuple:
+        steps: Steps = key[0]
+        args, kwargs = join(arrays, key[-2])
+        update = SVI.stable_update if steps.stable else SVI.update
+
+        def body(i: jax.Array, carry: tuple) -> tuple:
+            state, loss = update(
+                svi,
+                carry[0],
+                *args,
+                forward_mode_differentiation=steps.forward,
+                **kwargs,
+            )
+            place = lax.dynamic_update_index_in_dim
+            return state, place(carry[1], loss.astype(carry[1].dtype), i, 0)
+
+        first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
+        return lax.fori_loop(first, stop, body, (state, losses))
+
+    def all_(key: tuple, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
+        losses = no_losses(key[0])
+        state, losses = some(key, losses, state, first, stop, arrays)
+        return state, losses, params(state)
+
+    def params(state: Any) -> dict[str, Any]:
+        return SVI.get_params(svi, state)
+
+    jit = partial(jax.jit, static_argnums=0)
+    return {
+        "begin": jit_quickly(begin),
+        "all": jit(all_),
+        # Of the losses there is one copy. The state may be one that the user holds.
+        "some": jit(some, donate_argnums=1),
+        "params": jax.jit(params),
+    }
+
+
+def _copy(guide: Any) -> Any:
+    """A copy of a guide, not set up, with dictionaries and parts of its own."""
+    if not isinstance(guide, AutoGuide):
+        return guide
+    fresh = copy.copy(guide)
+    if type(guide) in (*LIFTABLE, AutoGuideList):
+        fresh.prototype_trace = None
+    for name, value in vars(guide).items():
+        if type(value) is dict:
+            vars(fresh)[name] = dict(value)
+    if isinstance(guide, AutoGuideList):
+        vars(fresh)["_guides"] = [_copy(part) for part in guide]
+    return fresh
+
+
+def _news(old: Any, new: Any) -> dict[str, Any]:
+    """The attributes that a copy of a guide has set."""
+    if old is new:
+        return {}
+    before = vars(old)
+    news = {
+        name: value
+        for name, value in vars(new).items()
+        if name != "_guides" and before.get(name) is not value
+    }
+    if "prototype_trace" in news:
+        sites = news["prototype_trace"].items()
+        news["prototype_trace"] = OrderedDict((n, _shapes_of(s)) for n, s in sites)
+    return news
+
+
+def _shapes_of(site: dict[str, Any]) -> dict[str, Any]:
+    """A site whose values are zeros, but for the distribution of a latent one.
+
+    Of a prototype guides look at shapes and latent sites' supports alone, and the model
+    would be run for its values.
+    """
+    latent = site["type"] == "sample" and not site["is_observed"]
+    kept = {"fn": site["fn"]} if latent else {}
+    return {
+        name: jax.tree.map(_zeros, part) if name in _VALUES else part
+        for name, part in site.items()
+    } | kept
+
+
+def _zeros(leaf: Any) -> Any:
+    if not isinstance(leaf, Tracer):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        like = jax.eval_shape(jax.random.key_data, leaf)
+        zeros = jnp.zeros(like.shape, like.dtype)
+        return jax.random.wrap_key_data(zeros, impl=jax.random.key_impl(leaf))
+    return jnp.zeros(leaf.shape, leaf.dtype)

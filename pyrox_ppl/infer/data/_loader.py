@@ -1,0 +1,180 @@
+"""Minibatches of arrays that need not fit into memory, in an order that a key fixes."""
+
+import dataclasses
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from pyrox_ppl.infer._arrays import digest, digest_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class MinibatchLoader:
+    """The rows of some arrays in batches, each row once an epoch, in random order.
+
+    The order is a function of the key, the epoch and the step, and nothing else: batch
+    17 of epoch 3 is the same in another process, whatever was read before it. An array
+    may be anything with ``shape``, ``dtype`` and slices (``numpy.memmap``, a zarr or
+    HDF5 array): only the rows of a batch are read.
+
+    Rows on disk are read fastest in runs. With ``block_size=1`` all rows are permuted
+    (4 to 8 bytes of memory for each). With a larger `block_size` runs of so many
+    neighbouring rows are permuted, `blocks_at_once` of them at a time are read, and
+    their rows permuted among each other: nearly as random if the order on disk means
+    little, and as fast as reading in sequence.
+
+    **Shapes**: a batch is a tuple of arrays ``(batch_size, ...)``, one for each given.
+    Rows that are left over at the end of an epoch (fewer than a batch; others in each
+    epoch) are not used in it.
+
+    Args:
+        arrays: The arrays, with the same number of rows.
+        batch_size: Rows of a batch.
+        rng_key: Fixes the order.
+        block_size: Neighbouring rows that stay together when the order is drawn.
+        blocks_at_once: Blocks that are read and mixed together; of use only with a
+            `block_size` above 1.
+        shuffle: False keeps the order on disk (to evaluate on held-out data).
+
+    Raises:
+        ValueError: If there are no arrays, their lengths differ, or a batch is larger
+            than they are.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from pyrox_ppl.infer import MinibatchLoader
+        >>> x = np.arange(10.0)
+        >>> loader = MinibatchLoader((x, 2 * x), 4, rng_key=jax.random.key(0))
+        >>> loader.num_rows, loader.steps_per_epoch
+        (10, 2)
+        >>> [[a.shape for a in batch] for batch in loader.epoch(0)]
+        [[(4,), (4,)], [(4,), (4,)]]
+    """
+
+    arrays: tuple[Any, ...]
+    batch_size: int
+    _: dataclasses.KW_ONLY
+    rng_key: jax.Array
+    block_size: int = 1
+    blocks_at_once: int = 64
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.arrays:
+            raise ValueError("MinibatchLoader needs at least one array, and got none.")
+        lengths = [array.shape[0] for array in self.arrays]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"the arrays have {lengths} rows: give arrays of equal length."
+            )
+        for name in ("batch_size", "block_size", "blocks_at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        if self.batch_size > lengths[0]:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, and there are {lengths[0]} rows: "
+                "give a smaller batch_size."
+            )
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of all data: the ``size`` of their plate."""
+        return self.arrays[0].shape[0]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of whole batches."""
+        return self.num_rows // self.batch_size
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+        """The batches of an epoch, from its `start`-th on.
+
+        Args:
+            number: Which epoch, from 0.
+            start: How many batches to pass over; their rows are not read.
+        """
+        rows = np.zeros(0, np.int64)
+        skip, left = start * self.batch_size, self.steps_per_epoch - start
+        for group in self._groups(number):
+            if skip >= len(group):
+                skip -= len(group)
+                continue
+            rows = np.concatenate([rows, group[skip:]])
+            skip = 0
+            while len(rows) >= self.batch_size and left > 0:
+                yield self._read(rows[: self.batch_size])
+                rows = rows[self.batch_size :]
+                left -= 1
+
+    def describe(self) -> dict[str, str]:
+        """What decides the batches: the order, and the contents of the arrays."""
+        contents = {f"array {i}": digest_rows(a) for i, a in enumerate(self.arrays)}
+        order = (
+            digest(self.rng_key),
+            self.batch_size,
+            self.block_size,
+            self.blocks_at_once,
+            self.shuffle,
+        )
+        return {**contents, "order": " ".join(str(part) for part in order)}
+
+    def _groups(self, number: int) -> Iterator[np.ndarray]:
+        """The rows in the order of an epoch, in pieces."""
+        n = self.num_rows
+        if not self.shuffle:
+            for first in range(0, n, self.batch_size):
+                yield np.arange(first, min(first + self.batch_size, n))
+            return
+        seeds = jax.random.key_data(jax.random.fold_in(self.rng_key, number))
+        rng = np.random.Generator(np.random.Philox(np.asarray(seeds).tolist()))
+        if self.block_size == 1:
+            dtype = np.int32 if n < 2**31 else np.int64
+            order = np.arange(n, dtype=dtype)
+            rng.shuffle(order)
+            for first in range(0, n, self.batch_size):
+                yield order[first : first + self.batch_size]
+            return
+        blocks = rng.permutation(-(-n // self.block_size))
+        for first in range(0, len(blocks), self.blocks_at_once):
+            chosen = blocks[first : first + self.blocks_at_once, None] * self.block_size
+            rows = (chosen + np.arange(self.block_size)[None, :]).reshape(-1)
+            yield rng.permutation(rows[rows < n])
+
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Some rows of every array, read in ascending order, as files like it."""
+        order = np.argsort(rows, kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return tuple(_take(array, rows[order])[back] for array in self.arrays)
+
+
+def _take(array: Any, rows: np.ndarray) -> np.ndarray:
+    if hasattr(array, "oindex"):  # zarr: plain indexing by a list is another thing
+        return np.asarray(array.oindex[rows])
+    taken = np.asarray(array[rows])
+    mapped = getattr(array, "_mmap", None)
+    if (
+        mapped is not None
+        and array.mode in ("r", "r+")
+        and hasattr(mmap, "MADV_DONTNEED")
+    ):
+        # Pages of a file that were read count as this process's memory until they are
+        # given back; what was written to a shared one stays in the file.
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return taken
+
+
+def batches_of(held_out: Any) -> Iterator[Any]:
+    """The batches of a loader, or the one batch that some arrays are."""
+    is_loader = isinstance(held_out, MinibatchLoader)
+    return held_out.epoch(0) if is_loader else iter([held_out])
+
+
+def contents_of(held_out: Any) -> Any:
+    """What decides those batches."""
+    if isinstance(held_out, MinibatchLoader):
+        return sorted(held_out.describe().items())
+    return digest(held_out)

@@ -1,0 +1,195 @@
+"""FlatNUTS: NumPyro's NUTS with all sites in one vector."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.core import Tracer
+from numpyro.infer import NUTS
+from numpyro.infer.hmc import hmc
+from numpyro.infer.util import ParamInfo, initialize_model
+from numpyro.util import is_prng_key
+
+from pyrox_ppl.infer._init_to_stored import init_to_stored
+from pyrox_ppl.infer._uniform_search import search, uniform_radius
+from pyrox_ppl.infer._vector import Vector, ravel
+
+
+class FlatNUTS(NUTS):
+    r"""NumPyro's NUTS, its state one vector instead of an array per site.
+
+    The unconstrained values of all latent sites, in the order of their names, are the
+    vector :math:`u \in \mathbb{R}^D`, and the leapfrog steps of
+
+    .. math:: U(u) = -\log p(y, \theta(u)) - \log |\partial\theta / \partial u|
+
+    work on it: one addition where NUTS has one per site, so a model of many sites
+    compiles faster. It is the same sampler otherwise, for NumPyro's ``MCMC`` and for
+    :class:`~pyrox_ppl.infer.CompiledMCMC`. Its draws are of the same posterior, but
+    with the same key they are not those of NUTS: the momentum is drawn for the whole
+    vector, and the start is another one.
+
+    The state has no sites, so that ``extra_fields=("z.site",)`` needs NUTS. A kernel
+    that is built around it and looks sites up, such as ``HMCECS``, gets the NUTS of the
+    same settings (see :meth:`wrap_model`).
+
+    **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
+
+    **Sites**: as the model has them: draws are constrained, under their names, and
+    deterministic sites among them.
+
+    Args:
+        model: The NumPyro model.
+        dense_mass: Whether the mass matrix is full; blocks of sites need NUTS.
+        inverse_mass_matrix: An array of shape ``(D,)`` or ``(D, D)``, in the order of
+            the sorted names.
+        init_strategy: As NUTS has it, by default :func:`init_to_stored`.
+        **kwargs: The other arguments of ``numpyro.infer.NUTS``.
+
+    Raises:
+        TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, or if a
+            potential function is given.
+        ValueError: If ``init_params``, a dict of unconstrained values by site (or the
+            vector itself), lacks a site or has one too many.
+
+    References:
+        Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC
+        >>> from pyrox_ppl.infer import FlatNUTS
+        >>> def model():
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        ...     numpyro.sample("x", dist.Normal(0.0, scale).expand([3]).to_event(1))
+        >>> mcmc = MCMC(FlatNUTS(model), num_warmup=20, num_samples=10,
+        ...             progress_bar=False)
+        >>> mcmc.run(jax.random.key(0))
+        >>> {name: draws.shape for name, draws in mcmc.get_samples().items()}
+        {'scale': (10,), 'x': (10, 3)}
+        >>> mcmc.last_state.z.shape
+        (4,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        dense_mass: bool = False,
+        inverse_mass_matrix: Any = None,
+        init_strategy: Callable = init_to_stored,
+        **kwargs: Any,
+    ) -> None:
+        if not callable(model) or "potential_fn" in kwargs:
+            raise TypeError(
+                "FlatNUTS takes a model; with a potential function use "
+                "numpyro.infer.NUTS, whose state has the shape that you give it."
+            )
+        if not isinstance(dense_mass, bool) or isinstance(inverse_mass_matrix, dict):
+            raise TypeError(
+                "FlatNUTS keeps all sites in one vector, so dense_mass is a bool "
+                f"and inverse_mass_matrix an array, got {dense_mass!r} and "
+                f"{type(inverse_mass_matrix).__name__}. For blocks of sites use "
+                "numpyro.infer.NUTS."
+            )
+        super().__init__(
+            model,
+            dense_mass=dense_mass,
+            inverse_mass_matrix=inverse_mass_matrix,
+            init_strategy=init_strategy,
+            **kwargs,
+        )
+        # NumPyro's HMC looks sites up in `z` where it holds a model.
+        self._sites_model, self._model = model, None
+
+    @property
+    def model(self) -> Callable:
+        """The NumPyro model."""
+        return self._sites_model
+
+    def _init_state(
+        self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
+    ) -> Any:
+        radius = uniform_radius(self._init_strategy)
+        compiled = isinstance(rng_key, Tracer)
+        searches = compiled and init_params is None and radius is not None
+        # Where all is compiled, NumPyro's own search (a program per site) is not used,
+        # and XLA drops it. Outside, it raises NumPyro's errors.
+        info = initialize_model(
+            rng_key,
+            self._sites_model,
+            dynamic_args=True,
+            init_strategy=self._init_strategy,
+            model_args=model_args,
+            model_kwargs=model_kwargs,
+            forward_mode_differentiation=self._forward_mode_differentiation,
+            validate_grad=not (searches or (compiled and init_params is not None)),
+        )
+        found = info.param_info
+        batched = not is_prng_key(rng_key)
+        join = jax.vmap(ravel) if batched else ravel
+        one = jax.tree.map(lambda v: v[0], found.z) if batched else found.z
+        unravel = Vector(one, fused=self._forward_mode_differentiation)
+
+        self._potential_fn_gen = _on_vector(info.potential_fn, unravel)
+        self._postprocess_fn = _on_vector(info.postprocess_fn, unravel)
+        self._init_fn, self._sample_fn = hmc(
+            potential_fn_gen=self._potential_fn_gen,
+            kinetic_fn=self._kinetic_fn,
+            algo=self._algo,
+        )
+        if init_params is not None:
+            if not isinstance(init_params, dict):
+                return init_params
+            if init_params.keys() != one.keys():
+                raise ValueError(
+                    "init_params must have an unconstrained value for each of the "
+                    f"sites {sorted(one)}, got {sorted(init_params)}."
+                )
+            return join(init_params)
+        if radius is None or not searches:
+            return found._replace(z=join(found.z), z_grad=join(found.z_grad))
+        start = jax.eval_shape(ravel, one)
+        potential = self._potential_fn_gen(*model_args, **model_kwargs)
+
+        def find(rng_key: Any) -> ParamInfo:
+            return search(
+                rng_key, potential, start, radius, self._forward_mode_differentiation
+            )
+
+        return lax.map(find, rng_key) if batched else find(rng_key)
+
+    def get_constrain_fn(
+        self,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+        *,
+        return_deterministic: bool = False,
+    ) -> Callable:
+        """The map from the vector to constrained values by site."""
+        if self._postprocess_fn is None:
+            raise RuntimeError("get_constrain_fn needs an initialised kernel.")
+        return self._postprocess_fn(*model_args, **(model_kwargs or {}))
+
+    def wrap_model(self, wrapper: Callable) -> NUTS:
+        """NUTS with these settings for ``wrapper(self.model)``, its state by site.
+
+        It is for kernels that change the model of another one, and these (``HMCECS``,
+        ``HMCGibbs``) look sites up in the state, which a vector has not.
+        """
+        kernel: Any = NUTS(self.model)
+        vars(kernel).update(vars(copy.copy(self)))
+        kernel._model = vars(kernel).pop("_sites_model")
+        return kernel.wrap_model(wrapper)
+
+
+def _on_vector(make: Callable, unravel: Callable) -> Callable:
+    """A function of model arguments that makes functions of the vector."""
+
+    def make_on_vector(*args: Any, **kwargs: Any) -> Callable:
+        of_sites = make(*args, **kwargs)
+        return lambda vector: of_sites(unravel(vector))
+
+    return make_on_vector

@@ -1,0 +1,300 @@
+"""SVI over minibatches: one compiled step, early stopping, commits to disk."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpyro.infer import SVI
+from tqdm.auto import tqdm
+
+from pyrox_ppl.infer._arrays import digest, from_numpy, stored_as, strong, to_numpy
+from pyrox_ppl.infer.data._loader import MinibatchLoader, batches_of, contents_of
+from pyrox_ppl.infer.resumable._fingerprint import environment, program, sites_of
+from pyrox_ppl.infer.resumable._resume import (
+    check_one_process,
+    load_state,
+    open_or_begin,
+    save_state,
+)
+from pyrox_ppl.infer.resumable._site_order import in_order
+from pyrox_ppl.infer.resumable._store import RunStore
+
+
+class MinibatchResult(NamedTuple):
+    """What :func:`run_minibatches` returns: NumPyro's ``SVIRunResult``, and more.
+
+    Attributes:
+        params: The parameters of the best epoch (without held-out data: of the last).
+        state: NumPyro's SVI state at the same place.
+        losses: The loss of every step, ``(steps,)``.
+        held_out: The loss on held-out data after every epoch, ``(epochs,)``, or empty.
+        best_epoch: The epoch of `params`, from 0.
+    """
+
+    params: dict[str, Any]
+    state: Any
+    losses: jax.Array
+    held_out: np.ndarray
+    best_epoch: int
+
+
+def run_minibatches(
+    svi: SVI,
+    rng_key: jax.Array,
+    loader: MinibatchLoader,
+    num_epochs: int,
+    *,
+    held_out: MinibatchLoader | tuple[Any, ...] | None = None,
+    patience: int | None = None,
+    path: str | Path | None = None,
+    segment: int | None = None,
+    stable_update: bool = False,
+    init_params: dict[str, Any] | None = None,
+    progress_bar: bool = True,
+    allow_other_environment: bool = False,
+    **kwargs: Any,
+) -> MinibatchResult:
+    r"""Run ``svi.update`` over the batches of a loader, epoch by epoch.
+
+    The model is called as ``model(*batch, **kwargs)``. It must scale a batch up to all
+    data, or the prior counts as often as there are batches. Put the data on a plate of
+    the size of *all* data, and the weights outside of it::
+
+        def model(x, y):
+            with px.bayesianize():                  # global: once, whatever the batch
+                mean = net(x)
+            with numpyro.plate("row", loader.num_rows, subsample_size=x.shape[0]):
+                numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+    Its loss :math:`-\mathrm{ELBO}_B = \mathrm{KL}(q \,\|\, p) - \frac{N}{B}
+    \sum_{i \in B} \mathrm{E}_q \log p(y_i \mid \theta)` is then unbiased for the loss
+    on all data. Learning-rate schedules and the number of particles are those of the
+    optimiser and the loss that `svi` was made with.
+
+    Args:
+        svi: NumPyro's SVI object.
+        rng_key: The key of the run (the loader has its own).
+        loader: The data.
+        num_epochs: How many times all data are seen, at most.
+        held_out: Other rows, on which the loss is evaluated after each epoch, by 16
+            draws of the guide, the same each time: a loader (then the mean over its
+            batches), or the arrays of one batch. The result is the epoch of the least.
+        patience: Stop after so many epochs without a new least loss on `held_out`.
+        path: A directory for commits; a run that was killed then goes on where it
+            stood, with the data in the same order, bit for bit as if it had not been.
+        segment: How many steps make a commit. By default those of an epoch.
+        stable_update: Leave out a step that is not finite, as in ``svi.run``.
+        init_params: Initial values of param sites, as in ``svi.run``.
+        progress_bar: Whether to show one, with the losses.
+        allow_other_environment: As in :func:`run_mcmc`.
+        **kwargs: Keyword arguments of the model and guide, the same for all batches.
+
+    Returns:
+        Parameters, state and losses.
+
+    Raises:
+        ValueError: If `patience` is given without `held_out`, if the loss on that is
+            finite at no epoch, or if the run at `path` was begun with something else or
+            is damaged, or if it is given where JAX runs in several processes.
+
+    References:
+        Hoffman, M. D., Blei, D. M., Wang, C., Paisley, J. (2013). Stochastic
+        Variational Inference. JMLR 14, 1303-1347.
+
+    Example:
+        >>> import jax, numpy as np, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import SVI, Trace_ELBO, autoguide
+        >>> from pyrox_ppl.infer import MinibatchLoader, run_minibatches
+        >>> y = np.random.default_rng(0).normal(1.0, 1.0, 64).astype(np.float32)
+        >>> loader = MinibatchLoader((y,), 16, rng_key=jax.random.key(0))
+        >>> def model(y):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", loader.num_rows, subsample_size=len(y)):
+        ...         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = autoguide.AutoNormal(model)
+        >>> svi = SVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+        >>> fit = run_minibatches(
+        ...     svi, jax.random.key(1), loader, 3, progress_bar=False
+        ... )
+        >>> fit.losses.shape
+        (12,)
+    """
+    if patience is not None and (held_out is None or patience < 1):
+        raise ValueError(
+            f"patience is {patience}, and held_out is "
+            f"{'absent' if held_out is None else 'given'}: early stopping needs "
+            "held-out data and a positive number of epochs."
+        )
+    for name, value in (("num_epochs", num_epochs), ("segment", segment)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, not {value}.")
+    if path is not None:
+        check_one_process("run_minibatches with a path")
+    update_key, evaluate_key = jax.random.split(rng_key)
+    first = next(loader.epoch(0))
+    start = strong(svi.init(update_key, *first, init_params=init_params, **kwargs))
+    ordered = in_order(svi)
+    update = ordered.stable_update if stable_update else ordered.update
+    total = num_epochs * loader.steps_per_epoch
+    loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], start, first)
+    size = min(segment or loader.steps_per_epoch, total)
+
+    def step(state: Any, batch: Any) -> Any:
+        return update(state, *batch, **kwargs)
+
+    def evaluate(state: Any, batch: Any) -> Any:
+        def once(key: Any) -> Any:
+            return ordered.evaluate(state._replace(rng_key=key), *batch, **kwargs)
+
+        # The least loss of a single draw would be one that fits by chance.
+        return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
+
+    run = _Run(
+        loader=loader,
+        held_out=held_out,
+        patience=patience,
+        total=total,
+        size=size,
+        update=jax.jit(step),
+        evaluate=jax.jit(evaluate),
+    )
+
+    def describe() -> dict[str, Any]:
+        return {
+            "kind": "minibatch SVI",
+            "settings": {"epochs": num_epochs, "segment": size, "patience": patience},
+            "key": digest(rng_key),
+            "arguments": {
+                **{name: digest(value) for name, value in kwargs.items()},
+                "init_params": digest(init_params),
+                **loader.describe(),
+                "held_out": "" if held_out is None else str(contents_of(held_out)),
+            },
+            "sites": sites_of(svi.model, first, kwargs | svi.static_kwargs),
+            "environment": environment(),
+            **program(step, (start, first)),
+            "evaluation": (
+                {}
+                if held_out is None
+                else program(evaluate, (start, next(batches_of(held_out))))
+            ),
+            "start": digest(start),
+        }
+
+    with contextlib.ExitStack() as stack:
+        store = None
+        if path is not None:
+            store = stack.enter_context(
+                open_or_begin(
+                    Path(path),
+                    fingerprint=describe(),
+                    allow_other_environment=allow_other_environment,
+                    progress=_beginning(),
+                    state=(start, start),
+                    fields={"loss": ((total,), stored_as(loss)[1])},
+                    block=size,
+                )
+            )
+        state, best, losses, progress = run(start, store, progress_bar)
+    if held_out is not None and not any(map(math.isfinite, progress["held_out"])):
+        raise ValueError(
+            "the loss on held_out was finite after no epoch, so none is the best: look "
+            "for NaN in held_out, or train with a smaller learning rate."
+        )
+    kept = state if held_out is None else best
+    return MinibatchResult(
+        svi.get_params(kept),
+        kept,
+        from_numpy(losses, loss),
+        np.array(progress["held_out"]),
+        progress["best_epoch"],
+    )
+
+
+def _beginning() -> dict[str, Any]:
+    return {"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The loop over steps, epochs and commits."""
+
+    loader: MinibatchLoader
+    held_out: Any
+    patience: int | None
+    total: int
+    size: int
+    update: Any
+    evaluate: Any
+
+    def __call__(self, start: Any, store: RunStore | None, show: bool) -> Any:
+        progress = _beginning() if store is None else store.progress
+        state, best = (
+            (start, start) if store is None else load_state(store, (start,) * 2)
+        )
+        progress = {**progress, "held_out": list(progress["held_out"])}
+        losses: list[Any] = []
+        whole: list[np.ndarray] = []
+        with tqdm(
+            total=self.total, initial=progress["steps"], disable=not show, unit="step"
+        ) as bar:
+            for batch in self._batches(progress["steps"], progress["stopped"]):
+                state, loss = self.update(state, batch)
+                losses.append(loss)
+                progress["steps"] += 1
+                steps = progress["steps"]
+                if steps % self.loader.steps_per_epoch == 0:
+                    best = self._end_epoch(state, best, progress)
+                ended = progress["stopped"] or steps == self.total
+                if steps % self.size == 0 or ended:
+                    values, losses = np.stack(jax.device_get(losses)), []
+                    block = to_numpy(values)
+                    if store is None:
+                        whole.append(block)
+                    else:
+                        save_state(
+                            store, dict(progress), (state, best), {"loss": block}
+                        )
+                        state, best = strong((state, best))
+                    bar.set_postfix_str(_postfix(values, progress), refresh=False)
+                bar.update(1)
+                if progress["stopped"]:
+                    break
+            if store is not None:
+                whole = [store.read(progress["steps"])["loss"]]
+        return state, best, np.concatenate(whole), progress
+
+    def _batches(self, done: int, stopped: bool) -> Iterator[Any]:
+        """The batches from a step on."""
+        while done < self.total and not stopped:
+            epoch, start = divmod(done, self.loader.steps_per_epoch)
+            yield from self.loader.epoch(epoch, start)
+            done += self.loader.steps_per_epoch - start
+
+    def _end_epoch(self, state: Any, best: Any, progress: dict[str, Any]) -> Any:
+        """Evaluate the held-out loss; the state at which it was least."""
+        epoch = progress["steps"] // self.loader.steps_per_epoch - 1
+        if self.held_out is None:
+            progress["best_epoch"] = epoch
+            return best
+        values = [float(self.evaluate(state, b)) for b in batches_of(self.held_out)]
+        loss = float(np.mean(values))
+        least = min(filter(math.isfinite, progress["held_out"]), default=math.inf)
+        progress["held_out"].append(loss)
+        if math.isfinite(loss) and loss < least:
+            progress["best_epoch"], best = epoch, state
+        since = epoch - progress["best_epoch"]
+        progress["stopped"] = self.patience is not None and since >= self.patience
+        return best
+
+
+def _postfix(losses: np.ndarray, progress: dict[str, Any]) -> str:
+    text = f"loss: {float(losses.mean()):.4f}"
+    if progress["held_out"]:
+        text += f", held out: {progress['held_out'][-1]:.4f}"
+    return text

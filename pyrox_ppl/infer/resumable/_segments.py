@@ -1,0 +1,214 @@
+"""A kernel's steps in segments: one compiled program for warm-up and sampling.
+
+The program takes a state and two numbers: ``draws`` times it makes ``steps`` steps and
+keeps the last one. The numbers are no constants, so that a short last segment, thinning
+and warm-up run the same machine code as everything else, and come to the same bits.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpyro.infer import HMC, MCMC
+from numpyro.util import is_prng_key, nested_attrgetter
+
+from pyrox_ppl.infer._arrays import is_sharded, strong
+from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
+from pyrox_ppl.infer.compiled._chains import over_chains, replicate
+from pyrox_ppl.infer.compiled._held_params import hold_params
+from pyrox_ppl.infer.compiled._mcmc import CompiledMCMC
+
+
+class Segments:
+    """The kernel of an MCMC object, started, and its compiled segment.
+
+    Works on a copy of the kernel, as a kernel remembers the arguments it was begun
+    with.
+
+    Attributes:
+        start: The state before the first step; with several chains their states
+            stacked.
+        example: What :meth:`segment` takes, for its shapes.
+        like: The shapes of all draws, ``(chain, draw, ...)``, by field.
+        size: The most draws of a segment.
+    """
+
+    def __init__(
+        self,
+        mcmc: MCMC,
+        key: jax.Array,
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        init_params: Any,
+        extra_fields: tuple[str, ...],
+        size: int,
+    ) -> None:
+        self._mcmc = mcmc
+        # A copy comes without what it remembers.
+        self._kernel: Any = copy.copy(mcmc.sampler)
+        if isinstance(self._kernel, HMC) and self._kernel.model is not None:
+            first = key if is_prng_key(key) else key[0]
+            if mcmc.num_chains > 1 and is_prng_key(key):
+                first = jax.random.split(key, mcmc.num_chains)[0]
+            self._kernel = hold_params(self._kernel, first, args, kwargs)
+        self._args, self._kwargs = args, kwargs
+        # NumPyro makes the data constants of the program, unless it is told otherwise;
+        # a constant is not sharded, so arrays on several devices are never made one.
+        if isinstance(mcmc, CompiledMCMC):
+            is_data = is_array
+        else:
+            is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
+        self._data, *self._constant = take_arrays((args, kwargs), is_data)
+        if mcmc.num_chains > 1 and mcmc.chain_method == "parallel":
+            self._data = replicate(self._data, mcmc.num_chains)
+        self.size = size
+        self._together = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
+        fields = (
+            mcmc.sampler.sample_field,
+            *mcmc.sampler.default_fields,
+            *extra_fields,
+        )
+        without = f"~{mcmc.sampler.sample_field}."
+        self._fields = tuple(
+            dict.fromkeys(f for f in fields if not f.startswith(without))
+        )
+        self._removed = [f[len(without) :] for f in fields if f.startswith(without)]
+        self.start = strong(self._start(key, init_params))
+        one = self.start
+        if mcmc.num_chains > 1 and not self._together:
+            one = jax.tree.map(lambda leaf: leaf[0], one)
+        self.example = (one, np.int32(1), np.int32(1))
+        self.like = self._shapes()
+        self._compiled: Callable | None = None
+
+    def _shapes(self) -> dict[str, Any]:
+        _, kept = jax.eval_shape(self.segment, *self.example)
+        leading = 2 if self._together else 1
+        total = self._mcmc.num_samples // self._mcmc.thinning
+
+        def whole(leaf: Any) -> Any:
+            shape = (self._mcmc.num_chains, total, *leaf.shape[leading:])
+            return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+        return jax.tree.map(whole, dict(zip(self._fields, kept, strict=True)))
+
+    def _start(self, key: jax.Array, init_params: Any) -> Any:
+        mcmc = self._mcmc
+
+        def init(key: jax.Array, params: Any) -> Any:
+            return self._kernel.init(
+                key, mcmc.num_warmup, params, self._args, self._kwargs
+            )
+
+        keys = key
+        if mcmc.num_chains > 1 and is_prng_key(key):
+            keys = jax.random.split(key, mcmc.num_chains)
+        if mcmc.num_chains == 1 or self._together:
+            state = init(keys, init_params)
+        else:
+            states = [
+                init(
+                    keys[chain],
+                    jax.tree.map(lambda leaf, c=chain: leaf[c], init_params),
+                )
+                for chain in range(mcmc.num_chains)
+            ]
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        if mcmc.post_warmup_state is None:
+            return state
+        # As MCMC.run does: the chains are those, their randomness is the key's.
+        ensemble = mcmc.sampler.is_ensemble_kernel
+        return mcmc.post_warmup_state._replace(rng_key=keys[0] if ensemble else keys)
+
+    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, list[Any]]:
+        """`draws` times `steps` steps of one chain (or of all, vectorized)."""
+        data = (self._args, self._kwargs)
+        return self._segment(state, draws, steps, data)
+
+    def _segment(self, state: Any, draws: Any, steps: Any, data: Any) -> Any:
+        args, kwargs = data
+
+        def step(_: Any, state: Any) -> Any:
+            return self._kernel.sample(state, args, kwargs)
+
+        def draw(i: Any, carry: Any) -> Any:
+            state, kept = carry
+            state = lax.fori_loop(0, steps, step, state)
+            new = self._collect(state, args, kwargs)
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), kept, new)
+
+        like = jax.eval_shape(lambda s: self._collect(s, args, kwargs), state)
+        kept = jax.tree.map(
+            lambda leaf: jnp.zeros((self.size, *leaf.shape), leaf.dtype), like
+        )
+        return lax.fori_loop(0, draws, draw, (state, kept))
+
+    def _collect(self, state: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+        values = [nested_attrgetter(field)(state) for field in self._fields]
+        constrain = self._mcmc.postprocess_fn
+        if constrain is None:
+            constrain = self._kernel.postprocess_fn(args, kwargs)
+        if not self._together:
+            values[0] = constrain(values[0])
+        elif jax.tree.leaves(values[0]):
+            values[0] = jax.vmap(constrain)(values[0])
+        else:
+            values[0] = jax.tree.map(
+                lambda leaf: jnp.broadcast_to(
+                    leaf, (self._mcmc.num_chains, *jnp.shape(leaf))
+                ),
+                constrain(values[0]),
+            )
+        if self._removed:
+            values[0] = {k: v for k, v in values[0].items() if k not in self._removed}
+        return values
+
+    def run(self, state: Any, draws: int, steps: int) -> tuple[Any, dict[str, Any]]:
+        """A segment of every chain.
+
+        Returns:
+            The states after it and, for every field, the kept values with leading
+            axes (chain, draw); the first `draws` of the latter count.
+        """
+        if self._compiled is None:
+            self._compiled = self._compile()
+        counts = (np.int32(draws), np.int32(steps))
+        state, kept = self._compiled(state, *counts, self._data)
+        if self._mcmc.num_chains == 1:
+            kept = jax.tree.map(lambda leaf: leaf[None], kept)
+        elif self._together:
+            kept = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), kept)
+        return state, dict(zip(self._fields, kept, strict=True))
+
+    def _compile(self) -> Callable:
+        mcmc, constant = self._mcmc, self._constant
+
+        def segment(state: Any, draws: Any, steps: Any, data: Any) -> Any:
+            return self._segment(state, draws, steps, put_arrays(data, *constant))
+
+        if mcmc.num_chains == 1 or self._together:
+            return jax.jit(segment)
+        if mcmc.chain_method == "sequential":
+            one = jax.jit(segment)
+
+            def each(state: Any, *rest: Any) -> Any:
+                chains = [
+                    jax.tree.map(lambda leaf, c=chain: leaf[c], state)
+                    for chain in range(mcmc.num_chains)
+                ]
+                results = [one(chain, *rest) for chain in chains]
+                return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+            return each
+        each_chain = over_chains(
+            lambda state, rest: segment(state, *rest),
+            mcmc.chain_method,
+            mcmc.num_chains,
+        )
+        return jax.jit(lambda state, *rest: each_chain(state, rest))

@@ -1,0 +1,165 @@
+"""ConditionedINR: a coordinate network, conditioned at its layers or its input."""
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl._bind import AbstractModule
+from pyrox_ppl.nn._check import check_batch, check_size, check_width
+from pyrox_ppl.nn._conditioner import AbstractConditioner
+from pyrox_ppl.nn._layers import apply_layers, check_layers, layers_of
+from pyrox_ppl.nn._rows import each_row, told_in_features
+
+
+class ConditionedINR(AbstractModule):
+    r"""A neural field :math:`f(x; z)`: a network of coordinates, and its conditioners.
+
+    ``mode="feature"``: a conditioner after each layer but the readout,
+    :math:`h_l = c_l(s_l(h_{l-1}), z)`, for any network with ``layers`` (a
+    :class:`SIREN`, an ``eqx.nn.MLP``, your own) whose own call is its layers one after
+    another, each hidden one followed by the network's ``activation`` if it has one, the
+    last by its ``final_activation``. ``mode="input"``: one conditioner on the
+    coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner
+    network is *backbone*: handlers leave it the constant it is unless they are told
+    otherwise.
+
+    **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
+    axes of size 1 broadcast; the result is ``(*batch, out_features)``.
+
+    **Sites** under a handler: those of the conditioners, under
+    ``conditioned_inr.conditioners.<l>``; if selected, those of the inner network under
+    ``conditioned_inr.inner``.
+
+    Raises:
+        ValueError: If ``x`` or ``z`` has a wrong width, or their batch axes do not
+            broadcast.
+
+    References:
+        Mehta et al. (2021). Modulated periodic activations for generalizable local
+        functional representations. ICCV.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM
+        >>> inner_key, key = jax.random.split(jax.random.key(0))
+        >>> inner = SIREN.init(2, 32, 1, depth=4, key=inner_key)
+        >>> film = {"conditioner_cls": FiLM, "cond_dim": 3, "key": key}
+        >>> field = ConditionedINR.init(inner, **film)
+        >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
+        >>> field(x, z).shape
+        (7, 5, 1)
+        >>> bool(jnp.allclose(field(x, z), inner(x)))  # FiLM starts as the identity
+        True
+    """
+
+    inner: Any
+    conditioners: tuple[AbstractConditioner, ...]
+    in_features: int = eqx.field(static=True)
+    cond_dim: int = eqx.field(static=True)
+    mode: Literal["feature", "input"] = eqx.field(static=True)
+
+    @classmethod
+    def init(
+        cls,
+        inner: Callable,
+        *,
+        conditioner_cls: type[AbstractConditioner],
+        cond_dim: int,
+        key: PRNGKeyArray,
+        mode: Literal["feature", "input"] = "feature",
+        in_features: int | None = None,
+        **conditioner_kwargs: Any,
+    ) -> Self:
+        """Put new conditioners around a network.
+
+        Args:
+            inner: The network. Its layers (or itself, in input mode) tell their widths
+                by ``in_features`` and ``out_features`` (or ``in_size``).
+            conditioner_cls: The class of the conditioners; its ``init`` is given the
+                layer's width for each of its ``widths``.
+            cond_dim: K, the width of the context ``z``.
+            key: A JAX PRNG key.
+            mode: ``"feature"`` or ``"input"``.
+            in_features: The width of ``x``, for a callable that does not tell it.
+            **conditioner_kwargs: Further arguments of ``conditioner_cls.init``.
+
+        Raises:
+            ValueError: If the mode is unknown, or a width cannot be told; in feature
+                mode, if the network has no ``layers``, or if its own call does anything
+                else than they do one after another (a residual connection, say).
+            TypeError: If `inner` is not callable or `conditioner_cls` no conditioner.
+        """
+        check_size(cond_dim=cond_dim)
+        if not callable(inner):
+            raise TypeError(f"inner must be a network to call, got {inner!r}.")
+        if not (
+            isinstance(conditioner_cls, type)
+            and issubclass(conditioner_cls, AbstractConditioner)
+        ):
+            raise TypeError(
+                "conditioner_cls must be a subclass of AbstractConditioner, got "
+                f"{conditioner_cls!r}."
+            )
+        make = getattr(conditioner_cls, "init", None)
+        if make is None:
+            raise TypeError(
+                f"{conditioner_cls.__name__} needs a classmethod `init` that takes "
+                f"{', '.join(conditioner_cls.widths)}, cond_dim and key."
+            )
+        if in_features is None:
+            in_features = _in_features(inner)
+        check_size(in_features=in_features)
+        if mode == "feature":
+            widths = [_width(layer, "out_features") for layer in layers_of(inner)[:-1]]
+            check_layers(inner, in_features)
+        elif mode == "input":
+            widths = [in_features]
+        else:
+            raise ValueError(f"mode must be 'feature' or 'input', got {mode!r}.")
+        conditioners = tuple(
+            make(
+                **dict.fromkeys(conditioner_cls.widths, width),
+                cond_dim=cond_dim,
+                key=layer_key,
+                **conditioner_kwargs,
+            )
+            for width, layer_key in zip(
+                widths, jax.random.split(key, len(widths)), strict=True
+            )
+        )
+        return cls(inner, conditioners, in_features, cond_dim, mode)
+
+    def forward(self, x: Any, z: Any) -> jax.Array:
+        """The inner network with the conditioners in between."""
+        x = check_width(self, "x", x, "in_features", self.in_features)
+        z = check_width(self, "z", z, "cond_dim", self.cond_dim)
+        check_batch(self, x, z, "x")
+        if self.mode == "input":
+            return each_row(self.inner, self.conditioners[0](x, z))
+        return apply_layers(self.inner, x, lambda i, h: self.conditioners[i](h, z))
+
+
+def _in_features(network: Any) -> int:
+    """The width of the coordinates, as the network or its first layer tells it."""
+    width = told_in_features(network)
+    if width is None:
+        raise ValueError(
+            f"ConditionedINR cannot tell the width of the input of {network!r}: give "
+            "`in_features`."
+        )
+    return width
+
+
+def _width(layer: Any, attribute: str) -> int:
+    width = getattr(layer, attribute, None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"ConditionedINR cannot tell the width of {type(layer).__name__}: give "
+            f"it an integer attribute `{attribute}`. (A layer that has none, such as a "
+            "function between two others, belongs into the layer before it; or use "
+            "mode='input'.)"
+        )
+    return width

@@ -1,0 +1,200 @@
+"""HyperSIREN: a SIREN whose every layer is generated from the context."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl._bind import AbstractModule, as_stored
+from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
+from pyrox_ppl.nn._hyper_linear import HyperLinear
+from pyrox_ppl.nn._rows import check_parameter_net, each_row, told_in_features
+from pyrox_ppl.nn._sine import sin
+from pyrox_ppl.nn._siren import SIREN, SirenDense, half_widths
+
+
+class HyperSIREN(AbstractModule):
+    r"""Neural Implicit Flow: a SIREN of coordinates, all its weights from the context.
+
+    .. math::
+
+        f(x; z) = W_d(p)\,s_{d-1} \circ \dots \circ s_1(x) + b_d(p), \quad
+        s_l(h) = \sin(\omega_l (W_l(p)\,h + b_l(p))), \quad p = p(z)
+
+    A *parameter net* maps the raw parameters z, P of them, to a latent vector p of
+    `cond_dim` entries, and a :class:`HyperLinear` for each layer makes that layer's
+    weights of it, :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once for
+    each context, and where points share a context so are the weights.
+
+    At construction :math:`g_l` is the draw of a SIREN's layer, and each column of
+    :math:`G_l` another one, times ``init_scale / sqrt(K)``, K being `cond_dim`. For p
+    of unit variance, whatever K is, the pre-activations of every layer have the
+    standard deviation of those of a SIREN, up to a factor
+    :math:`\sqrt{1 + \mathrm{init\_scale}^2}`.
+
+    With m weights and biases in the SIREN, :math:`m = \sum_l (n_l n_{l-1} + n_l)`,
+    there are :math:`m K + m` parameters and those of the parameter net.
+
+    **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(P,)`` or ``(*batch, P)`` where
+    axes of size 1 broadcast; the result is ``(*batch, out_features)``.
+
+    **Sites** under a handler: ``hyper_siren.hyper_layers.<l>.generator.weight`` and
+    ``hyper_siren.hyper_layers.<l>.generator.bias`` for l from 0 to depth - 1. The
+    parameter net only encodes the context, so it is *backbone*: if selected, its sites
+    are under ``hyper_siren.parameter_net``.
+
+    Args:
+        in_features: The width of ``x``, coordinates scaled to about [-1, 1].
+        hidden_features: The width of every hidden layer.
+        out_features: The width of the result.
+        depth: The number of layers, the readout counted; at least 2.
+        cond_dim: K, the width of the latent that `parameter_net` returns.
+        parameter_net: A callable of the raw parameters of one context, ``(P,)``, that
+            returns the latent ``(cond_dim,)``: for example an ``eqx.nn.MLP``, or
+            ``lambda z: z`` where z is the latent. A module of this package takes all
+            contexts at once. P is what it says that it takes (``in_size`` or
+            ``in_features``, its own or its first layer's); of a callable that does not
+            say, what it returns is known, and checked, at the first call.
+        key: A JAX PRNG key.
+        first_omega: The frequency factor of the first layer: the field's bandwidth, in
+            radians per unit of ``x``.
+        hidden_omega: The frequency factor of the hidden layers and the readout.
+        c: The constant of Theorem 1; 6 gives unit variance.
+        init_scale: How much the generated layers vary with the latent, relative to the
+            layers themselves.
+
+    Raises:
+        ValueError: If a size or a factor is not positive, `depth` is below 2, or
+            `parameter_net` returns anything but a vector of `cond_dim`; at a call, if
+            ``x`` or ``z`` has a wrong width or their batch axes do not broadcast.
+        TypeError: If `parameter_net` is not callable.
+
+    References:
+        Pan, Brunton, Kutz (2023). Neural implicit flow: a mesh-agnostic dimensionality
+        reduction paradigm of spatio-temporal data. JMLR.
+        Sitzmann, Martel, Bergman, Lindell, Wetzstein (2020). Implicit neural
+        representations with periodic activation functions. NeurIPS. Theorem 1.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> from pyrox_ppl.nn import HyperSIREN
+        >>> net_key, key = jax.random.split(jax.random.key(0))
+        >>> encode = eqx.nn.MLP(3, 8, 16, 1, key=net_key)  # 3 numbers to a latent of 8
+        >>> sizes = {"depth": 4, "cond_dim": 8, "parameter_net": encode}
+        >>> field = HyperSIREN(2, 32, 1, **sizes, key=key)
+        >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
+        >>> field(x, z).shape
+        (7, 5, 1)
+    """
+
+    parameter_net: Any = eqx.field(metadata={"parameter_role": "backbone"})
+    hyper_layers: tuple[HyperLinear, ...]
+    in_features: int = eqx.field(static=True)
+    cond_dim: int = eqx.field(static=True)
+    first_omega: float = eqx.field(static=True)
+    hidden_omega: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        depth: int,
+        cond_dim: int,
+        parameter_net: Callable,
+        key: PRNGKeyArray,
+        first_omega: float = 30.0,
+        hidden_omega: float = 30.0,
+        c: float = 6.0,
+        init_scale: float = 0.1,
+    ) -> None:
+        check_size(cond_dim=cond_dim)
+        check_positive(init_scale=init_scale)
+        # The shapes alone: SIREN checks its arguments, and nothing is drawn.
+        siren = eqx.filter_eval_shape(
+            SIREN.init,
+            in_features,
+            hidden_features,
+            out_features,
+            depth=depth,
+            key=key,
+            first_omega=first_omega,
+            hidden_omega=hidden_omega,
+            c=c,
+        )
+        check_parameter_net(parameter_net)
+        width = told_in_features(parameter_net)
+        if width is not None:
+            # The shapes alone, of a net that reads nothing even in a handler's block.
+            raw = jax.ShapeDtypeStruct((width,), jnp.zeros(()).dtype)
+            net = as_stored(parameter_net)
+            made = jax.eval_shape(lambda z: jnp.asarray(each_row(net, z)), raw)
+            _check_latent(made.shape, raw.shape, cond_dim)
+        self.parameter_net = parameter_net
+        self.hyper_layers = tuple(
+            _generator_of(layer, cond_dim, c, init_scale, layer_key)
+            for layer, layer_key in zip(
+                siren.layers, jax.random.split(key, depth), strict=True
+            )
+        )
+        self.in_features = in_features
+        self.cond_dim = cond_dim
+        self.first_omega = first_omega
+        self.hidden_omega = hidden_omega
+
+    @classmethod
+    def init(cls, *args: Any, **kwargs: Any) -> Self:
+        """The constructor under the name that it has in the other modules."""
+        return cls(*args, **kwargs)
+
+    def forward(self, x: Any, z: Any) -> jax.Array:
+        """The latent of each context, then layer after layer."""
+        x = check_width(self, "x", x, "in_features", self.in_features)
+        width = told_in_features(self.parameter_net)
+        z = check_width(self, "z", z, "P", width)
+        check_batch(self, x, z, "x")
+        latent = jnp.asarray(each_row(self.parameter_net, z))
+        _check_latent(latent.shape, z.shape, self.cond_dim)
+        *hidden, readout = self.hyper_layers
+        h = x
+        for i, layer in enumerate(hidden):
+            omega = self.hidden_omega if i else self.first_omega
+            h = sin(omega * layer(h, latent))
+        return readout(h, latent)
+
+
+def _check_latent(made: tuple[int, ...], raw: tuple[int, ...], cond_dim: int) -> None:
+    """Raise unless what the parameter net makes of raw parameters are latents."""
+    if made != (*raw[:-1], cond_dim):
+        raise ValueError(
+            f"parameter_net makes an array of shape {made} of raw parameters of shape "
+            f"{raw}, but cond_dim={cond_dim}: it must make one latent of shape "
+            "(cond_dim,) of each row."
+        )
+
+
+def _generator_of(
+    layer: SirenDense, latent: int, c: float, init_scale: float, key: PRNGKeyArray
+) -> HyperLinear:
+    """Draw a layer of a SIREN, and one for each entry of the latent to lean to."""
+    n_in, n_out = layer.in_features, layer.out_features
+    of_weight, of_bias = half_widths(n_in, layer.regime, layer.omega, c)
+    rows = np.repeat([of_weight, of_bias], [n_out * n_in, n_out])
+    columns = np.append(np.full(latent, init_scale / math.sqrt(latent)), 1.0)
+    draws = jax.random.uniform(key, (rows.size, columns.size), minval=-1.0)
+    draws = draws * jnp.asarray(rows[:, None], draws.dtype)
+    draws = draws * jnp.asarray(columns[None], draws.dtype)
+    generator = eqx.tree_at(
+        lambda linear: (linear.weight, linear.bias),
+        eqx.filter_eval_shape(eqx.nn.Linear, latent, rows.size, key=key),
+        (draws[:, :latent], draws[:, latent]),
+    )
+    return HyperLinear(
+        generator=generator, target_in=n_in, target_out=n_out, cond_dim=latent
+    )

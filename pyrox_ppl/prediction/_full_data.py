@@ -1,0 +1,120 @@
+"""A handler that runs a model on all of its data, and one that draws the data anew."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.primitives import Messenger
+
+from pyrox_ppl.prediction._dependence import abstract_trace, content, dependence, marked
+
+
+def full_data(fn: Callable, *, model: Callable | None = None) -> Callable:
+    """Run a model or a guide on all of its data: nothing is subsampled or scaled.
+
+    A plate whose random indices pick a minibatch (``with plate(...) as i: x[i]``, or
+    ``numpyro.subsample``) takes all of its members instead, in order. A plate that has
+    as many members as the data that the model is given, and whose indices nothing
+    uses, keeps its size: all that it says is how many rows there are elsewhere. Its
+    scale is left out, as that of the other is.
+
+    Args:
+        fn: The model or guide.
+        model: The model of a guide, which decides for the plates that both have.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        picks = _picking(fn, args, kwargs)
+        if model is not None and picks:
+            picks = {**picks, **_picking(model, args, kwargs)}
+        with _FullData({name for name, picked in picks.items() if picked}):
+            return fn(*args, **kwargs)
+
+    return run
+
+
+class _FullData(Messenger):
+    """Make the given plates whole, and scale nothing for the others either."""
+
+    def __init__(self, picking: set[str]) -> None:
+        super().__init__()
+        self._picking = picking
+        self._factors: dict[str, float] = {}
+
+    def process_message(self, msg: Any) -> None:
+        """Take all members of a plate, or undo what one has scaled."""
+        if msg["type"] == "plate":
+            size, given = msg["args"]
+            self._factors.pop(msg["name"], None)
+            if msg["name"] in self._picking:
+                msg["args"] = (size, size)
+                msg["value"] = jnp.arange(size)
+            elif given is not None and given != size:
+                self._factors[msg["name"]] = size / given
+                if given > size:  # NumPyro cannot draw that many
+                    msg["value"] = jnp.arange(given)
+        elif msg.get("scale") is not None:
+            for frame in msg["cond_indep_stack"]:
+                msg["scale"] = msg["scale"] / self._factors.get(frame.name, 1.0)
+
+
+class _Indices(Messenger):
+    """Give subsampled plates indices that can be found again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, list[jax.Array]] = {}
+
+    def process_message(self, msg: Any) -> None:
+        """Give a plate its first members."""
+        if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):
+            msg["value"] = marked(jnp.arange(msg["args"][1]))
+            self.of.setdefault(msg["name"], []).append(msg["value"])
+
+
+def _picking(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, bool]:
+    """For each subsampled plate whether any site depends on its indices."""
+    names: set[str] = set()
+
+    def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        # Nothing that stands outside sees this run, or loses a random number to it.
+        indices = _Indices()
+        with handlers.block(), indices:
+            traced = content(abstract_trace(fn, args, kwargs))
+        names.update(indices.of)
+        return indices.of, traced
+
+    used = set().union(*dependence(run).values())
+    return {name: name in used for name in names}
+
+
+class redraw(Messenger):
+    """Make every observation a draw; ``numpyro.factor`` stays what it is.
+
+    NumPyro's ``uncondition`` takes a factor for an observation, and its draw changes
+    the random numbers of all that follow. Nor does it see what is observed inside a
+    ``scan`` or ``cond`` before it is fed back.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        """Forget an observation."""
+        if msg["type"] == "control_flow":
+            # scan(f, ...) or cond(pred, true_fun, false_fun, ...)
+            bodies = (0,) if msg["fn"] is scan_wrapper else (1, 2)
+            msg["args"] = tuple(
+                redraw(arg) if place in bodies else arg
+                for place, arg in enumerate(msg["args"])
+            )
+        if msg.get("_control_flow_done"):
+            return
+        if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
+            msg["is_observed"] = False
+            msg["value"] = None
+
+
+def is_factor(site: dict[str, Any]) -> bool:
+    """Whether a site is a ``numpyro.factor`` or another that holds no data."""
+    return bool(site["infer"].get("is_auxiliary"))

@@ -1,0 +1,267 @@
+"""Draws and trained values, matched by name to the parameters of a module."""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from pyrox_ppl._dict_order import rebuild
+from pyrox_ppl._parameter import Read, class_name, parameters_of, path_name
+from pyrox_ppl.prediction._draws import Draws
+
+# What NumPyro's reparameterisations sample in the place of a site: site + suffix.
+REPARAMETERISED = ("_decentered", "_base", "_normal", "_unwrapped")
+
+
+def parameter_draws(
+    module: Any,
+    draws: Draws,
+    name: str | None,
+    params: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[int, Any]]:
+    """The module with its trained values, and the draws by leaf position.
+
+    Nothing is repeated here: what has no draws stays as it is.
+    """
+    root = class_name(module) if name is None else name
+    reads = {read.parameter.name: read for read in parameters_of(module, root)}
+    learned = _learned(reads, root, draws, params)
+    _check(module, reads, root, draws, learned)
+    leaves = jax.tree.leaves(module)
+    for site, value in learned.items():
+        one = _fit(reads[site], np.asarray(value)[None])[0]
+        for position in _places(reads, root, site, draws):
+            leaves[position] = one
+    by_position = {}
+    for site in reads:
+        if site in draws.values:
+            value = _fit(reads[site], draws.values[site], draws)
+            for position in _places(reads, root, site, draws):
+                by_position[position] = value
+    return rebuild(module, leaves), by_position
+
+
+def members_of(
+    stored: list[Any], trained: list[Any], by_position: Mapping[int, Any]
+) -> int | None:
+    """The size of the plate that the module was bound on, if it was."""
+    for position, (old, leaf) in enumerate(zip(stored, trained, strict=True)):
+        value = by_position.get(position)
+        if value is not None and value.ndim > 1 + old.ndim:
+            return value.shape[1]
+        if value is None and hasattr(leaf, "ndim") and leaf.ndim > old.ndim:
+            return leaf.shape[0]
+    return None
+
+
+def _learned(
+    reads: Mapping[str, Read],
+    root: str,
+    draws: Draws,
+    params: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The trained values of the parameters, each under a parameter's name."""
+    parts = [
+        site
+        for site, value in (params or {}).items()
+        if _is_under(site, root) and not hasattr(value, "shape")
+    ]
+    if parts:
+        raise ValueError(
+            f"the param sites {parts} are trees of arrays, not parameters that `learn` "
+            "read: put them into the module yourself (`eqx.combine`, `eqx.tree_at`)."
+        )
+    of_guide = draws.guide_params.items()
+    encoders = {n: v for n, v in of_guide if n in reads and n not in draws.values}
+    given = {**encoders, **draws.params, **(params or {})}
+    learned = {site: value for site, value in given.items() if site in reads}
+    unknown = [
+        site
+        for site in given
+        if _is_under(site, root)
+        and site not in reads
+        and not any(site.startswith((f"{n}.", f"{n}_")) for n in draws.values)
+    ]
+    of_autoguide = (*(f"{site}_" for site in draws.values), "auto_")
+    foreign = [
+        site
+        for site in params or {}
+        if site not in reads and not site.startswith(of_autoguide)
+    ]
+    if unknown or (foreign and not any(site in reads for site in params or {})):
+        raise ValueError(
+            f"the trained values do not match the module under the name {root!r}: "
+            + (f"{unknown} are" if unknown else "they are")
+            + " no parameters of it"
+            + f".\nIts parameters: {list(reads)}\nThe trained values: {list(given)}\n"
+            + _advice(root, reads, given)
+            + " If nothing of this module was learned, leave `params` out."
+        )
+    both = [site for site in learned if site in draws.values]
+    if both:
+        raise ValueError(
+            f"{both} are among the draws and among the trained values: a parameter is "
+            "inferred or learned. They come from two fits."
+        )
+    return learned
+
+
+def _check(
+    module: Any,
+    reads: Mapping[str, Read],
+    root: str,
+    draws: Draws,
+    learned: Mapping[str, Any],
+) -> None:
+    """Raise where a draw would be dropped, or a parameter stay at its stored value."""
+    known = {
+        name
+        for site in reads
+        if site in draws.values or site in learned
+        for name in (site, *_tied(reads, root, site, draws))
+    }
+    undrawn = [site for site in reads if site not in known]
+    halves = {
+        other: site
+        for site in undrawn
+        for other in draws.values
+        if _goes_with(other, site)
+    }
+    if halves:
+        raise ValueError(
+            f"the draws hold {list(halves)}, which the model makes "
+            f"{sorted(set(halves.values()))} from, and not these parameters "
+            "themselves. Draws of NumPyro's Predictive and trees of "
+            "to_datatree(..., guide=guide) or to_datatree(draws, *args, model=model) "
+            "have them."
+        )
+    unknown = _strangers(reads, root, draws, known)
+    if unknown or not known:
+        raise ValueError(
+            f"the draws do not match {type(module).__name__} under the name {root!r}"
+            + (f": {unknown} are no parameters of it" if unknown else "")
+            + f".\nIts parameters: {list(reads)}\nThe draws: {list(draws.values)}\n"
+            + (f"The trained values: {list(draws.params)}\n" if draws.params else "")
+            + _advice(root, reads, [*draws.values, *draws.params])
+            + (
+                " If those are other sites of the model, leave them out of the draws, "
+                "or give a tree of to_datatree(..., model=model), which knows."
+                if unknown
+                else ""
+            )
+        )
+    for site in undrawn:
+        stored = reads[site].stored
+        twins = [n for n in known if _is_alike(stored, reads[n].stored)]
+        if isinstance(stored, Tracer) and twins:
+            raise ValueError(
+                f"the module is an argument of a compiled or transformed function, and "
+                f"there are draws of {twins[0]!r} and none of {site!r}, of the same "
+                "shape: JAX no longer says whether the two are one tied array. Take "
+                "the module from outside the function, instead of as an argument."
+            )
+
+
+def _strangers(
+    reads: Mapping[str, Read], root: str, draws: Draws, known: Collection[str]
+) -> list[str]:
+    """Sites under the root that are, or may be, parameters of another module.
+
+    A tree that was made with its model says which sites are parameters. Of a
+    dictionary, only those that go with a parameter (its scale, what it is made from)
+    are known to be none.
+    """
+    records = {
+        site: about.get("parameter")
+        for site, about in draws.about.items()
+        if site in draws.values
+    }
+    strangers = []
+    for site in draws.values:
+        if not _is_under(site, root) or site in reads:
+            continue
+        if any(records.values()):
+            path = records.get(site)
+            if path and site == f"{root}.{path}":
+                strangers.append(site)
+        elif not any(_goes_with(site, parameter) for parameter in known):
+            strangers.append(site)
+    return strangers
+
+
+def _is_under(site: str, root: str) -> bool:
+    return site == root or site.startswith(f"{root}.")
+
+
+def _goes_with(site: str, parameter: str) -> bool:
+    """Whether a site is a scale of a parameter, or what the parameter is made from."""
+    suffix = site.removeprefix(parameter)
+    return suffix != site and (suffix.startswith(".") or suffix in REPARAMETERISED)
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def _places(
+    reads: Mapping[str, Read], root: str, site: str, draws: Draws
+) -> tuple[int, ...]:
+    """The leaves that hold a parameter."""
+    copies = [reads[name].positions for name in _tied(reads, root, site, draws)]
+    return sum(copies, reads[site].positions)
+
+
+def _tied(reads: Mapping[str, Read], root: str, site: str, draws: Draws) -> list[str]:
+    """The other parameters that were one with this one when the model ran.
+
+    A tree says which: in a copy of the module they may be arrays of their own.
+    """
+    paths = json.loads(draws.about.get(site, {}).get("tied", "[]"))
+    names = [f"{root}.{path_name(tuple(path))}" for path in paths]
+    return [name for name in names if name in reads and name != site]
+
+
+def _advice(root: str, reads: Mapping[str, Read], sites: Collection[str]) -> str:
+    """Name the root under which the sites would match, if there is one."""
+    roots = {
+        site.removesuffix(parameter.removeprefix(root))
+        for site in sites
+        for parameter in reads
+        if parameter != root and site.endswith(parameter.removeprefix(root))
+    } - {"", root}
+    if not roots:
+        return "Give the module that the model read."
+    return "Did you mean " + " or ".join(f"name={r!r}" for r in sorted(roots)) + "?"
+
+
+def _fit(read: Read, value: Any, draws: Draws | None = None) -> Any:
+    """A draw axis, the plate's axis if there is one, and the parameter's own shape."""
+    name, own = read.parameter.name, read.parameter.shape
+    shape = np.shape(value)
+    middle = shape[1 : max(1, len(shape) - len(own))]
+    members = [size for size in middle if size != 1] or [1] * bool(middle)
+    if shape[1:][len(middle) :] != own or len(members) > 1:
+        raise ValueError(
+            f"the draws of {name!r} have shape {shape[1:]} each, the parameter has "
+            f"shape {own}: they come from another module, or `batch_ndims` is not "
+            "their number of sample axes."
+        )
+    if len(middle) == 1 and draws is not None and draws.may_be_grouped:
+        raise ValueError(
+            f"the draws of {name!r} have shape {shape}, the parameter has shape {own}, "
+            f"and every site has an axis of {middle[0]} after the first: either they "
+            "are grouped by chain, batch_ndims=2, or that is the plate the module was "
+            "bound on, batch_ndims=1. Say which."
+        )
+    is_real = not jnp.issubdtype(read.parameter.dtype, jnp.complexfloating)
+    if is_real and np.iscomplexobj(value):
+        raise ValueError(
+            f"the draws of {name!r} are complex, and the parameter is real "
+            f"({read.parameter.dtype}): their imaginary parts would be lost."
+        )
+    fitted = value.reshape(shape[0], *members, *own)
+    return jnp.asarray(fitted).astype(read.parameter.dtype)

@@ -1,0 +1,202 @@
+"""Modules back out: draws of sites in the places of the parameters they are of."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pyrox_ppl._dict_order import rebuild
+from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._matching import members_of, parameter_draws
+
+
+def modules_from_draws[Module](
+    module: Module,
+    draws: Any,
+    *,
+    name: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    batch_ndims: int | None = None,
+) -> Module:
+    """Return one module that holds every draw: each array has a leading draw axis.
+
+    **Shapes**: an array of shape ``s`` becomes ``(draws, *s)``, chains after each
+    other; where the parameter was read by ``bind(..., plate=...)``, ``(draws, members,
+    *s)``, and so does every other array. A parameter of which there are no draws has
+    its trained value, from `params` or from a DataTree's trained values; what was
+    neither inferred nor learned keeps its stored value, repeated.
+
+    **Sites**: matched by the rule of :func:`~pyrox_ppl.bind`: the root, then the path.
+    What goes with a parameter that has draws is left aside: ``<parameter>.scale``,
+    ``<parameter>_decentered``, and so on. Any other site under the root that is no
+    parameter (a deterministic ``net.out``) may be one of another module, or misspelt:
+    in a dictionary it raises, where a DataTree that was made with the model knows.
+
+    A tied array gets its draws in all of its places. It is known by being one array
+    (and by the record in a DataTree): copied (``copy.deepcopy``, ``jax.tree.map``), it
+    is two, of which a dictionary fills the one that it names.
+
+    Args:
+        module: The module that the model read, with its stored values.
+        draws: A dictionary of draws, such as ``mcmc.get_samples()``, or a DataTree of
+            :func:`~pyrox_ppl.to_datatree`. Sites under another root are left aside.
+        name: The root of the names: what ``bind`` was given, with the prefixes of
+            every scope; by default the class name in snake case.
+        params: The trained values of what was learned, such as ``fit.params``. A
+            DataTree has them in it; a dictionary of draws does not, and without them
+            the stored, untrained values are used.
+        batch_ndims: The number of sample axes of a dictionary, by default 1.
+
+    Returns:
+        A module of the same class, ready for ``eqx.filter_vmap``.
+
+    Raises:
+        ValueError: If no site, or not every site under the root, is a parameter of the
+            module, with both lists; if the draws are of what a parameter is made from
+            (``<parameter>_decentered``) without the parameter itself; if no trained
+            value is a parameter's; if a shape differs, or an axis may be that of a
+            plate or of the draws of a chain.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+        >>> draws = {"linear.weight": jnp.ones((5, 3, 2)), "noise": jnp.ones(5)}
+        >>> modules = px.modules_from_draws(linear, draws)
+        >>> modules.weight.shape, modules.bias.shape
+        ((5, 3, 2), (5, 3))
+        >>> eqx.filter_vmap(lambda net: net(jnp.ones(2)))(modules).shape
+        (5, 3)
+    """
+    return _stacked(module, Draws.of(draws, batch_ndims), name, params)
+
+
+def module_from_draw[Module](
+    module: Module,
+    draws: Any,
+    i: int | tuple[int, int],
+    *,
+    name: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    batch_ndims: int | None = None,
+) -> Module:
+    """Return the module of one draw.
+
+    Args:
+        module: The module that the model read, with its stored values.
+        draws: As for :func:`modules_from_draws`.
+        i: The number of the draw, the chains after each other; or ``(chain, draw)``.
+        name: The root of the names, as for :func:`modules_from_draws`.
+        params: The trained values, as for :func:`modules_from_draws`.
+        batch_ndims: The number of sample axes of a dictionary, by default 1.
+
+    Returns:
+        A module of the same class and shapes (with an axis of members if it was bound
+        on a plate).
+
+    Raises:
+        IndexError: If there is no such draw.
+        ValueError: As :func:`modules_from_draws`.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+        >>> draws = {"linear.bias": jnp.arange(5.0)[:, None]}
+        >>> float(px.module_from_draw(linear, draws, 3).bias[0])
+        3.0
+    """
+    given = Draws.of(draws, batch_ndims)
+    if isinstance(i, tuple):
+        if len(i) != len(given.shape):
+            raise IndexError(
+                f"draw {i} has {len(i)} indices, the draws have shape {given.shape}."
+            )
+        if not all(0 <= one < size for one, size in zip(i, given.shape, strict=True)):
+            raise IndexError(f"draw {i} does not exist: the draws are {given.shape}.")
+        index = int(np.ravel_multi_index(i, given.shape))
+    else:
+        index = i
+    if not -given.number <= index < given.number:
+        raise IndexError(f"draw {i} of {given.number} does not exist.")
+    one = {site: value[index][None] for site, value in given.values.items()}
+    return _first(module, _replaced(given, one), name, params)
+
+
+def module_from_mean[Module](
+    module: Module,
+    draws: Any,
+    *,
+    name: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    batch_ndims: int | None = None,
+) -> Module:
+    r"""Return the module whose parameters are the means over the draws.
+
+    :math:`\bar\theta = \frac1S \sum_s \theta_s`. A network's symmetries make this a
+    poor summary of several chains: its function is *not* the mean of the functions,
+    which :func:`~pyrox_ppl.predict` gives.
+
+    Args:
+        module: The module that the model read, with its stored values.
+        draws: As for :func:`modules_from_draws`.
+        name: The root of the names, as for :func:`modules_from_draws`.
+        params: The trained values, as for :func:`modules_from_draws`.
+        batch_ndims: The number of sample axes of a dictionary, by default 1.
+
+    Returns:
+        A module of the same class and shapes.
+
+    Raises:
+        ValueError: As :func:`modules_from_draws`.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+        >>> draws = {"linear.bias": jnp.arange(5.0)[:, None]}
+        >>> float(px.module_from_mean(linear, draws).bias[0])
+        2.0
+    """
+    given = Draws.of(draws, batch_ndims)
+    mean = {
+        site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
+        for site, value in jax.device_get(given.values).items()
+    }
+    return _first(module, _replaced(given, mean), name, params)
+
+
+def _replaced(draws: Draws, one: dict[str, Any]) -> Draws:
+    """One draw in the place of all."""
+    return dataclasses.replace(draws, values=one, shape=(1,))
+
+
+def _stacked(
+    module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
+) -> Any:
+    """The module with the draw axis, and the plate's, on every array."""
+    trained, by_position = parameter_draws(module, draws, name, params)
+    leaves = jax.tree.leaves(trained)
+    stored = jax.tree.leaves(module)
+    members = members_of(stored, leaves, by_position)
+    leading = (draws.number,) if members is None else (draws.number, members)
+    for position, (leaf, old) in enumerate(zip(leaves, stored, strict=True)):
+        if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):
+            continue
+        value = by_position.get(position)
+        if value is None:
+            value = jnp.expand_dims(jnp.asarray(leaf), 0)
+        missing = len(leading) + old.ndim - value.ndim
+        value = jnp.expand_dims(value, tuple(range(1, 1 + missing)))
+        leaves[position] = jnp.broadcast_to(value, (*leading, *old.shape))
+    return rebuild(trained, leaves)
+
+
+def _first(
+    module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
+) -> Any:
+    """The module of the only draw."""
+    stacked = _stacked(module, draws, name, params)
+    leaves = [x[0] if eqx.is_array(x) else x for x in jax.tree.leaves(stacked)]
+    return rebuild(stacked, leaves)

@@ -1,0 +1,142 @@
+"""predict: means, spreads and quantiles of predictions in bounded memory."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._function import predict_function
+from pyrox_ppl.prediction._model import predict_sites
+from pyrox_ppl.prediction._prediction import Prediction
+
+
+def predict(
+    model: Callable[..., Any],
+    draws: Any,
+    *args: Any,
+    rng_key: PRNGKeyArray | None = None,
+    name: str | None = None,
+    sites: Sequence[str] | None = None,
+    params: dict[str, Any] | None = None,
+    quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+    batch_size: int | None = None,
+    batch_ndims: int | None = None,
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> Any:
+    r"""Summarise the predictions of all draws, never holding draws times points.
+
+    Of a module: the mean :math:`\frac1S \sum_s f_{\theta_s}(x)`, the standard deviation
+    over the draws (divided by S), and exact quantiles. Quantiles need every draw of a
+    point, so the points are taken in blocks, and within a block the draws one after the
+    other inside one ``jit``. Of a model: the same of every site that is not drawn
+    already, noise included, with the numbers of NumPyro's ``Predictive``: deterministic
+    sites are computed, whatever the draws say of them, and what was not drawn (a latent
+    that was summed out, a dropout mask) is drawn for every draw. Only a non-centred
+    parameter that was drawn, and its ``<parameter>_decentered`` not, stays as drawn.
+    Plates that take minibatches are whole; those that only scale have the rows of the
+    inputs; observations inside a ``scan`` or ``cond`` are drawn too. Nothing can
+    cut a model's data into blocks, so where draws times points would be too many, the
+    model runs again for every block.
+
+    **Shapes**: of each array that of one prediction: ``(*batch, out)`` for a module.
+    A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is called; any
+    other Equinox module takes one point, so it is mapped over the leading axis of its
+    inputs, by position or by keyword, in tuples or dictionaries, too. An input with
+    fewer axes than the others, or a leading axis of 1, is shared by all points. Where
+    the value at a point depends on the other points (attention over rows, statistics of
+    the batch), no blocks are made. A random key (``key=jax.random.key(0)``, or one of
+    ``jax.random.PRNGKey``) is split: every draw, and every point that is mapped, has
+    its own; typed keys, one for each point, are split for the draws.
+
+    A value that is not finite at some draw is not left out: mean and standard deviation
+    are then not finite either.
+
+    **Sites**: of a module as for :func:`~pyrox_ppl.modules_from_draws`.
+
+    Args:
+        model: An Equinox module, as the model read it, or a NumPyro model.
+        draws: A dictionary of draws, such as ``mcmc.get_samples()``, or a DataTree of
+            :func:`~pyrox_ppl.to_datatree`.
+        *args: The inputs. A model is given no observations (those that are there may
+            set shapes; they are drawn anew all the same).
+        rng_key: The JAX PRNG key of a model's draws; ``jax.random.key(0)`` if not
+            given. A module needs none.
+        name: The root of the module's names, as for `modules_from_draws`.
+        sites: The sites of a model to predict; by default those that ``Predictive``
+            returns: every sample site that was not drawn, and every deterministic.
+        params: Trained values of ``param`` sites, such as ``fit.params``, and of
+            ``mutable`` sites, ``{**fit.params, **fit.state.mutable_state}``; also of a
+            module's parameters that were learned. A DataTree has them in it; beside a
+            dictionary of draws they are needed: without them a learned parameter has
+            its stored, untrained value. A model that is only trained has no draws:
+            ``predict(model, {}, x, params=fit.params)``.
+        quantiles: Probabilities of the quantiles, in [0, 1]; ``()`` for none.
+        batch_size: How many points (or values of a site) are held for all draws at a
+            time; by default what takes about 64 MB.
+        batch_ndims: The number of sample axes of a dictionary's arrays, by default 1.
+        progress_bar: Whether to show one, if it takes more than two seconds.
+        **kwargs: Keyword arguments for the module or the model.
+
+    Returns:
+        A `Prediction` with ``mean``, ``std`` and ``quantiles`` (a dictionary by
+        probability); for a model a dictionary of them by site.
+
+    Raises:
+        ValueError: If the draws or `params` do not match the module, if the inputs have
+            different numbers of points, if one with fewer axes may be a value for each
+            of them as well as shared, if points that depend on each other are to be
+            cut by `batch_size`, if a quantile is no probability, or if a site does not
+            exist.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(1, 1, use_bias=False, key=jax.random.key(0))
+        >>> draws = {"linear.weight": jnp.array([1.0, 2.0, 3.0])[:, None, None]}
+        >>> fit = px.predict(linear, draws, jnp.array([[1.0], [10.0]]))
+        >>> fit.mean.ravel().tolist(), fit.quantiles[0.5].ravel().tolist()
+        ([2.0, 20.0], [2.0, 20.0])
+    """
+    wrong = [q for q in quantiles if not 0.0 <= q <= 1.0]
+    if wrong:
+        raise ValueError(f"quantiles are probabilities in [0, 1], got {wrong}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    given = Draws.of(draws, batch_ndims)
+    common = {
+        "quantiles": tuple(quantiles),
+        "batch_size": batch_size,
+        "progress_bar": progress_bar,
+    }
+    if isinstance(model, eqx.Module):
+        if sites is not None:
+            raise ValueError(
+                f"sites are those of a model, and {type(model).__name__} is a module."
+            )
+        return predict_function(
+            model, given, args, kwargs, name=name, params=params, **common
+        )
+    if name is not None:
+        raise ValueError("name is the root of a module's names, and this is a model.")
+    params = {**given.params, **(params or {})}
+    if not given.values and not params:
+        raise ValueError(
+            "there are no draws and no params, so there is nothing to predict from: "
+            "give `mcmc.get_samples()`, or params=fit.params of a model that is only "
+            "trained. Draws from the prior are those of NumPyro's Predictive."
+        )
+    return predict_sites(
+        model,
+        given,
+        args,
+        kwargs,
+        rng_key=rng_key,
+        sites=sites,
+        params=params,
+        **common,
+    )
+
+
+__all__ = ["Prediction", "predict"]

@@ -1,0 +1,287 @@
+"""Priors whose scale is given: by a number, by the fan-in, around what is stored."""
+
+import math
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+from pyrox_ppl._parameter import Parameter
+from pyrox_ppl._prior import Rule
+from pyrox_ppl.priors._check import check_positive
+
+
+def normal(std: ArrayLike = 1.0) -> Rule:
+    r"""The isotropic normal prior, the same for every parameter.
+
+    .. math:: \theta_i \sim \mathrm{Normal}(0, s^2)
+
+    **Shapes**: `std` broadcasts to the parameter's shape. **Sites**: the parameter's.
+
+    Args:
+        std: :math:`s`, positive, in the units of the parameter.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `std` is not positive and finite; on reading, if it does not
+            broadcast to the parameter's shape.
+        TypeError: If `std` is not a number.
+
+    References:
+        MacKay, D. J. C. (1992). A Practical Bayesian Framework for Backpropagation
+        Networks. Neural Computation 4(3).
+
+    Example:
+        >>> import equinox as eqx, jax, pyrox_ppl as px
+        >>> from numpyro.handlers import seed, trace
+        >>> linear = eqx.nn.Linear(4, 1, key=jax.random.key(0))
+        >>> def model():
+        ...     rules = {"*.bias": px.priors.normal(0.1), "*": px.priors.fan_in()}
+        ...     with px.bayesianize(prior=rules):
+        ...         px.bind(linear, "net")
+        >>> for name, site in trace(seed(model, 0)).get_trace().items():
+        ...     print(name, f"{site['fn'].variance.max():.2f}")
+        net.weight 0.25
+        net.bias 0.01
+    """
+    check_positive("std", std)
+    return lambda parameter: dist.Normal(0.0, std)
+
+
+def fan_in(std: ArrayLike = 1.0) -> Rule:
+    r"""A normal prior under which a layer's output keeps its scale at every width.
+
+    .. math:: \theta_i \sim \mathrm{Normal}(0, s^2 / n_\mathrm{in})
+
+    A sum over :math:`n_\mathrm{in}` inputs of unit variance then has variance
+    :math:`s^2`, and a wide network tends to a Gaussian process. A bias takes the fan-in
+    of the ``weight`` beside it; give biases a rule of their own by name if they are to
+    be as wide as the layer's output.
+
+    **Shapes**: `std` broadcasts to the parameter's shape. **Sites**: the parameter's.
+
+    Args:
+        std: :math:`s`, positive: the standard deviation of a layer's output.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `std` is not positive and finite; on reading, if it does not
+            broadcast to the parameter's shape.
+        TypeError: If `std` is not a number.
+
+    References:
+        Neal, R. M. (1996). Bayesian Learning for Neural Networks, chapter 2. Springer.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("w", (), (3, 16), np.dtype("f4"), "generator", 16)
+        >>> print(px.priors.fan_in(2.0)(weight).scale)
+        0.5
+    """
+    check_positive("std", std)
+    return lambda parameter: dist.Normal(0.0, std / math.sqrt(parameter.fan_in))
+
+
+def glorot(gain: ArrayLike = 1.0) -> Rule:
+    r"""A normal prior with the variance of Glorot's initialisation.
+
+    .. math:: \theta_i \sim \mathrm{Normal}(0, 2 g^2 / (n_\mathrm{in} + n_\mathrm{out}))
+
+    which keeps the scale of both a layer's output and its gradient.
+    :math:`n_\mathrm{out}` is the first axis times all axes but the first two, as
+    ``eqx.nn.Linear`` and ``eqx.nn.Conv`` keep their weights.
+
+    **Shapes**: `gain` broadcasts to the parameter's shape. **Sites**: the parameter's.
+
+    Args:
+        gain: :math:`g`, positive: 1 for tanh-like activations.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `gain` is not positive and finite; on reading, if it does not
+            broadcast to the parameter's shape.
+        TypeError: If `gain` is not a number.
+
+    References:
+        Glorot, X., Bengio, Y. (2010). Understanding the Difficulty of Training Deep
+        Feedforward Neural Networks. AISTATS.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("w", (), (2, 6), np.dtype("f4"), "generator", 6)
+        >>> print(px.priors.glorot()(weight).scale)
+        0.5
+    """
+    check_positive("gain", gain)
+
+    def rule(parameter: Parameter) -> dist.Distribution:
+        both = parameter.fan_in + _fan_out(parameter)
+        return dist.Normal(0.0, gain * math.sqrt(2.0 / both))
+
+    return rule
+
+
+def kaiming(negative_slope: float = 0.0) -> Rule:
+    r"""A normal prior with the variance of Kaiming He's initialisation, for ReLU.
+
+    .. math:: \theta_i \sim \mathrm{Normal}(0, 2 / ((1 + a^2)\, n_\mathrm{in}))
+
+    which keeps the scale of a layer's output where (leaky) ReLU halves its variance.
+
+    **Sites**: the parameter's.
+
+    Args:
+        negative_slope: :math:`a`, the slope of the activation below zero.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `negative_slope` is not finite.
+
+    References:
+        He, K., Zhang, X., Ren, S., Sun, J. (2015). Delving Deep into Rectifiers. ICCV.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("w", (), (3, 8), np.dtype("f4"), "generator", 8)
+        >>> print(px.priors.kaiming()(weight).scale)
+        0.5
+    """
+    if not math.isfinite(negative_slope):
+        raise ValueError(f"negative_slope must be finite, got {negative_slope!r}.")
+    return fan_in(math.sqrt(2.0 / (1.0 + negative_slope**2)))
+
+
+def laplace(scale: ArrayLike = 1.0) -> Rule:
+    r"""A Laplace prior, scaled by the fan-in: most weights small, a few large.
+
+    .. math:: \theta_i \sim \mathrm{Laplace}(0, b / \sqrt{n_\mathrm{in}})
+
+    Its standard deviation is :math:`\sqrt 2\, b / \sqrt{n_\mathrm{in}}`. One that is
+    the same for every parameter is ``dist.Laplace(0.0, b)`` itself.
+
+    **Shapes**: `scale` broadcasts to the parameter's shape. **Sites**: the parameter's.
+
+    Args:
+        scale: :math:`b`, positive.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `scale` is not positive and finite; on reading, if it does not
+            broadcast to the parameter's shape.
+        TypeError: If `scale` is not a number.
+
+    References:
+        Fortuin, V., Garriga-Alonso, A., Ober, S. W., et al. (2022). Bayesian Neural
+        Network Priors Revisited. ICLR. Heavy tails fit fully connected networks better
+        than normal priors.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("w", (), (3, 4), np.dtype("f4"), "generator", 4)
+        >>> print(px.priors.laplace()(weight).scale)
+        0.5
+    """
+    check_positive("scale", scale)
+    return lambda parameter: dist.Laplace(0.0, scale / math.sqrt(parameter.fan_in))
+
+
+def student_t(df: ArrayLike = 3.0, scale: ArrayLike = 1.0) -> Rule:
+    r"""A Student-t prior, scaled by the fan-in: heavy tails at every weight.
+
+    .. math:: \theta_i \sim \mathrm{StudentT}(\nu, 0, s / \sqrt{n_\mathrm{in}})
+
+    Its standard deviation is :math:`\sqrt{\nu / (\nu - 2)}` times the scale if
+    :math:`\nu > 2`, else infinite.
+
+    **Shapes**: `df` and `scale` broadcast to the parameter's shape. **Sites**: the
+    parameter's.
+
+    Args:
+        df: :math:`\nu`, the degrees of freedom, positive.
+        scale: :math:`s`, positive.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `df` or `scale` is not positive and finite; on reading, if it
+            does not broadcast to the parameter's shape.
+        TypeError: If `df` or `scale` is not a number.
+
+    References:
+        Fortuin, V., Garriga-Alonso, A., Ober, S. W., et al. (2022). Bayesian Neural
+        Network Priors Revisited. ICLR.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> weight = px.Parameter("w", (), (3, 4), np.dtype("f4"), "generator", 4)
+        >>> print(px.priors.student_t(df=5.0)(weight).scale)
+        0.5
+    """
+    check_positive("df", df)
+    check_positive("scale", scale)
+    return lambda p: dist.StudentT(df, 0.0, scale / math.sqrt(p.fan_in))
+
+
+def around_stored(std: ArrayLike) -> Rule:
+    r"""A normal prior centred on the value that the module holds.
+
+    .. math:: \theta_i \sim \mathrm{Normal}(\theta_i^\mathrm{stored}, s^2)
+
+    For a pre-trained module: fine-tuning with a budget (`std`) for every weight, or,
+    with ``where``, a Bayesian last layer on features that stay what they are. NumPyro
+    starts chains at random by default; give NUTS ``init_strategy=init_to_median()`` to
+    start near the stored values.
+
+    **Shapes**: `std` broadcasts to the parameter's shape. **Sites**: the parameter's.
+
+    Args:
+        std: :math:`s`, positive, in the units of the parameter.
+
+    Returns:
+        A rule for ``bayesianize(prior=...)``.
+
+    Raises:
+        ValueError: If `std` is not positive and finite; on reading, if it does not
+            broadcast to the parameter's shape.
+        TypeError: If `std` is not a number.
+
+    References:
+        Krishnan, R., Subedar, M., Tickoo, O. (2020). Specifying Weight Priors in
+        Bayesian Deep Neural Networks with Empirical Bayes. AAAI.
+
+    Example:
+        >>> import equinox as eqx, jax, pyrox_ppl as px
+        >>> from numpyro.handlers import seed, trace
+        >>> mlp = eqx.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
+        >>> def model():
+        ...     near = px.priors.around_stored(0.1)
+        ...     with px.bayesianize(prior=near, where="*.layers.1.*"):
+        ...         px.bind(mlp, "net")
+        >>> site = trace(seed(model, 0)).get_trace()["net.layers.1.weight"]
+        >>> bool((site["fn"].mean == mlp.layers[1].weight).all())
+        True
+    """
+    check_positive("std", std)
+
+    def rule(parameter: Parameter) -> dist.Distribution:
+        dtype = jnp.promote_types(parameter.dtype, jnp.float32)
+        return dist.Normal(jnp.asarray(parameter.stored, dtype), std)
+
+    return rule
+
+
+def _fan_out(parameter: Parameter) -> int:
+    """The number of outputs that one input reaches."""
+    out, *rest = parameter.shape or (1,)
+    return out * math.prod(rest[1:])
