@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pyrox_ppl.prediction import modules_from_draws as modules_from_draws
     from pyrox_ppl.prediction import predict as predict
 
-# Imported when asked for: NumPyro's inference and above all ArviZ take time to load.
+# Imported on first use: NumPyro's inference and especially ArviZ take time to load.
 _LAZY = {
     "AmortizedGuide": "infer",
     "module_from_draw": "prediction",
@@ -98,10 +98,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # to a type checker, `px.wrong` would be there
+if not TYPE_CHECKING:  # a type checker would accept `px.wrong` if it saw this
 
     def __getattr__(name: str) -> Any:
-        """Import the part that has the name, or that is named."""
+        """Import a public name, or a part of the package, on first use."""
         if name in _LAZY.values():
             return importlib.import_module(f"pyrox_ppl.{name}")
         if name in _LAZY:
@@ -110,5 +110,5 @@ if not TYPE_CHECKING:  # to a type checker, `px.wrong` would be there
 
 
 def __dir__() -> list[str]:
-    """The public names, also those of parts that are not imported yet."""
+    """List the public names, including those that are not imported yet."""
     return sorted({*__all__, "__version__", "infer", "posterior"})

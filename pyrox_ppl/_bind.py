@@ -25,18 +25,19 @@ class AbstractModule(eqx.Module):
     """A module that binds itself at its outermost call.
 
     Every module of `pyrox_ppl.nn` is one. A subclass writes only the forward
-    mathematics, in `forward`, with the parameters that it finds on ``self``; calling
-    the module reads them first (see :func:`bind`), once for the whole tree below it.
+    mathematics, in `forward`, with the parameters on ``self``. Calling the module
+    first reads them (see :func:`bind`), once for the whole tree below it.
     """
 
-    # Static, so that it survives flattening: a bound module stays bound under every
-    # JAX transform, and in every copy.
+    # Static, so that the mark survives flattening: a bound module stays bound under
+    # every JAX transform and in every copy.
     _bound: bool = eqx.field(default=False, init=False, static=True, repr=False)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Give the instance its own mark, whatever ``__init__`` a subclass writes.
+        """Set the mark on the instance, whatever ``__init__`` a subclass writes.
 
-        Equinox takes an instance that lacks one of its fields for a function wrapper.
+        Equinox mistakes an instance that lacks one of its fields for a function
+        wrapper.
         """
         self = super().__new__(cls)
         object.__setattr__(self, "_bound", False)
@@ -48,7 +49,7 @@ class AbstractModule(eqx.Module):
 
     @abc.abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The mathematics of the module, with the parameters as they stand."""
+        """Evaluate the module with the parameters that it holds."""
 
 
 def bind[Module](
@@ -57,25 +58,24 @@ def bind[Module](
     """Read every parameter of a module; return the module with the answers in place.
 
     Each parameter is one NumPyro message. The innermost handler that selects it
-    (:func:`~pyrox_ppl.bayesianize`, ...) says what it becomes; a parameter that no
-    handler selects stays the stored constant. What comes back is an ordinary module of
-    the same class, dtypes and shapes: call it as often as you like, under any
-    transform.
+    (:func:`~pyrox_ppl.bayesianize`, ...) decides what it becomes; a parameter that no
+    handler selects stays the stored constant. The result is an ordinary module of the
+    same class, dtypes and shapes: call it as often as you like, under any transform.
 
     Modules of :mod:`pyrox_ppl.nn` bind themselves when they are called. Any other
     Equinox module (or any pytree of arrays) takes part through this function.
 
     **Sites**: one per selected parameter, named by its path in the module:
-    ``<name>.layers.0.weight``. The same array at two places is one site, named by the
-    first of them. That they are the same cannot be seen of a module that is an argument
-    of the ``jit`` around the read, where each place is a tracer of its own and becomes
-    a site of its own: let the compiled function close over the module, or say in the
-    module that they are one (``eqx.nn.Shared``). Running state (``eqx.nn.State``, and
-    what an ``eqx.nn.StateIndex`` starts at) is no parameter.
+    ``<name>.layers.0.weight``. An array stored at two places is one site, named by the
+    first place. If the module is an argument of the ``jit`` around the read, `bind`
+    cannot see such a tie: each place holds its own tracer and becomes its own site. Let
+    the compiled function close over the module instead, or declare the tie in the
+    module (``eqx.nn.Shared``). Running state (``eqx.nn.State``, and the initial value
+    of an ``eqx.nn.StateIndex``) is not a parameter.
 
-    A module of :mod:`pyrox_ppl.nn` that is bound stays bound, also when its block has
-    ended and in every module that it becomes a part of: it is read no more. So do not
-    keep one for another model. What that can read is made by
+    A bound module of :mod:`pyrox_ppl.nn` stays bound after its block has ended, and
+    inside every module that it becomes a part of: its parameters are not read again.
+    So do not keep one for another model; make an unbound module with
     :func:`~pyrox_ppl.module_from_mean`, :func:`~pyrox_ppl.module_from_draw` or
     :func:`~pyrox_ppl.load`.
 
@@ -84,20 +84,20 @@ def bind[Module](
         name: The root of the parameters' names; by default the class name in snake
             case.
         plate: The name of an active ``numpyro.plate``. The selected parameters are then
-            independent per member of it, and *every* array of the module that is
-            returned has a leading axis of the plate's size, ready for
+            independent for each member of the plate, and *every* array of the returned
+            module has a leading axis of the plate's size, ready for
             ``eqx.filter_vmap``. Without it parameters are global: no plate multiplies
             them.
 
     Returns:
-        The module itself where no handler is on NumPyro's stack, or if it is bound
-        already; else a bound copy.
+        The module itself if it is already bound or no handler is on NumPyro's stack;
+        otherwise a bound copy.
 
     Raises:
         ValueError: If a parameter is read inside a ``jit``, ``scan``, ``while_loop``,
             ``cond`` or ``checkpoint`` that was entered inside a handler block; if the
             module is an argument of a ``vmap`` or ``grad`` entered there; if the plate
-            is not active; if a value has another shape than the parameter.
+            is not active; if a value and its parameter differ in shape.
 
     Example:
         >>> import equinox as eqx, jax, numpyro, pyrox_ppl as px
@@ -118,33 +118,35 @@ def bind[Module](
     if isinstance(module, AbstractModule) and module._bound:
         if plate is not None:
             raise ValueError(
-                f"{type(module).__name__} is bound already, so plate={plate!r} would "
+                f"{type(module).__name__} is already bound, so plate={plate!r} would "
                 "have no effect: bind the unbound module."
             )
-        _tell_of_bound([module], called=True)
+        _report_bound([module], called=True)
         return module
     frame = None if plate is None else _active_plate(plate)
     return _bind(module, class_name(module) if name is None else name, frame, ())
 
 
-def bind_but[Module](module: Module, replaced: Collection[str]) -> Module:
-    """Bind a module, but for parameters that :func:`put` will replace.
+def bind_except[Module](module: Module, replaced: Collection[str]) -> Module:
+    """Bind a module without the parameters that the caller replaces afterwards.
 
-    Nothing is read for these, named by their dotted paths in the module: a site whose
-    value nobody uses would be one too many.
+    `replaced` holds their dotted paths in the module. They are not read, because each
+    read could make a site whose value nobody uses.
     """
     if not _PYRO_STACK or (isinstance(module, AbstractModule) and module._bound):
         return module
     return _bind(module, class_name(module), None, replaced)
 
 
-def as_stored[Module](module: Module) -> Module:
-    """A copy that reads nothing when it is called: it computes with what it holds."""
+def stop_reads[Module](module: Module) -> Module:
+    """Copy a module so that a call reads nothing and uses the arrays it holds."""
     return _mark_bound(rebuild(module, jax.tree.leaves(module)))
 
 
-def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
-    """Put values in the place of parameters, named by their dotted paths."""
+def replace_parameters[Module](
+    module: Module, values: Mapping[str, jax.Array]
+) -> Module:
+    """Replace the parameters at the given dotted paths by values."""
     leaves = jax.tree.leaves(module)
     for read in parameters_of(module, class_name(module)):
         name = next((path for path in read.parameter.paths if path in values), None)
@@ -157,10 +159,10 @@ def put[Module](module: Module, values: Mapping[str, jax.Array]) -> Module:
 def _bind[Module](
     module: Module, root: str, frame: Any, replaced: Collection[str]
 ) -> Module:
-    """Read the parameters, those in `replaced` left out, in the members of a plate."""
+    """Read the parameters except those in `replaced`, once per member of a plate."""
     leaves = jax.tree.leaves(module)
     nested = _bound_modules(module)
-    _tell_of_bound(nested, called=False)
+    _report_bound(nested, called=False)
     bound_before = [leaf for node in nested for leaf in jax.tree.leaves(node)]
     reads = [
         read
@@ -176,14 +178,18 @@ def _bind[Module](
             leaves[position] = value
     if frame is not None:
         leaves = [
-            _lead(leaf, old, frame)
+            _add_member_axis(leaf, old, frame)
             for leaf, old in zip(leaves, jax.tree.leaves(module), strict=True)
         ]
     return _mark_bound(rebuild(module, leaves))
 
 
 def _check_transforms(reads: list[Read], module: Any) -> None:
-    """Refuse reads that would leak, vanish on a cache hit, or merge what is mapped."""
+    """Refuse reads under a transform that would make them wrong.
+
+    A staging transform would leak the values, or skip the read on a cache hit; under a
+    ``vmap`` over the module all members would share one value.
+    """
     for handler in _PYRO_STACK:
         mark = getattr(handler, "entered_at", None)
         if mark is None:
@@ -194,7 +200,7 @@ def _check_transforms(reads: list[Read], module: Any) -> None:
                 f"{type(module).__name__} reads its parameters "
                 f"({reads[0].parameter.name!r}, ...) inside a jit, scan, while_loop, "
                 f"cond or checkpoint that was entered inside {block}. The values would "
-                "leak, or be missing where the compiled function is used again. Write "
+                "leak, or be missing when the compiled function runs again. Write "
                 "`net = bind(net)` inside the block, before the transform, and use the "
                 "bound `net` in it."
             )
@@ -203,14 +209,14 @@ def _check_transforms(reads: list[Read], module: Any) -> None:
                 f"{type(module).__name__} reads its parameters "
                 f"({reads[0].parameter.name!r}, ...) inside a vmap or grad over the "
                 f"module itself, entered inside {block}: all members would share one "
-                "value, and its gradient would be zero. Write `net = bind(net)` (or "
-                "`bind(net, plate=...)` for a value per member) inside the block, "
-                "before the transform."
+                "value, and its gradient would be zero. Write `net = bind(net)` inside "
+                "the block, before the transform, or `bind(net, plate=...)` for one "
+                "value per member."
             )
 
 
 def _active_plate(name: str) -> Any:
-    """The plate of that name on NumPyro's stack."""
+    """Find a plate on NumPyro's stack by its name."""
     plates = {h.name: h for h in _PYRO_STACK if is_plate(h)}
     if name not in plates:
         raise ValueError(
@@ -220,18 +226,19 @@ def _active_plate(name: str) -> Any:
     return plates[name]
 
 
-def _lead(leaf: Any, old: Any, plate: Any) -> Any:
-    """Give an array a leading axis of the plate's members, if it has none yet."""
+def _add_member_axis(leaf: Any, old: Any, plate: Any) -> Any:
+    """Make the first axis of an array the axis of the plate's members."""
     if not eqx.is_array(leaf):
         return leaf
     size = plate.subsample_size
     if leaf.ndim > old.ndim:
+        # A plate at dim=-3 puts axes of size 1 between its members and the parameter.
         return leaf.reshape(size, *old.shape)
     return jnp.broadcast_to(jnp.expand_dims(leaf, 0), (size, *old.shape))
 
 
 def _bound_modules(module: Any) -> list[Any]:
-    """The modules that were bound before they became part of this one."""
+    """List the modules inside this one that were bound earlier."""
 
     def is_bound(node: Any) -> bool:
         return isinstance(node, AbstractModule) and node._bound
@@ -240,20 +247,20 @@ def _bound_modules(module: Any) -> list[Any]:
     return [node for node in nodes if is_bound(node)]
 
 
-def _tell_of_bound(modules: list[Any], *, called: bool) -> None:
-    """Tell the open blocks of modules that are not read, for their messages."""
+def _report_bound(modules: list[Any], *, called: bool) -> None:
+    """Report modules that are not read to the open blocks, for their error messages."""
     for handler in _PYRO_STACK:
         if getattr(handler, "entered_at", None) is not None:
             for module in modules:
-                handler.module_is_bound(type(module).__name__, called)
+                handler.record_bound_module(type(module).__name__, called)
 
 
 def _mark_bound[Module](module: Module) -> Module:
-    """Mark a fresh copy and every module nested in it, in place."""
+    """Mark a fresh copy and every module nested in it as bound, in place."""
 
     def mark(node: Any) -> bool:
         if isinstance(node, AbstractModule):
-            # Equinox freezes its modules; this one is ours alone until it is returned.
+            # Equinox freezes modules, but nobody else holds this fresh copy yet.
             object.__setattr__(node, "_bound", True)
         return False
 

@@ -1,4 +1,4 @@
-"""One read: the message that asks for a parameter, and the site that it becomes."""
+"""Reads one parameter: the message that asks for it, and the site that it becomes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,27 +12,27 @@ from numpyro.util import identity
 from pyrox_ppl._parameter import Read
 
 
-class _Drawable(Messenger):
-    """Raises if a site is to be drawn, and no handler has given it a PRNG key."""
+class _RequireKey(Messenger):
+    """Raises if a site must be drawn but no handler has given it a PRNG key."""
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] != "sample" or msg["value"] is not None:
             return
         if msg["kwargs"].get("rng_key") is None:
             raise ValueError(
-                f"{msg['name']!r} is a sample site, but no NumPyro handler can give it "
-                "a value: run this inside a model, or in "
+                f"{msg['name']!r} is a sample site, but no NumPyro handler gives it a "
+                "value: run this inside a model, or inside "
                 "`with numpyro.handlers.seed(rng_seed=0):`."
             )
 
 
 def read_value(read: Read, plate: Any) -> jax.Array:
-    """The answer to a read, with the parameter's shape and dtype.
+    """Read a parameter; return a value of its shape and dtype.
 
-    The message asks the handlers, the innermost first, what the parameter is. If one
-    makes it a site, that site is then sent from the innermost handler on, as
-    ``numpyro.sample`` or ``param`` would send it from where the read stands: so every
-    NumPyro handler acts on it, inside and outside the block that made it.
+    The message asks the handlers, innermost first, what the parameter is. If one makes
+    it a site, the site is then sent to all handlers, innermost first, as
+    ``numpyro.sample`` or ``numpyro.param`` at the place of the read would send it. So
+    every NumPyro handler acts on it, inside and outside the block that made it.
     """
     parameter, stored, _ = read
     message: dict[str, Any] = {
@@ -49,57 +49,62 @@ def read_value(read: Read, plate: Any) -> jax.Array:
         "stored": stored,
         "plate": plate,
     }
-    with _reading(plate):
+    with _hide_other_plates(plate):
         for handler in reversed(_PYRO_STACK):
             handler.process_message(message)
             if message["type"] != "parameter" or message["value"] is not None:
                 break
-        # What `numpyro.handlers.block` hides is the site, not the question.
+        # `numpyro.handlers.block` hides sites, so it must not stop the question. It
+        # sees the site again below, and may hide it then.
         message.pop("stop", None)
         if message["type"] != "parameter":
-            message["name"] = parameter.name  # scopes give their prefixes again
+            # The first pass added the scopes' prefixes; the second adds them again.
+            message["name"] = parameter.name
             apply_stack(message)
         elif message["value"] is None:
             message["value"] = stored
     for handler in _PYRO_STACK:
-        watch = getattr(handler, "parameter_was_read", None)
-        if watch is not None:
-            watch(parameter, message)
+        record_read = getattr(handler, "record_read", None)
+        if record_read is not None:
+            record_read(parameter, message)
     value = jnp.asarray(message["value"])
     shapes = [parameter.shape]
     if plate is not None:
+        # NumPyro's plate at dim=-2 leaves one axis of size 1 to its right.
         shapes.append(
             (plate.subsample_size,) + (1,) * (-plate.dim - 1) + parameter.shape
         )
     if value.shape not in shapes:
         raise ValueError(
             f"the value for {parameter.name!r} has shape {value.shape}, but the "
-            f"parameter has shape {shapes[-1]}. If it was substituted, it comes from "
+            f"parameter has shape {shapes[-1]}. A substituted value may come from "
             "another module; a prior given to `lift` must have the parameter's shape; "
-            "a `mask` of the data must not stand around the read: "
+            "a `mask` for the data must not enclose the read: call "
             "`net = bind(module, name)` before it."
         )
     if value is stored and message["type"] != "parameter":
-        # A site that holds the stored value: handlers tell what is read by identity.
+        # Handlers recognise a bound module's arrays by identity. If a site's value were
+        # the stored array, the unbound module would look bound.
         value = jnp.copy(value)
-    # NumPyro draws float64 under x64, and float32 for bfloat16. The handler that
-    # answered holds this message: a second read gets the cast value, too.
+    # NumPyro draws float64 under x64, and float32 for bfloat16. The cast value goes
+    # into the message, from which the handler answers a second read.
     message["value"] = value = value.astype(parameter.dtype)
     return value
 
 
 @contextlib.contextmanager
-def _reading(plate: Any) -> Iterator[None]:
-    """Take every plate but the one that was asked for off NumPyro's stack.
+def _hide_other_plates(plate: Any) -> Iterator[None]:
+    """Take every plate except the requested one off NumPyro's stack.
 
-    So none multiplies a site of the parameter, nor one that a prior or ``reparam``
-    makes for it: NumPyro's ``infer={"block_plates": ...}`` gets lost on the way.
+    No plate then multiplies the parameter's site, nor a site that a prior or
+    ``reparam`` makes for it. NumPyro's ``infer={"block_plates": ...}`` does not reach
+    the latter.
     """
     before = list(_PYRO_STACK)
     _PYRO_STACK[:] = [h for h in before if not is_plate(h) or h is plate]
     if _PYRO_STACK and getattr(_PYRO_STACK[0], "entered_at", None) is not None:
-        # Nothing of NumPyro's stands outside the blocks that could draw.
-        _PYRO_STACK.insert(0, _Drawable())
+        # No NumPyro handler outside the blocks could draw a value.
+        _PYRO_STACK.insert(0, _RequireKey())
     try:
         yield
     finally:
@@ -107,5 +112,5 @@ def _reading(plate: Any) -> Iterator[None]:
 
 
 def is_plate(handler: Any) -> bool:
-    """Whether a handler is a plate; funsor's is another class."""
+    """Whether a handler is a plate: NumPyro's, or the separate class of funsor."""
     return hasattr(handler, "subsample_size")

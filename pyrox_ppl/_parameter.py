@@ -1,4 +1,4 @@
-"""What a parameter is: its record, its name, its role, and tied leaves."""
+"""Parameters of a module: their records, names, roles and tied leaves."""
 
 import dataclasses
 import math
@@ -20,25 +20,26 @@ class Parameter:
 
     Attributes:
         name: The dotted site name, for example
-            ``"conditioned_inr.conditioners.0.generator.weight"``, with the prefixes of
+            ``"conditioned_inr.conditioners.0.generator.weight"``, with the prefix of
             every :func:`~pyrox_ppl.scope` between the read and the handler that asks.
-        path: The same place in the module, without root and prefixes:
+        path: The place in the module, without root and prefixes:
             ``("conditioners", 0, "generator", "weight")``.
         shape: Shape of the stored array.
         dtype: dtype of the stored array; the value that replaces it is cast to it.
         role: ``"generator"`` if the parameter makes a conditioning (it belongs to a
             conditioner, or to a network that generates features), or if its module
-            holds no generator at all; ``"backbone"`` otherwise. An array that is tied
-            is a generator if it is one at any of its places.
+            holds no generator at all; ``"backbone"`` otherwise. A tied array is a
+            generator if it is one at any of its places.
         fan_in: The number of inputs that one output sums over: the product of all axes
-            but the first (``eqx.nn.Linear`` keeps its weight as (out, in)). A ``bias``,
-            a vector or a scalar takes the fan-in of the ``weight`` beside it, else 1.
-        stored: The array that the module holds, for a prior around it or a start at it.
-            It is no part of the record's ``repr``, nor of its equality.
+            but the first (``eqx.nn.Linear`` stores its weight as (out, in)). A
+            ``bias``, a vector or a scalar takes the fan-in of the ``weight`` beside it,
+            or 1 if there is none.
+        stored: The array that the module holds, for a prior or a start around it. The
+            record's ``repr`` and equality ignore it.
         tied: The paths of the other places in the module that hold the same array.
-        paths: The dotted path in the module of each of its places.
-        names: The name at each of its places, that of the site first. A glob in
-            ``where``, or as a key of ``prior``, may match any of them.
+        paths: The dotted path of each place in the module that holds the array.
+        names: The name at each of these places; the first is the site's. A glob in
+            ``where``, or a key of ``prior``, may match any of them.
 
     Example:
         >>> import jax
@@ -67,18 +68,18 @@ class Parameter:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name at each place that holds the array, that of the site first."""
+        """The name at each place that holds the array; the first is the site's."""
         root = self.name.removesuffix(path_name(self.path))
         return (self.name, *(root + path_name(path) for path in self.tied))
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The dotted path of each place that holds the array, the site's first."""
+        """The dotted path of each place that holds the array; the first is `path`."""
         return tuple(path_name(path) for path in (self.path, *self.tied))
 
 
 def is_backbone(parameter: Parameter) -> bool:
-    """Whether a parameter is backbone: made to be used as ``where=px.is_backbone``.
+    """Whether a parameter is backbone, for use as ``where=px.is_backbone``.
 
     Args:
         parameter: The parameter that a handler asks about.
@@ -97,9 +98,9 @@ def is_backbone(parameter: Parameter) -> bool:
 
 
 def is_generator(parameter: Parameter) -> bool:
-    """Whether a parameter makes the conditioning: made for ``where=px.is_generator``.
+    """Whether a parameter is a generator, for use as ``where=px.is_generator``.
 
-    It is what handlers select by default.
+    Handlers select the generators by default.
 
     Args:
         parameter: The parameter that a handler asks about.
@@ -126,6 +127,8 @@ class Read(NamedTuple):
 
 
 class _Leaf(NamedTuple):
+    """A leaf of a module: its place, its role if a class set one, and its fan-in."""
+
     path: tuple[str | int, ...]
     value: Any
     role: Role | None
@@ -134,7 +137,7 @@ class _Leaf(NamedTuple):
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it can be (part of) a site name, else raise."""
+    """Return `name` if a site name may contain it; raise otherwise."""
     if not isinstance(name, str):
         raise TypeError(f"a name must be a string, got {name!r}.")
     if not name or "/" in name:
@@ -146,29 +149,30 @@ def check_name(name: str) -> str:
 
 
 def class_name(module: Any) -> str:
-    """The class name in snake case: ``ConditionedINR`` -> ``conditioned_inr``."""
+    """Return the class name in snake case: ``ConditionedINR``: ``conditioned_inr``."""
     if isinstance(module, jax.Array | np.ndarray):
-        return "array"  # a tracer's class is another one in every transform
+        return "array"  # each transform has its own class of tracers
     name = type(module).__name__.lstrip("_")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return words.lower()
 
 
 def path_name(path: tuple[str | int, ...]) -> str:
-    """A path joined by dots, a slash in a key being one: ``layers.0.weight``."""
+    """Join a path by dots, which also replace slashes: ``layers.0.weight``."""
     return ".".join(str(key).replace("/", ".") for key in path)
 
 
 def parameters_of(module: Any, root: str) -> list[Read]:
-    """Every parameter of `module` in tree order, each tied array once.
+    """List every parameter of `module` in tree order, each tied array once.
 
-    A parameter is an array leaf of floating (or complex) dtype; integer arrays, PRNG
-    keys, functions and Python numbers are constants, and so is the running state of
-    Equinox (what a ``StateIndex`` starts at, and a ``State``).
+    A parameter is an array leaf of floating or complex dtype. Integer arrays, PRNG
+    keys, functions and Python numbers are constants, and so is Equinox's running state
+    (a ``State``, and the initial value of a ``StateIndex``).
     """
     leaves = list(_walk(module, (), None, 1))
     holds_generator = any(leaf.role == "generator" for leaf in leaves)
     default: Role = "backbone" if holds_generator else "generator"
+    # Tied leaves are one array object, so its id groups them. No id leaves this call.
     positions: dict[int, list[int]] = {}
     first: dict[int, _Leaf] = {}
     for position, leaf in enumerate(leaves):
@@ -182,7 +186,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             raise ValueError(
                 f"two arrays of {type(module).__name__} have the same name {name!r}: "
                 f"{reads[name].parameter.path} and {leaf.path}. Rename a dictionary "
-                "key so that the paths differ when joined by dots."
+                "key so that the paths differ when they are joined by dots."
             )
         parameter = Parameter(
             name=name,
@@ -199,18 +203,19 @@ def parameters_of(module: Any, root: str) -> list[Read]:
 
 
 def _role(roles: list[Role]) -> Role:
-    """The role of an array with these roles at its places."""
+    """Combine the roles that an array has at its places."""
     return "generator" if "generator" in roles else "backbone"
 
 
 def _walk(
     node: Any, path: tuple[str | int, ...], role: Role | None, fan_in: int
 ) -> Iterator[_Leaf]:
-    """The leaves below `node` in the order of ``jax.tree.leaves``."""
+    """Yield the leaves below `node` in the order of ``jax.tree.leaves``."""
     if isinstance(node, eqx.nn.StateIndex | eqx.nn.State):
         for leaf in jax.tree.leaves(node):
             yield _Leaf(path, leaf, role, fan_in, is_state=True)
         return
+    # Every child counts as a leaf, so this flattens one level of the tree.
     children = [
         (entry[0], child)
         for entry, child in jax.tree_util.tree_flatten_with_path(
@@ -226,13 +231,14 @@ def _walk(
     sibling = next((_fan_in(c) for key, c in children if _key(key) == "weight"), None)
     for key, child in children:
         own = _fan_in(child)
+        # A convolution's bias has trailing axes of size 1, whose product is no fan-in.
         below = (sibling or own) if _key(key) == "bias" else (own or sibling)
         child_role = _field_role(node, key, role)
         yield from _walk(child, (*path, _key(key)), child_role, below or 1)
 
 
 def _fan_in(value: Any) -> int | None:
-    """Product of all axes but the first, or None for anything but a matrix or more."""
+    """Return the product of all axes but the first; None for less than two axes."""
     if eqx.is_inexact_array(value) and value.ndim >= 2:
         return math.prod(value.shape[1:])
     return None
@@ -251,7 +257,7 @@ def _key(key: Any) -> str | int:
 
 
 def _field_role(node: Any, key: Any, role: Role | None) -> Role | None:
-    """The role that the class of `node` marks the field `key` with, else `role`."""
+    """Return the role that the class of `node` gives its field `key`, or `role`."""
     if isinstance(key, GetAttrKey) and dataclasses.is_dataclass(node):
         for field in dataclasses.fields(node):
             if field.name == key.name:

@@ -1,4 +1,4 @@
-"""What a prior may be: a rule, and one that is sampled in its standard form."""
+"""What a prior may be: a rule, or a distribution sampled in its standard form."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from pyrox_ppl._parameter import Parameter
 
 @dataclasses.dataclass(frozen=True)
 class NonCentered:
-    r"""A prior for a parameter that is sampled in its standard form.
+    r"""A non-centred prior: inference samples the parameter in its standard form.
 
     .. math:: \theta = \mu + \sigma\,\varepsilon, \qquad \varepsilon \sim p(0, 1)
 
-    has the law :math:`p(\mu, \sigma)`, but what inference samples is
-    :math:`\varepsilon`. Where :math:`\sigma` is itself a latent site, NUTS then meets
-    no funnel. A rule returns it in place of the distribution itself.
+    The parameter :math:`\theta` has the law :math:`p(\mu, \sigma)`, but inference
+    samples :math:`\varepsilon`. If :math:`\sigma` is itself a latent site, this spares
+    NUTS the funnel. A rule returns it in place of the distribution.
 
     **Sites**: ``<parameter>_decentered``, a sample site (the name that NumPyro's
-    ``LocScaleReparam`` gives), and ``<parameter>``, a deterministic one. In a plate
-    that ``bind`` was asked for, both are in it. Where ``condition`` or ``do`` fixes the
-    parameter, there is no noise to sample: it is a sample site itself, with
-    `distribution` as its law, and the former is absent.
+    ``LocScaleReparam`` gives), and ``<parameter>``, a deterministic site. With
+    ``bind(..., plate=...)`` both are inside the plate. If ``condition`` or ``do`` fixes
+    the parameter, there is no noise to sample: ``<parameter>`` is then a sample site
+    with `distribution` as its law, and ``<parameter>_decentered`` is absent.
 
     Args:
         distribution: A location-scale distribution over the real numbers: ``Normal``,
@@ -31,7 +31,7 @@ class NonCentered:
             parameter's.
 
     Raises:
-        TypeError: If it is no distribution with a ``loc`` and a ``scale``.
+        TypeError: If `distribution` has no ``loc`` or no ``scale``.
         ValueError: If its support is not the real line.
 
     References:
@@ -72,7 +72,7 @@ class NonCentered:
 
     @property
     def standard(self) -> Distribution:
-        """The same distribution, at location 0 and scale 1."""
+        """The same distribution with location 0 and scale 1."""
         fn: Any = self.distribution
         given = {name: getattr(fn, name) for name in fn.arg_constraints}
         return type(fn)(**{**given, "loc": 0.0, "scale": 1.0})

@@ -1,4 +1,4 @@
-"""show_versions: what a bug report needs to say, in one block to paste."""
+"""show_versions: prints the versions and devices that a bug report needs."""
 
 import collections
 import importlib.metadata
@@ -8,7 +8,7 @@ import jax
 
 from pyrox_ppl._version import __version__
 
-# What a result depends on, then what the extras install.
+# The packages that results depend on, then those that the extras install.
 _DISTRIBUTIONS = (
     "jax",
     "jaxlib",
@@ -35,8 +35,8 @@ _DISTRIBUTIONS = (
 def show_versions() -> None:
     """Print the versions and devices that a bug report needs, in one block to paste.
 
-    Versions are read from the installed metadata: nothing is imported for them. JAX
-    starts its backend to list the devices, if it has not yet.
+    Versions come from the installed metadata, so nothing is imported for them. JAX
+    starts its backend, if it has not yet, to list the devices.
 
     Example:
         >>> import pyrox_ppl as px
@@ -69,7 +69,7 @@ def _version_of(distribution: str) -> str:
 
 
 def _devices() -> dict[str, str]:
-    """Backend and devices; why there are none is part of the report."""
+    """Return backend and devices; if there are none, the report says why."""
     try:
         backend, devices = jax.default_backend(), jax.devices()
     except RuntimeError as error:

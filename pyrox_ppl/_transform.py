@@ -1,9 +1,9 @@
-"""Where a JAX transform begins: tells a read that would leak, or vanish on a cache hit.
+"""Detects a JAX transform around a read that would leak it, or skip it on a cache hit.
 
 ``jit``, ``scan``, ``while_loop``, ``cond``, ``checkpoint`` and ``eval_shape`` stage a
-function out, once; ``vmap`` and ``grad`` run it where it stands. A fresh constant tells
-the two apart: under the first it belongs to a trace of its own, under the second to the
-trace around it. ``jax.extend.core.get_opaque_trace_state`` changes under both.
+function out once; ``vmap`` and ``grad`` run it in place. A fresh constant tells the two
+apart: under a staging transform it belongs to a new trace, under ``vmap`` or ``grad``
+to the surrounding one. ``jax.extend.core.get_opaque_trace_state`` changes under both.
 """
 
 from typing import Any
@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-# Part of the key of every JAX compilation cache. It is set inside a handler block, so
-# that a function compiled outside runs its Python again and its reads are seen.
+# A user context is part of the key of every JAX compilation cache. A handler block sets
+# this one, so that a function compiled outside runs its Python again inside the block:
+# otherwise a cache hit would hide its reads from the handler.
 inside_block = jax.make_user_context(False)
 
 
 class TraceMark:
-    """The JAX trace that was current where this mark was made."""
+    """Remembers the JAX trace that is current where the mark is made."""
 
     def __init__(self) -> None:
         self._staged = _trace_of(jnp.zeros(()))
@@ -30,6 +31,8 @@ class TraceMark:
 
     def is_transformed(self, leaf: Any) -> bool:
         """Whether `leaf` is an argument of a ``vmap`` or ``grad`` entered since."""
+        # A concrete array cannot be one member of a `vmap`. A tracer may be, once a
+        # transform was entered since the mark.
         trace = _trace_of(leaf)
         return (
             trace is not None
@@ -39,5 +42,5 @@ class TraceMark:
 
 
 def _trace_of(value: Any) -> Any:
-    """The trace that an array belongs to; None for a concrete array."""
+    """Return the trace that an array belongs to; None for a concrete array."""
     return getattr(value, "_trace", None)

@@ -1,4 +1,4 @@
-"""`where`: which parameters, by globs on their names or a predicate."""
+"""`where`: selects parameters by globs on their names or by a predicate."""
 
 import fnmatch
 import inspect
@@ -11,17 +11,17 @@ Where = str | Sequence[str] | Predicate | None
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a glob matches a whole name; ``*`` goes across dots."""
+    """Whether a glob matches a whole name; ``*`` also matches dots."""
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def names_match(parameter: Parameter, pattern: str) -> bool:
-    """Whether a glob matches a name of a parameter: a tied array has several."""
+def matches_parameter(parameter: Parameter, pattern: str) -> bool:
+    """Whether a glob matches any name of a parameter: a tied array has several."""
     return any(matches(name, pattern) for name in parameter.names)
 
 
-def selection(where: Where, default: Predicate) -> tuple[tuple[str, ...], Predicate]:
-    """The globs of `where`, and the predicate that they make; `default` for None."""
+def parse_where(where: Where, default: Predicate) -> tuple[tuple[str, ...], Predicate]:
+    """Return the globs in `where` and its predicate, which is `default` for None."""
     if where is None:
         return (), default
     if callable(where):
@@ -35,20 +35,20 @@ def selection(where: Where, default: Predicate) -> tuple[tuple[str, ...], Predic
             f"got {where!r}."
         )
     globs = tuple(patterns)
-    return globs, lambda p: any(names_match(p, glob) for glob in globs)
+    return globs, lambda p: any(matches_parameter(p, glob) for glob in globs)
 
 
 def check_takes_parameter(name: str, function: Callable) -> None:
     """Raise if a callable cannot be called with a Parameter alone."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # a builtin without a signature: the call will say
+    except ValueError:  # a builtin has no signature: a wrong call raises by itself
         return
     try:
         signature.bind(None)
     except TypeError as error:
         raise TypeError(
-            f"a callable for {name} takes one argument, the Parameter, and "
-            f"{function!r} takes {signature}: of a Parameter p, p.name and p.shape are "
-            "the name and the shape."
+            f"a callable for {name} must take one argument, the Parameter, but "
+            f"{function!r} takes {signature}. Take the Parameter p and use p.name, "
+            "p.shape and its other attributes."
         ) from error

@@ -1,4 +1,4 @@
-"""What a model will do with its parameters, before it runs."""
+"""Explains what a model will do with its parameters, before it runs."""
 
 from pyrox_ppl.explanation._explain import explain as explain
 from pyrox_ppl.explanation._explanation import ExplainedParameter as ExplainedParameter

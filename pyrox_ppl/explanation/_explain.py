@@ -1,4 +1,4 @@
-"""explain: what a model will do with its parameters, before it runs."""
+"""explain: says what a model will do with its parameters, before it runs."""
 
 import dataclasses
 import inspect
@@ -28,23 +28,23 @@ _SITES = ("sample", "deterministic", "param")
 
 
 def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
-    """Say what will happen in a model: every parameter, what it becomes, and by whom.
+    """List every parameter that a model reads, what it becomes, and by which handler.
 
-    The model is run abstractly, with shapes in place of numbers (``jax.eval_shape``):
-    nothing is drawn, computed or compiled, whatever the sizes. What would raise when
-    the model runs (a glob that matches nothing, a prior that does not fit) raises here.
-    A parameter that is read in a block and outside it has a row for each, and a note:
-    outside it is the stored constant.
+    The model runs abstractly, with shapes in place of numbers (``jax.eval_shape``):
+    nothing is drawn, computed or compiled, whatever the sizes. An error that the model
+    would raise (a glob that matches nothing, a prior that does not fit) is raised here.
+    A parameter that is read both inside and outside a block has two rows and a note,
+    because it is the stored constant outside.
 
-    **Sites**: none are made.
+    **Sites**: none.
 
     Args:
-        model: A NumPyro model, or any function that calls modules; not seeded.
+        model: A NumPyro model, or any function that calls modules. It needs no seed.
         *args: The model's arguments.
         **kwargs: The model's keyword arguments.
 
     Returns:
-        An object that prints as a table, with everything in it as attributes.
+        A record of everything, which prints as a table.
 
     Example:
         >>> import equinox as eqx, jax, numpyro, numpyro.distributions as dist
@@ -73,15 +73,15 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         >>> explanation.memory(100_000)
         14800000
     """
-    watch = _Watch()
-    found: dict[str, ExplainedSite] = {}
+    recorder = _Recorder()
+    sites: dict[str, ExplainedSite] = {}
 
     def run() -> None:
-        with handlers.trace() as trace, handlers.seed(rng_seed=0), watch:
+        with handlers.trace() as trace, handlers.seed(rng_seed=0), recorder:
             model(*args, **kwargs)
         for name, site in trace.items():
             if site["type"] in _SITES:
-                found[name] = _explained_site(site, trace)
+                sites[name] = _explain_site(site, trace)
 
     def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
@@ -93,12 +93,12 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         _check_arguments(model, args, kwargs, error)
         note_forgotten_vmap(error)
         raise
-    parameters = tuple(watch.rows.values())
+    parameters = tuple(recorder.rows.values())
     own = {row.name for row in parameters if row.becomes != "constant"}
     return Explanation(
         parameters=parameters,
-        sites=tuple(site for name, site in found.items() if name not in own),
-        parameter_sites=tuple(site for name, site in found.items() if name in own),
+        sites=tuple(site for name, site in sites.items() if name not in own),
+        parameter_sites=tuple(site for name, site in sites.items() if name in own),
         _predictive=predictive,
     )
 
@@ -106,31 +106,31 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
 def _check_arguments(
     model: Callable, args: tuple, kwargs: dict[str, Any], error: TypeError
 ) -> None:
-    """Raise if the model cannot be called with the arguments that were given."""
+    """Raise if the arguments do not fit the model's signature."""
     try:
         inspect.signature(model).bind(*args, **kwargs)
     except TypeError as why:
         raise TypeError(
-            "explain runs the model, which cannot be called with the arguments given: "
-            f"{why}. Give the model's own after it: explain(model, x, ...)."
+            f"explain cannot run the model with these arguments: {why}. Pass the "
+            "model's arguments after it: explain(model, x, ...)."
         ) from error
 
 
-class _Watch(Messenger):
-    """Hears of every parameter that is read, and of what the handlers made of it."""
+class _Recorder(Messenger):
+    """Records every parameter that is read, and what the handlers made of it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: dict[tuple[str, str | None], ExplainedParameter] = {}
 
-    def parameter_was_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
-        """Note a parameter, unless it is a second read."""
-        # `do` gives the fixed value a name of its own beside the site's.
+    def record_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
+        """Record a parameter, unless this is a second read."""
+        # `do` adds this suffix to the name of the value that it fixes.
         handler, name = None, msg["name"].removesuffix("__CF")
         for other in _PYRO_STACK:
             if not isinstance(other, AbstractParameterHandler):
                 continue
-            for answer in other.block.answered.values():
+            for answer in other.block.answers.values():
                 if answer.message is msg:
                     handler = type(other).__name__
                 elif answer.message["value"] is msg["value"]:
@@ -145,24 +145,27 @@ class _Watch(Messenger):
             prior=_describe(fn) if isinstance(fn, Distribution) else None,
             parameter=dataclasses.replace(parameter, stored=None),
         )
-        # One that a block answers may be read outside it, too: that is another row.
+        # A read outside the block is another row, for there it is a constant.
         self.rows.setdefault((name, handler), row)
 
 
 def _becomes(msg: dict[str, Any]) -> str:
-    """What the handlers made of a parameter's message."""
+    """Return what the handlers made of a parameter's message."""
     if msg["type"] not in _SITES:
         return "generated"
     return "observed" if msg.get("is_observed") else msg["type"]
 
 
-def _explained_site(site: dict[str, Any], trace: dict[str, Any]) -> ExplainedSite:
+def _explain_site(site: dict[str, Any], trace: dict[str, Any]) -> ExplainedSite:
+    """Make the record of a site in a trace."""
     value, fn = site["value"], site["fn"] if site["type"] == "sample" else None
     observed = fn is not None and site["is_observed"]
     latent_dim = 0
     if fn is not None and not observed and not fn.support.is_discrete:
+        # Inference works in unconstrained space: a simplex has one dimension less.
         shape = biject_to(fn.support).inverse_shape(jnp.shape(value))
         latent_dim = math.prod(shape)
+        # A subsampled plate shows a minibatch here, but its latents are all inferred.
         for frame in site["cond_indep_stack"]:
             if frame.name in trace:
                 latent_dim = latent_dim * trace[frame.name]["args"][0] // frame.size
@@ -179,18 +182,18 @@ def _explained_site(site: dict[str, Any], trace: dict[str, Any]) -> ExplainedSit
 
 
 def _describe(fn: Distribution) -> str:
-    """A distribution in a line, without the shapes that it was broadcast to."""
+    """Write a distribution in one line, without the shapes it was broadcast to."""
     while (base := getattr(fn, "base_dist", None)) is not None:
         if getattr(fn, "transforms", None):
             return f"{type(fn).__name__}({_describe(base)})"
         fn = base
     stored = vars(fn)
-    given = [stored[name] for name in fn.arg_constraints if name in stored]
-    return f"{type(fn).__name__}({', '.join(map(_value, given))})"
+    values = [stored[name] for name in fn.arg_constraints if name in stored]
+    return f"{type(fn).__name__}({', '.join(map(_describe_value, values))})"
 
 
-def _value(value: Any) -> str:
-    """A number where there is one number, else the dtype and shape."""
+def _describe_value(value: Any) -> str:
+    """Write an array as a number if all its entries are equal, else dtype and shape."""
     if not isinstance(value, Tracer):
         numbers = np.unique(np.asarray(value, dtype=float))
         if len(numbers) == 1:

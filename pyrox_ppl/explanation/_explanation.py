@@ -1,4 +1,4 @@
-"""What explain() found: records of parameters and sites, totals, and how they print."""
+"""Explanation: records of a model's parameters and sites, and their totals."""
 
 import dataclasses
 import math
@@ -16,13 +16,13 @@ class ExplainedParameter:
     """A parameter that the model reads, and what becomes of it.
 
     Attributes:
-        name: Its site's name, or that which the site would have.
-        shape: The shape of its value, with a plate's axes if ``bind`` was given one.
+        name: The name of its site, or the name that the site would have.
+        shape: The shape of its value, with the axes of a plate given to ``bind``.
         becomes: ``"constant"``, or the type of its NumPyro site: ``"sample"``,
             ``"param"``, ``"deterministic"``; ``"observed"`` if it is conditioned on,
-            ``"generated"`` if it has a value and no site.
+            ``"generated"`` if it has a value but no site.
         handler: The handler that decided; None for a constant.
-        prior: Its distribution as a string, where it has one.
+        prior: Its distribution as a string, or None.
         parameter: The record that ``where`` and ``prior`` callables see.
     """
 
@@ -42,11 +42,11 @@ class ExplainedSite:
         name: Its name.
         type: ``"sample"``, ``"observed"``, ``"deterministic"`` or ``"param"``.
         shape: The shape of its value.
-        distribution: Its distribution as a string, where it has one.
-        plates: The names of the plates that it stands in, the innermost first.
+        distribution: Its distribution as a string, or None.
+        plates: The names of the plates around it, innermost first.
         num_bytes: The size of its value in bytes.
-        latent_dim: How many real numbers inference has to find for it, with every
-            member of a subsampled plate; 0 unless it is latent and continuous.
+        latent_dim: How many real numbers inference must find for it, over all members
+            of a subsampled plate; 0 unless it is latent and continuous.
     """
 
     name: str
@@ -60,13 +60,12 @@ class ExplainedSite:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found; it prints as a table, in a notebook as HTML.
+    """The result of :func:`explain`; it prints as a table, in a notebook as HTML.
 
     Attributes:
-        parameters: Every parameter that the model reads, once for every meaning that it
-            has there.
-        sites: Every other site of the model.
-        parameter_sites: The sites of the parameters themselves.
+        parameters: The parameters that the model reads, one record for each meaning.
+        sites: All sites of the model except those of parameters.
+        parameter_sites: The sites of the parameters.
     """
 
     parameters: tuple[ExplainedParameter, ...]
@@ -76,7 +75,7 @@ class Explanation:
 
     @property
     def latent_dim(self) -> int:
-        """How many real numbers inference has to find, over all latent sites."""
+        """How many real numbers inference must find, over all latent sites."""
         return sum(site.latent_dim for site in (*self.parameter_sites, *self.sites))
 
     @property
@@ -87,22 +86,22 @@ class Explanation:
 
     @property
     def constant(self) -> int:
-        """How many numbers of the modules stay the constants that are stored."""
+        """How many numbers of the modules stay stored constants."""
         rows = (row for row in self.parameters if row.becomes == "constant")
         return sum(math.prod(row.parameter.shape) for row in rows)
 
     @property
-    def also_constant(self) -> tuple[str, ...]:
-        """Names of parameters that a block answers, and that are constants outside."""
+    def constant_outside(self) -> tuple[str, ...]:
+        """Names of parameters that are read in a block, and as constants outside it."""
         made = {row.name for row in self.parameters if row.becomes != "constant"}
         rows = (row for row in self.parameters if row.becomes == "constant")
         return tuple(row.name for row in rows if row.name in made)
 
     def memory(self, num_samples: int) -> int:
-        """Bytes of `num_samples` draws of every sample and deterministic site.
+        """Estimate the bytes of `num_samples` draws of all sites but ``param`` sites.
 
-        That is what ``Predictive(model, num_samples=...)`` returns, and about what the
-        draws of a posterior and the predictions from them take together.
+        ``Predictive(model, num_samples=...)`` returns as much. The draws of a posterior
+        and the predictions from them take about as much together.
         """
         sites = (*self.parameter_sites, *self.sites)
         kept = (site for site in sites if site.type != "param")
@@ -111,17 +110,18 @@ class Explanation:
     def prior_scale(
         self, rng_key: jax.Array, num_samples: int = 100
     ) -> dict[str, float]:
-        """Root mean square of every other site under the prior, observed ones drawn.
+        """Estimate the root mean square of each site in `sites` under the prior.
 
-        Where this is far from the data's, the prior is. Unlike the rest it runs the
-        model, `num_samples` times; parameters that are learned are at their start.
+        Observed sites are drawn, so compare their scale with that of the data to judge
+        the prior. This runs the model `num_samples` times; learned parameters keep
+        their initial values.
 
         Args:
             rng_key: A PRNG key.
-            num_samples: How many draws.
+            num_samples: The number of draws.
 
         Returns:
-            The root mean square over draws and entries, by site.
+            The root mean square over draws and entries, by site name.
         """
         draws = self._predictive(rng_key, num_samples)
         others = {site.name for site in self.sites if site.type != "param"}
@@ -168,9 +168,9 @@ class Explanation:
             f"constant {self.constant:,}",
             f"1,000 draws of every site take {in_bytes(self.memory(1000))}",
         ]
-        if self.also_constant:
+        if self.constant_outside:
             totals.append(
-                "read outside their block, too, as the constants that are stored: "
-                + ", ".join(self.also_constant)
+                "also read outside their block, as stored constants: "
+                + ", ".join(self.constant_outside)
             )
         return totals

@@ -1,4 +1,4 @@
-"""A table as text and as HTML."""
+"""Formats a table as text and as HTML."""
 
 import html
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def as_text(header: Sequence[str], rows: Rows) -> str:
-    """Columns padded to their widest cell, for a terminal."""
+    """Pad columns to their widest cell, for a terminal."""
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
@@ -18,7 +18,7 @@ def as_text(header: Sequence[str], rows: Rows) -> str:
 
 
 def as_html(header: Sequence[str], rows: Rows) -> str:
-    """The same as an HTML table, for a notebook."""
+    """Format the table as HTML, for a notebook."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
@@ -28,7 +28,7 @@ def as_html(header: Sequence[str], rows: Rows) -> str:
 
 
 def in_bytes(size: int | float) -> str:
-    """A number of bytes in the unit that reads best: ``1.5 MiB``."""
+    """Write a number of bytes in a unit that reads well: ``1.5 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

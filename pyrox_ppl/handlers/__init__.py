@@ -1,4 +1,4 @@
-"""Handlers that say what a module's parameters mean."""
+"""Effect handlers that say what a module's parameters mean."""
 
 from pyrox_ppl.handlers._amortize import amortize as amortize
 from pyrox_ppl.handlers._bayesianize import bayesianize as bayesianize

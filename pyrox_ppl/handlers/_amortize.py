@@ -1,4 +1,4 @@
-"""amortize: a parameter becomes a value that is generated from a context."""
+"""amortize: turns parameters into values that a generator makes from a context."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,53 +13,54 @@ from pyrox_ppl.handlers._base import (
     Where,
 )
 from pyrox_ppl.handlers._block import Block
-from pyrox_ppl.handlers._fit import fit
+from pyrox_ppl.handlers._fit_prior import fit_prior
 from pyrox_ppl.handlers._stack import check_is_new
 
 
 class amortize(AbstractParameterHandler):
     r"""Generate the parameters read inside from a context, :math:`\theta = g(z)`.
 
-    The generator is called once, on entering the block, under the handlers outside:
+    The block calls the generator once, on entry, under the handlers outside:
     ``with bayesianize(), amortize(generator=g, context=z): net(x)`` puts priors on the
-    weights of ``g`` alone, and ``with learn(), amortize(...)`` trains these.
-    :class:`pyrox_ppl.nn.HyperNetwork` is a generator for any module; any function of
-    the context that returns a mapping is one, too. Its keys are the parameters' paths
-    in the module, joined by dots (``"layers.0.weight"``, without the root; a tied array
-    goes by the path of any of its places, and is replaced at all); its values are
+    weights of ``g`` alone, and ``with learn(), amortize(...)`` trains them. A
+    :class:`pyrox_ppl.nn.HyperNetwork` is a generator for any module; so is any function
+    of the context that returns a mapping. The keys are dotted paths of parameters in
+    the module (``"layers.0.weight"``, without the root). A tied array may be named by
+    any of its paths and is replaced at all of them. The values are
 
-    - arrays, of the parameter's shape;
-    - NumPyro distributions: a sample site under the parameter's name, which is a prior
-      that depends on the context in a model, an amortised posterior in a guide;
+    - arrays of the parameter's shape;
+    - NumPyro distributions: each makes a sample site under the parameter's name, which
+      is a context-dependent prior in a model and an amortised posterior in a guide;
     - functions of the stored array that return one of the two: :math:`\theta =
       \theta_0 + \Delta(z)`.
 
-    **Shapes**: as the generator has it; a :class:`~pyrox_ppl.nn.HyperNetwork` takes one
-    context ``(K,)``. For a context per row, `vmap` around the block: with ``g`` bound
-    before it, that is one forward pass each. That is for arrays: a distribution
-    inside a `vmap` would be one site, whose value leaks; give each row a plate's
-    member instead. Inside ``bind(..., plate=name)`` an array, or a distribution by its
-    batch axes, may have the plate's members in front: one for each.
+    **Shapes**: the context is whatever the generator takes; a
+    :class:`~pyrox_ppl.nn.HyperNetwork` takes one context ``(K,)``. For one context per
+    row, put a `vmap` around the block and bind ``g`` before it; each row then costs one
+    forward pass of ``g``. This works for arrays only: a distribution inside a `vmap`
+    would make one site, whose value leaks, so use a plate instead. Inside
+    ``bind(..., plate=name)`` an array, or the batch axes of a distribution, may have a
+    leading axis with one entry per member of the plate.
 
-    **Sites**: none for a generated array; one for a generated distribution, under the
-    parameter's name, global as those of :func:`~pyrox_ppl.bayesianize` unless ``bind``
-    was asked for a plate. Those of the generator are under the scopes outside the block
-    only.
+    **Sites**: none for a generated array. A generated distribution makes one, under the
+    parameter's name; it is global, as in :func:`~pyrox_ppl.bayesianize`, unless
+    ``bind`` was given a plate. The generator's own sites take the prefixes of the
+    scopes outside the block, not of those inside it.
 
     Args:
         fn: A model or guide to decorate; without it the handler is a context manager.
-        generator: A function of the context; a module of :mod:`pyrox_ppl.nn` binds
-            itself, any other one must be bound in it to take part.
-        context: What the generator is called with: ``z``.
+        generator: A function of the context. A module of :mod:`pyrox_ppl.nn` binds
+            itself; the function must bind any other module for it to take part.
+        context: The argument of the generator: ``z``.
         where: Which parameters: a glob, a sequence of globs, or a predicate on
-            :class:`~pyrox_ppl.Parameter`. By default those that the generator has a
-            value for.
+            :class:`~pyrox_ppl.Parameter`. By default those that the generator has
+            values for.
 
     Raises:
-        ValueError: If the generator is one for another target: a shape differs, a value
-            has no parameter or a selected parameter no value; if its values would go
-            to two different modules; if a distribution does not fit.
-        TypeError: If the generator returns anything but such a mapping.
+        ValueError: If the generator was made for another target: a shape differs, a
+            value has no parameter, or a selected parameter has no value; if its values
+            would go to two different modules; if a distribution does not fit.
+        TypeError: If the generator does not return such a mapping.
 
     References:
         Ha, Dai, Le (2017). HyperNetworks. ICLR.
@@ -101,7 +102,7 @@ class amortize(AbstractParameterHandler):
         super().__init__(fn, where)
 
     def prepare(self) -> dict[str, Any]:
-        """Run the generator, under the handlers outside."""
+        """Run the generator under the handlers outside the block."""
         values = self._generator(self._context)
         named = isinstance(values, Mapping) and all(isinstance(k, str) for k in values)
         if not named or not values:
@@ -116,62 +117,61 @@ class amortize(AbstractParameterHandler):
         return any(path in self.block.prepared for path in parameter.paths)
 
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
-        """Give the parameter its generated value, or make it a sample site."""
+        """Give the parameter its generated value, or turn it into a sample site."""
         value = self._value(msg, parameter)
         if isinstance(value, dist.Distribution):
             check_is_new(msg, "sample")
-            self.to_sample_site(msg, fit(value, parameter, msg["plate"]))
+            self.make_sample_site(msg, fit_prior(value, parameter, msg["plate"]))
             return
         msg["value"] = self._fit_array(value, parameter, msg["plate"])
 
     def check_effect(self, block: Block) -> None:
-        """Raise as well if a value was generated that no parameter was there for."""
-        read = {path for p in block.read.values() for path in p.paths}
+        """Also raise if no parameter was read for a generated value."""
+        read = {path for p in block.parameters.values() for path in p.paths}
         unread = [key for key in block.prepared if key not in read]
         if unread:
             raise ValueError(
-                f"the generator has values for {unread}, and no such parameter was "
-                f"read inside the amortize block: {_both(block)}The target may be "
-                "another one, or not have been read through `bind(module, name)`; or a "
-                "handler further in took the parameter: then put amortize innermost, "
-                "with a `where`."
+                f"the generator has values for {unread}, but the amortize block read "
+                f"no such parameter: {_describe_values(block)}Read the generator's own "
+                "target inside the block, by `bind(module, name)` if it is not of "
+                "pyrox_ppl.nn. If a handler further in took the parameter, put "
+                "amortize innermost, with a `where`."
             )
         super().check_effect(block)
 
     def _value(self, msg: dict[str, Any], parameter: Parameter) -> Any:
-        """What the generator has for a parameter, functions applied."""
+        """Look up the value for a parameter; apply it if it is a function."""
         block = self.block
         keys = [path for path in parameter.paths if path in block.prepared]
         if not keys:
             raise ValueError(
-                f"`where` of amortize selects {parameter.name!r}, and the generator "
-                f"has no value for {parameter.paths[0]!r}: {_both(block)}Leave it out "
-                "by `where`, or generate it."
+                f"`where` of amortize selects {parameter.name!r}, but the generator "
+                f"has no value for {parameter.paths[0]!r}: {_describe_values(block)}"
+                "Exclude it by `where`, or generate it."
             )
         path, *others = keys
         if any(block.prepared[other] is not block.prepared[path] for other in others):
             raise ValueError(
-                f"the generator has several values for {parameter.name!r}, which is "
-                f"one array at several places: {keys}. Generate one of them, or untie "
-                "the places."
+                f"the generator has several values for {parameter.name!r}, but it is "
+                f"one array stored at {keys}. Generate one value, or untie the places."
             )
-        for name, first in block.answered.items():
-            same = path in block.read[name].paths
+        for name, first in block.answers.items():
+            same = path in block.parameters[name].paths
             if same and first.stored is not msg["stored"]:
                 raise ValueError(
                     f"two different modules would get the generated value for "
-                    f"{path!r}, as {name!r} and as {parameter.name!r}. A generator has "
-                    f"one target: say which by `where` (a glob, such as "
+                    f"{path!r}: as {name!r} and as {parameter.name!r}. A generator has "
+                    "one target: select it by `where` (a glob such as "
                     f"{name.removesuffix(path) + '*'!r})."
                 )
         value = block.prepared[path]
         if isinstance(value, dist.Distribution) or not callable(value):
             return value
-        with self.at_the_read(msg, parameter):
+        with self.stand_at_read(msg, parameter):
             return value(msg["stored"])
 
     def _fit_array(self, value: Any, parameter: Parameter, plate: Any) -> jax.Array:
-        """The value as an array of the parameter's shape, or of the plate's members."""
+        """Check the shape of a value: the parameter's, or one per member of a plate."""
         array, shape = jnp.asarray(value), parameter.shape
         if plate is not None and array.shape == (plate.subsample_size, *shape):
             array = array.reshape(
@@ -181,8 +181,8 @@ class amortize(AbstractParameterHandler):
             raise ValueError(
                 f"the generator's value for {parameter.name!r} has shape "
                 f"{array.shape}, but the parameter has shape {shape}: "
-                f"{_both(self.block)}The generator is one for another target, or was "
-                "given several contexts (use jax.vmap around the block)."
+                f"{_describe_values(self.block)}The generator was made for another "
+                "target, or got several contexts (put jax.vmap around the block)."
             )
         if jnp.iscomplexobj(array) and not jnp.issubdtype(
             parameter.dtype, jnp.complexfloating
@@ -194,12 +194,12 @@ class amortize(AbstractParameterHandler):
         return array
 
 
-def _both(block: Block) -> str:
-    """What was generated and what was read, for an error message."""
+def _describe_values(block: Block) -> str:
+    """List the generated values and the parameters read, for an error message."""
     generated = (f"  {k} {_describe(v)}" for k, v in block.prepared.items())
-    read = [f"  {p.name} {p.shape}" for p in block.read.values()]
+    read = [f"  {p.name} {p.shape}" for p in block.parameters.values()]
     return "\n".join(
-        ["generated are", *generated, "and read were", *(read or ["  none"]), ""]
+        ["generated values:", *generated, "parameters read:", *(read or ["  none"]), ""]
     )
 
 

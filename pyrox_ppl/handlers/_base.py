@@ -1,4 +1,4 @@
-"""The common part of the handlers: selection, and the closing checks."""
+"""The base of the handlers: selects parameters, answers reads, checks the effect."""
 
 import abc
 import contextlib
@@ -15,36 +15,36 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from pyrox_ppl._parameter import Parameter, is_generator
 from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
-from pyrox_ppl._where import names_match as names_match
-from pyrox_ppl._where import selection
-from pyrox_ppl.handlers._block import Answer, Block, list_parameters, recall
-from pyrox_ppl.handlers._stack import at_the_read
+from pyrox_ppl._where import matches_parameter as matches_parameter
+from pyrox_ppl._where import parse_where
+from pyrox_ppl.handlers._block import Answer, Block, describe_parameters, recall
+from pyrox_ppl.handlers._stack import stand_at_read
 
 
 class AbstractParameterHandler(Messenger):
     """A handler that rewrites the messages of the parameters it selects.
 
     A subclass says in `answer` what a selected parameter becomes. This class selects
-    (``where``), gives a parameter that is read again the same value, refuses two
-    modules under one name, and raises on leaving the block if something was left
-    without effect.
+    the parameters (``where``), answers a second read with the first value, refuses two
+    modules under one name, and raises at the end of the block if the block, or a glob,
+    had no effect.
     """
 
     def __init__(self, fn: Callable | None, where: Where) -> None:
         _check_model(fn, type(self))
         super().__init__(fn)
-        self._patterns, self._selects = selection(where, self.selects_by_default)
+        self._patterns, self._selects = parse_where(where, self.selects_by_default)
         self._block: Block | None = None
         self._is_called = False
 
     @property
     def entered_at(self) -> TraceMark | None:
-        """The JAX trace in which the block was entered; None outside a block."""
+        """The JAX trace at the entry of the block; None outside a block."""
         return None if self._block is None else self._block.entered_at
 
     @property
     def block(self) -> Block:
-        """The memory of the block that is open."""
+        """The memory of the open block."""
         if self._block is None:
             raise RuntimeError(f"{self._label} is not entered.")
         return self._block
@@ -63,12 +63,12 @@ class AbstractParameterHandler(Messenger):
     def __enter__(self) -> None:
         if self.fn is not None and not self._is_called:
             raise TypeError(
-                f"{self._label} got {self.fn!r} as the model to decorate, and is used "
-                f"in a `with`, where that would not run: {_by_keyword(type(self))}."
+                f"{self._label} got {self.fn!r} as a model to decorate, but a `with` "
+                f"block would not run it: {_keyword_hint(type(self))}."
             )
         if self._block is not None:
             raise ValueError(
-                f"this {self._label} object is entered already: make one per block."
+                f"this {self._label} object is already entered: make one per block."
             )
         prepared = self.prepare()
         cleanup = contextlib.ExitStack()
@@ -95,10 +95,10 @@ class AbstractParameterHandler(Messenger):
             return
         block = self.block
         parameter = dataclasses.replace(msg["parameter"], name=msg["name"])
-        block.read[parameter.name] = parameter
-        given = (answer.message["value"] for answer in block.answered.values())
+        block.parameters[parameter.name] = parameter
+        given = (answer.message["value"] for answer in block.answers.values())
         if any(msg["stored"] is value for value in given):
-            # Bound in this very block, then read as part of another module.
+            # An array bound in this block is now read as part of another module.
             msg["value"] = msg["stored"]
             return
         if not self._is_selected(parameter):
@@ -106,30 +106,31 @@ class AbstractParameterHandler(Messenger):
         here = self._depth()
         for handler in _PYRO_STACK[:here]:
             if isinstance(handler, AbstractParameterHandler):
-                handler.block.taken[parameter.name] = self._label
-        if parameter.name in block.answered:
-            recall(msg, block.answered[parameter.name], here)
+                handler.block.taken_by[parameter.name] = self._label
+        if parameter.name in block.answers:
+            recall(msg, block.answers[parameter.name], here)
             return
         inside = tuple(_PYRO_STACK[here + 1 :])
         first = Answer(msg["stored"], msg["plate"], msg, inside)
-        block.answered[parameter.name] = first
+        block.answers[parameter.name] = first
         self.answer(msg, parameter)
 
-    def module_is_bound(self, name: str, called: bool) -> None:
-        """Note a module that was met in the block, bound already: for messages.
+    def record_bound_module(self, name: str, called: bool) -> None:
+        """Record a bound module that the block met, for error messages.
 
-        A call after a read is most often one of what was read, or of a part of it.
+        A call after a read is ignored: it most often calls what was just read.
         """
         block = self.block
-        if not called or not (block.read or block.taken or block.bound):
-            block.bound.add(name)
+        met_any = block.parameters or block.taken_by or block.bound_modules
+        if not called or not met_any:
+            block.bound_modules.add(name)
 
     def prepare(self) -> Any:
-        """Make what the block needs, before it is entered: kept as ``prepared``."""
+        """Make what the block needs before its entry; it is kept as ``prepared``."""
         return None
 
     def selects_by_default(self, parameter: Parameter) -> bool:
-        """Whether a parameter is selected where no `where` is given: generators are."""
+        """Whether a parameter is selected without a `where`: generators are."""
         return is_generator(parameter)
 
     @abc.abstractmethod
@@ -137,24 +138,24 @@ class AbstractParameterHandler(Messenger):
         """Rewrite the message of a selected parameter in place."""
 
     def check_effect(self, block: Block) -> None:
-        """Raise if the block, or one of its patterns, was left without effect."""
+        """Raise if the block, or one of its globs, had no effect."""
         for pattern in self._patterns:
-            if pattern not in block.matched:
+            if pattern not in block.matched_globs:
                 raise ValueError(
                     f"where={pattern!r} of {self._label} matches no parameter. "
-                    f"{list_parameters(block)}"
+                    f"{describe_parameters(block)}"
                 )
-        if not block.answered:
+        if not block.answers:
             raise ValueError(
-                f"a {self._label} block intercepted no parameter: the model would run "
-                f"without it, silently. {list_parameters(block)}Read the module inside "
-                "the block, unbound before, or widen `where`. A module of pyrox_ppl.nn "
-                "reads itself when it is called; any other one through `bind(module, "
-                'name)`: of an eqx.nn.MLP say `net = px.bind(mlp, "net")`.'
+                f"a {self._label} block intercepted no parameter, so it would silently "
+                f"do nothing. {describe_parameters(block)}Read an unbound module "
+                "inside the block, or widen `where`. A module of pyrox_ppl.nn reads "
+                "itself when it is called; read any other module by `bind(module, "
+                'name)`, for example `net = px.bind(mlp, "net")`.'
             )
 
-    def to_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
-        """Make a parameter's message that of an ordinary ``numpyro.sample``."""
+    def make_sample_site(self, msg: dict[str, Any], fn: Distribution) -> None:
+        """Turn a parameter's message into that of an ordinary ``numpyro.sample``."""
         msg["fn"] = fn
         msg["args"] = ()
         msg["kwargs"] = {"rng_key": None, "sample_shape": ()}
@@ -162,15 +163,15 @@ class AbstractParameterHandler(Messenger):
         msg["is_observed"] = False
         msg["type"] = "sample"
 
-    def at_the_read(
+    def stand_at_read(
         self, msg: dict[str, Any], parameter: Parameter, plate: Any = None
     ) -> contextlib.AbstractContextManager[None]:
-        """A context for sites that belong to a parameter: they stand at its read.
+        """Run the body as if it stood where the parameter is read.
 
-        They are in no plate but the one that is given. No parameter handler inside the
-        block, nor this one, hears of what is read meanwhile: only those outside do.
+        Its sites are in no plate except `plate`. Only the parameter handlers outside
+        the block see what the body reads, not this one or those inside.
         """
-        return at_the_read(
+        return stand_at_read(
             self._depth(),
             msg["parameter"].name,
             parameter.name,
@@ -179,19 +180,19 @@ class AbstractParameterHandler(Messenger):
         )
 
     def _depth(self) -> int:
-        """The place of this handler on NumPyro's stack."""
+        """Find the position of this handler on NumPyro's stack."""
         return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
 
     def _is_selected(self, parameter: Parameter) -> bool:
-        matching = [p for p in self._patterns if names_match(parameter, p)]
-        self.block.matched.update(matching)
+        matching = [p for p in self._patterns if matches_parameter(parameter, p)]
+        self.block.matched_globs.update(matching)
         return self._selects(parameter)
 
 
 def note_forgotten_vmap(error: BaseException) -> None:
-    """Add to JAX's error of a product of wrong widths what is often its cause."""
+    """Add the most frequent cause to JAX's error about a product of wrong widths."""
     note = (
-        "An Equinox module takes one input, without axes for a batch: did you mean "
+        "An Equinox module takes one input without batch axes: did you mean "
         "`jax.vmap(net)(x)`?"
     )
     known = note in getattr(error, "__notes__", ())
@@ -199,15 +200,15 @@ def note_forgotten_vmap(error: BaseException) -> None:
         error.add_note(note)
 
 
-def _by_keyword(cls: type) -> str:
-    """How the arguments of a handler are given."""
+def _keyword_hint(cls: type) -> str:
+    """Say which arguments of a handler are keyword-only."""
     kinds = inspect.signature(cls).parameters.values()
     names = [f"{p.name}=" for p in kinds if p.kind is p.KEYWORD_ONLY]
-    return f"give what is no model by keyword ({', '.join(names)})"
+    return f"pass everything else by keyword ({', '.join(names)})"
 
 
 def _check_model(fn: Any, cls: type) -> None:
-    """Raise if what a handler is to decorate is no model, but another argument."""
+    """Raise if the positional argument of a handler is not a model to decorate."""
     if fn is None or (callable(fn) and not isinstance(fn, Distribution)):
         return
     number = (
@@ -215,15 +216,15 @@ def _check_model(fn: Any, cls: type) -> None:
     )
     raise TypeError(
         f"the only positional argument of {cls.__name__} is the model that it "
-        f"decorates, got {fn!r}: {_by_keyword(cls)}"
+        f"decorates, got {fn!r}: {_keyword_hint(cls)}"
         + (f", here prior_std={fn!r}." if number else ".")
     )
 
 
 def refuse_complex(parameter: Parameter, why: str) -> None:
-    """Raise if a parameter is complex: `why` says what cannot be done with it."""
+    """Raise if a parameter is complex; `why` says why the handler needs a real one."""
     if jnp.issubdtype(parameter.dtype, jnp.complexfloating):
         raise TypeError(
-            f"{parameter.name!r} is complex ({parameter.dtype}), and {why}: keep its "
-            "real and imaginary parts as two arrays, or leave it out by `where`."
+            f"{parameter.name!r} is complex ({parameter.dtype}), but {why}: keep its "
+            "real and imaginary parts as two arrays, or exclude it by `where`."
         )

@@ -1,4 +1,4 @@
-"""bayesianize: a parameter becomes a sample site with a prior."""
+"""bayesianize: turns parameters into sample sites with a prior."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ from pyrox_ppl._where import check_takes_parameter
 from pyrox_ppl.handlers._base import (
     AbstractParameterHandler,
     Where,
-    names_match,
+    matches_parameter,
     refuse_complex,
 )
-from pyrox_ppl.handlers._block import Block, list_parameters
-from pyrox_ppl.handlers._fit import fit
+from pyrox_ppl.handlers._block import Block, describe_parameters
+from pyrox_ppl.handlers._fit_prior import fit_prior
 from pyrox_ppl.handlers._stack import check_is_new, is_fixed
 
 Prior = dist.Distribution | Rule | Mapping[str, dist.Distribution | Rule]
@@ -31,16 +31,16 @@ class bayesianize(AbstractParameterHandler):
     r"""Turn the parameters read inside into ``numpyro.sample`` sites with a prior.
 
     By default :math:`\theta_i \sim \mathrm{Normal}(0, s)`, independently for every
-    entry of every *generator* parameter: those of conditioners and of networks that
-    generate features, or all parameters of a module that holds no generator. A wrapped
-    inner network, a context encoder and a readout stay the constants they are.
+    entry of every *generator* parameter: the parameters of conditioners and of networks
+    that generate features, or all parameters of a module that holds no generator. A
+    wrapped inner network, a context encoder and a readout stay constants.
 
     **Sites**: one per selected parameter, under its name, with the prior as its
     distribution; all its axes are event axes. A plate around the block does not
-    multiply them. The value is cast to the parameter's dtype on its way into the
-    module. NumPyro's handlers inside the block act on the sites as if
-    ``numpyro.sample`` had been called where the module is read; what stands around the
-    first read of a parameter counts, since the block reads it once.
+    multiply it. The value is cast to the parameter's dtype on its way into the module.
+    NumPyro's handlers inside the block act on the site as if ``numpyro.sample`` had
+    been called where the module is read. The block reads each parameter once, so the
+    handlers around the first read count.
 
     Args:
         fn: A model to decorate; without it the handler is a context manager.
@@ -48,13 +48,13 @@ class bayesianize(AbstractParameterHandler):
             number, or a traced value (a hierarchical scale). In the units of the
             parameter.
         prior: Instead of `prior_std`: a distribution whose shape broadcasts to each
-            parameter's; a callable ``Parameter -> Distribution`` (those that people use
-            are in :mod:`pyrox_ppl.priors`); or a dict from globs on the parameter's
-            name to either, the first match wins and ``"*"`` is the fallback (a tied
-            array has the name of each of its places). A callable
-            may sample sites of its own (a hierarchical scale): these are global, too.
-            If it returns :class:`~pyrox_ppl.priors.NonCentered`, the parameter is a
-            deterministic site, made from ``<parameter>_decentered``.
+            parameter's; a callable ``Parameter -> Distribution`` (the usual ones are in
+            :mod:`pyrox_ppl.priors`); or a dict from globs on the parameter's name to
+            either. The first matching glob wins, and ``"*"`` is the fallback; a tied
+            array has a name for each of its places. A callable may sample sites of its
+            own (a hierarchical scale), which are global as well. If it returns
+            :class:`~pyrox_ppl.priors.NonCentered`, the parameter is a deterministic
+            site, computed from ``<parameter>_decentered``.
         where: Which parameters: a glob, a sequence of globs, or a predicate on
             :class:`~pyrox_ppl.Parameter`.
 
@@ -105,78 +105,80 @@ class bayesianize(AbstractParameterHandler):
         self._keys = tuple(self._rules) if isinstance(prior, Mapping) else ()
 
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
-        """Make the parameter a sample site."""
+        """Turn the parameter into a sample site."""
         refuse_complex(parameter, "priors are over real numbers")
         check_is_new(msg, "sample")
         prior = self._prior(msg, parameter)
         if not isinstance(prior, NonCentered):
-            self.to_sample_site(msg, fit(prior, parameter))
+            self.make_sample_site(msg, fit_prior(prior, parameter))
         elif is_fixed(msg):
-            # There is nothing to sample in a standard form.
-            self.to_sample_site(msg, fit(prior.distribution, parameter))
+            # The value is given, so there is no noise to sample.
+            self.make_sample_site(msg, fit_prior(prior.distribution, parameter))
         else:
             self._decenter(msg, prior, parameter)
 
     def check_effect(self, block: Block) -> None:
-        """Raise as well if a key of `prior` was left without effect."""
+        """Also raise if a key of `prior` had no effect."""
         super().check_effect(block)
-        answered = [block.read[name] for name in block.answered]
-        winners = {self._winner(parameter) for parameter in answered}
+        answered = [block.parameters[name] for name in block.answers]
+        winners = {self._deciding_key(parameter) for parameter in answered}
         for key in self._keys:
             if key in winners or key == _FALLBACK:
                 continue
-            if any(names_match(parameter, key) for parameter in answered):
+            if any(matches_parameter(parameter, key) for parameter in answered):
                 why = "comes after keys that match the same parameters: put it first"
-            elif any(names_match(p, key) for p in block.read.values()):
+            elif any(matches_parameter(p, key) for p in block.parameters.values()):
                 why = "matches only parameters that are not selected: see `where`"
             else:
                 why = "matches no parameter"
             raise ValueError(
-                f"the prior key {key!r} of bayesianize {why}. {list_parameters(block)}"
+                f"the prior key {key!r} of bayesianize {why}. "
+                f"{describe_parameters(block)}"
             )
 
-    def _winner(self, parameter: Parameter) -> str | None:
-        """The key that decides for a parameter: the first that matches a name of it."""
+    def _deciding_key(self, parameter: Parameter) -> str | None:
+        """Find the key that decides for a parameter: the first match on its names."""
         named = (key for key in self._rules if key != _FALLBACK)
-        keys = (key for key in named if names_match(parameter, key))
+        keys = (key for key in named if matches_parameter(parameter, key))
         return next(keys, _FALLBACK if _FALLBACK in self._rules else None)
 
     def _decenter(
         self, msg: dict[str, Any], prior: NonCentered, parameter: Parameter
     ) -> None:
-        """Sample the standard form; make the parameter of it."""
-        fitted = fit(prior.distribution, parameter)
+        """Sample the standard form, and compute the parameter from it."""
+        fitted = fit_prior(prior.distribution, parameter)
         fn: Any = prior.distribution
         name = f"{parameter.name}_decentered"
         noise = {**msg, "name": name, "cond_indep_stack": []}
-        noise["loc_scale"] = (fn.loc, fn.scale)  # for a start at the stored value
-        self.to_sample_site(noise, fit(prior.standard, parameter))
-        with self.at_the_read(msg, parameter, msg["plate"]):
+        # An init strategy inverts these to start at the stored value.
+        noise["loc_scale"] = (fn.loc, fn.scale)
+        self.make_sample_site(noise, fit_prior(prior.standard, parameter))
+        with self.stand_at_read(msg, parameter, msg["plate"]):
             apply_stack(noise)
         shape = jnp.shape(noise["value"])
         loc, scale = (jnp.broadcast_to(value, shape) for value in (fn.loc, fn.scale))
-        msg["fn"] = fitted  # nothing draws from it: it says what the prior is
+        msg["fn"] = fitted  # nothing draws from it: reports show it as the prior
         msg["value"] = loc + scale * noise["value"]
         msg["type"] = "deterministic"
 
     def _prior(self, msg: dict[str, Any], parameter: Parameter) -> Any:
-        """What the user's prior says of a parameter; its sites stand at the read."""
-        key = self._winner(parameter)
+        """Look up a parameter's prior; sites of a callable stand at the read."""
+        key = self._deciding_key(parameter)
         rule = None if key is None else self._rules[key]
         if rule is not None and not isinstance(rule, dist.Distribution):
-            with self.at_the_read(msg, parameter):
+            with self.stand_at_read(msg, parameter):
                 rule = rule(parameter)
         if rule is None:
             raise ValueError(
-                f"the parameter {parameter.name!r} is selected and got no prior. Add a "
-                "key for it (or '*', the fallback), or leave it out by `where`. "
-                f"{list_parameters(self.block)}"
+                f"the parameter {parameter.name!r} is selected but got no prior. Add a "
+                "key for it (or '*', the fallback), or exclude it by `where`. "
+                f"{describe_parameters(self.block)}"
             )
         return rule
 
 
 def _rules(prior: Any) -> dict[str, Any]:
-    """Any form of `prior` as a dict from globs to distributions or callables."""
+    """Bring `prior` to one form: a dict from globs to distributions or callables."""
     rules = dict(prior) if isinstance(prior, Mapping) else {_FALLBACK: prior}
     for key, rule in rules.items():
         if not isinstance(key, str):
@@ -185,7 +187,7 @@ def _rules(prior: Any) -> dict[str, Any]:
             raise TypeError(
                 f"a prior must be a distribution, such as Normal(0.0, 1.0), or a "
                 "callable Parameter -> Distribution, got the class "
-                f"{rule.__name__} for {key!r}: call it."
+                f"{rule.__name__} for {key!r}: make an instance of it."
             )
         if not (isinstance(rule, dist.Distribution) or callable(rule)):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""What a handler remembers of its block, and what it answers from that."""
+"""Block: what a handler remembers of its block, and how it answers a second read."""
 
 import contextlib
 import dataclasses
@@ -10,13 +10,19 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._transform import TraceMark
-from pyrox_ppl.handlers._stack import heard_by, site_of, value_from
+from pyrox_ppl.handlers._stack import ask_value, make_site, walk_handlers
 
 
 class Answer(NamedTuple):
-    """The first read of a parameter: what was read, and the message with its value.
+    """The first read of a parameter, and the message with its value.
 
-    The message alone does not do: ``numpyro.handlers.reparam`` strips it.
+    The message alone is not enough, because ``numpyro.handlers.reparam`` strips it.
+
+    Attributes:
+        stored: The array that the module holds.
+        plate: The plate that ``bind`` was given, or None.
+        message: The message, whose ``"value"`` is the answer.
+        inside: The handlers between the block and the read.
     """
 
     stored: Any
@@ -27,48 +33,60 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass
 class Block:
-    """What a handler remembers between entering its block and leaving it."""
+    """What a handler remembers between the entry and the end of its block.
+
+    Attributes:
+        entered_at: The JAX trace at the entry.
+        cleanup: Undoes what the entry changed.
+        prepared: What the handler made for the block.
+        parameters: Every parameter that reached the handler, by name.
+        answers: The first reads that the handler answered, by name.
+        matched_globs: The globs of ``where`` that matched a parameter.
+        taken_by: The handler further in that took a parameter, by its name.
+        bound_modules: The classes of modules that were already bound.
+    """
 
     entered_at: TraceMark
     cleanup: contextlib.ExitStack
     prepared: Any
-    read: dict[str, Parameter] = dataclasses.field(default_factory=dict)
-    answered: dict[str, Answer] = dataclasses.field(default_factory=dict)
-    matched: set[str] = dataclasses.field(default_factory=set)
-    taken: dict[str, str] = dataclasses.field(default_factory=dict)
-    bound: set[str] = dataclasses.field(default_factory=set)
+    parameters: dict[str, Parameter] = dataclasses.field(default_factory=dict)
+    answers: dict[str, Answer] = dataclasses.field(default_factory=dict)
+    matched_globs: set[str] = dataclasses.field(default_factory=set)
+    taken_by: dict[str, str] = dataclasses.field(default_factory=dict)
+    bound_modules: set[str] = dataclasses.field(default_factory=set)
 
 
-def list_parameters(block: Block) -> str:
-    """The parameters that reached the handler, or did not, for an error message."""
+def describe_parameters(block: Block) -> str:
+    """List what the block read and what it missed, for an error message."""
     text = "No parameter was read inside it. "
-    if block.read:
+    if block.parameters:
         rows = [
             " ".join(
                 (f"  {p.name} {p.shape} {p.role}", *map("= {}".format, p.names[1:]))
             )
-            for p in block.read.values()
+            for p in block.parameters.values()
         ]
         text = "\n".join(["The parameters read inside it:", *rows, ""])
-    elif block.taken:
+    elif block.taken_by:
         text = ""
-    if block.taken:
-        rows = [f"  {name} by {label}" for name, label in block.taken.items()]
+    if block.taken_by:
+        rows = [f"  {name} by {label}" for name, label in block.taken_by.items()]
         text += "\n".join(["A block further in took:", *rows, ""])
-    if block.bound:
+    if block.bound_modules:
+        names = ", ".join(sorted(block.bound_modules))
         text += (
-            f"Bound already, and so not read again: {', '.join(sorted(block.bound))}. "
-            "A module stays bound when its block has ended. One with trained values "
-            "that can be read again is "
-            "`module_from_mean(module, {}, params=fit.params)`. "
+            f"Already bound, and so not read again: {names}. A module stays bound "
+            "after its block has ended. "
+            "`module_from_mean(module, {}, params=fit.params)` makes an unbound module "
+            "with trained values. "
         )
     return text
 
 
 def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
-    """Answer a second read by the value of the first; none further out sees it."""
+    """Answer a second read with the first value; outer handlers do not see it."""
     if msg["stored"] is first.stored and msg["plate"] is not first.plate:
-        ways = " and ".join(map(_in_plate, (first.plate, msg["plate"])))
+        ways = " and ".join(map(_describe_plate, (first.plate, msg["plate"])))
         raise ValueError(
             f"{msg['name']!r} is read twice in this block, {ways}: these are different "
             "values. Give each its own name, by `bind(module, name, plate=...)` or by "
@@ -83,24 +101,26 @@ def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
         )
     msg["value"] = value = first.message["value"]
     site_type = "param" if first.message["type"] == "param" else "sample"
-    for handler, site in heard_by(site_of(msg, site_type), _PYRO_STACK[here + 1 :]):
+    site = make_site(msg, site_type)
+    for handler, heard in walk_handlers(site, _PYRO_STACK[here + 1 :]):
+        # A handler that also enclosed the first read has already acted on the value.
         if not any(handler is other for other in first.inside):
-            given = value_from(handler, site)
-            if given is not None and not _same(given, value):
+            given = ask_value(handler, heard)
+            if given is not None and not _is_same(given, value):
                 raise ValueError(
-                    f"{msg['name']!r} was read before in this block, where it got its "
-                    f"value; the `{type(handler).__name__}` around this read has "
-                    "another one. Put that handler around both reads, or give this "
+                    f"{msg['name']!r} already has a value from its first read in this "
+                    f"block, but the `{type(handler).__name__}` around this read gives "
+                    "it another. Put that handler around both reads, or give this "
                     "read a block or a `scope` of its own."
                 )
 
 
-def _in_plate(plate: Any) -> str:
+def _describe_plate(plate: Any) -> str:
     return "without a plate" if plate is None else f"with plate={plate.name!r}"
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are known to be the same."""
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are certainly the same."""
     if isinstance(one, Tracer) or isinstance(other, Tracer):
         return one is other
     return np.array_equal(one, other)

@@ -1,4 +1,4 @@
-"""learn: a parameter becomes a param site, trained by SVI."""
+"""learn: turns parameters into param sites, which SVI trains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,21 +14,21 @@ from pyrox_ppl.handlers._stack import check_is_new
 class learn(AbstractParameterHandler):
     r"""Turn the parameters read inside into ``numpyro.param`` sites.
 
-    A point estimate, :math:`\hat\theta = \arg\max_\theta` of the ELBO, started at the
-    stored value. By default every *generator* parameter is learned, or every parameter
-    of a module that holds no generator; the others stay the constants they are.
+    SVI finds the point estimate :math:`\hat\theta = \arg\max_\theta` of the ELBO,
+    starting at the stored value. By default it learns every *generator* parameter, or
+    every parameter of a module that holds no generator; the others stay constants.
 
-    Only SVI trains a param site. NUTS, ``Predictive`` and ``log_density`` hold it, as
-    every ``numpyro.param``, at its initial value, which is the stored one, unless the
-    trained values are given to them: ``Predictive(..., params=fit.params)``, or
+    Only SVI trains a param site. NUTS, ``Predictive`` and ``log_density`` keep every
+    ``numpyro.param`` at its initial value, which is the stored one here. To use trained
+    values, pass them on: ``Predictive(..., params=fit.params)``, or
     ``NUTS(numpyro.handlers.substitute(model, data=fit.params))``.
 
     **Sites**: one param per selected parameter, under its name, of its shape and dtype,
-    unconstrained. A plate around the block does not subsample it. For
-    ``bind(..., plate=name)`` it has a member for each of the plate in front, all
-    started at the stored value. NumPyro's handlers inside the block act on them as if
-    ``numpyro.param`` had been called where the module is read. Two blocks that read one
-    module share its sites; so do a model and its guide.
+    unconstrained. A plate around the block does not subsample it. With
+    ``bind(..., plate=name)`` the param has a leading axis with one entry per member of
+    the plate, each started at the stored value. NumPyro's handlers inside the block act
+    on the site as if ``numpyro.param`` had been called where the module is read. Two
+    blocks that read one module share its sites; so do a model and its guide.
 
     Args:
         fn: A model or guide to decorate; without it the handler is a context manager.
@@ -38,9 +38,9 @@ class learn(AbstractParameterHandler):
     Raises:
         ValueError: If a glob of `where` matches nothing, if the block intercepts
             nothing, or if two different modules are read under one name: in the block,
-            in another block of the model, or in model and guide where ``SVI`` sees them
-            (a module that is an argument of a compiled step is a tracer there, and is
-            told apart by its shape alone).
+            in two blocks of the model, or in a model and its guide under ``SVI``.
+            (If a module is an argument of a compiled step, model and guide hold
+            tracers, which only their shapes tell apart.)
         TypeError: If a selected parameter is complex.
 
     References:
@@ -63,7 +63,7 @@ class learn(AbstractParameterHandler):
         >>> sorted(fit.params)
         ['affine_modulation.generator.bias', 'affine_modulation.generator.weight']
 
-        The module with the trained values in place, which other models can read:
+        Put the trained values into a module that other models can read:
 
         >>> trained = px.module_from_mean(film, {}, params=fit.params)
         >>> bias = fit.params["affine_modulation.generator.bias"]
@@ -75,11 +75,11 @@ class learn(AbstractParameterHandler):
         super().__init__(fn, where)
 
     def answer(self, msg: dict[str, Any], parameter: Parameter) -> None:
-        """Make the parameter a param site."""
+        """Turn the parameter into a param site."""
         refuse_complex(
             parameter,
-            "optimisers would follow its gradient in JAX's convention, which climbs in "
-            "the imaginary part",
+            "JAX's gradient of a complex number is conjugated, so optimisers would "
+            "climb in the imaginary part",
         )
         check_is_new(msg, "param")
         stored, plate = msg["stored"], msg["plate"]
@@ -89,7 +89,7 @@ class learn(AbstractParameterHandler):
                 jnp.expand_dims(stored, tuple(range(len(lead)))),
                 (*lead, *parameter.shape),
             )
-            # So that the plate takes the members of a minibatch.
+            # NumPyro's plate then takes the members of its minibatch from the param.
             msg["kwargs"] = {"event_dim": len(parameter.shape)}
         msg["fn"] = identity
         msg["args"] = (stored,)

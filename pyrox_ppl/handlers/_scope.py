@@ -1,4 +1,4 @@
-"""scope: a longer name."""
+"""scope: prefixes the names of sites."""
 
 from numpyro import handlers
 
@@ -8,8 +8,9 @@ from pyrox_ppl._parameter import check_name
 class scope(handlers.scope):
     r"""Prefix every site inside with a name and a dot.
 
-    NumPyro's ``scope`` with the divider that parameter names use. The same module under
-    two scopes inside one handler block is two independent sets of parameters.
+    This is NumPyro's ``scope`` with the divider of parameter names. If one handler
+    block reads the same module under two scopes, each scope has its own independent
+    parameters.
 
     **Sites**: ``<name>.<site>``, plates included.
 

@@ -1,4 +1,4 @@
-"""What NumPyro's handlers would do with a site, asked before it is sent."""
+"""Asks NumPyro's handlers what they would do with a site, before it is sent."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from pyrox_ppl._message import is_plate
 
 
-def site_of(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
-    """A parameter's message as that of a site whose law is not known yet."""
+def make_site(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
+    """Make the message of a site for a parameter whose law is not known yet."""
+    # The `hide_fn` of a block may look at the law; nothing draws from it.
     law = dist.ImproperUniform(dist.constraints.real, (), msg["parameter"].shape)
     return {
         **msg,
@@ -26,12 +27,12 @@ def site_of(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
     }
 
 
-def heard_by(
+def walk_handlers(
     site: dict[str, Any], stack: Sequence[Messenger] = _PYRO_STACK
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Every handler that will hear of a site, the innermost first, and what it hears.
+    """Yield every handler that a site will reach, innermost first, and its message.
 
-    Scopes rename it on its way out, and a ``block`` that hides it ends the way.
+    Scopes rename the site on its way out; a ``block`` that hides it stops it.
     """
     heard = {**site, "cond_indep_stack": []}
     for handler in reversed(stack):
@@ -42,9 +43,10 @@ def heard_by(
             handler.process_message(heard)
 
 
-def value_from(handler: Any, site: dict[str, Any]) -> Any:
-    """The value that a NumPyro handler would give to a site, or None."""
+def ask_value(handler: Any, site: dict[str, Any]) -> Any:
+    """Return the value that a NumPyro handler would give to a site, or None."""
     if isinstance(handler, handlers.do):
+        # Its `process_message` would send a second site, so look at its data instead.
         given = handler.data or {}
         return given.get(site["name"]) if site["type"] == "sample" else None
     if isinstance(handler, handlers.condition | handlers.substitute | handlers.replay):
@@ -55,44 +57,45 @@ def value_from(handler: Any, site: dict[str, Any]) -> Any:
 
 
 def is_fixed(msg: dict[str, Any]) -> bool:
-    """Whether ``condition`` or ``do`` would fix a parameter, were it a sample site."""
+    """Whether ``condition`` or ``do`` would fix a parameter as a sample site."""
     return any(
         isinstance(handler, handlers.condition | handlers.do)
-        and value_from(handler, heard) is not None
-        for handler, heard in heard_by(site_of(msg))
+        and ask_value(handler, heard) is not None
+        for handler, heard in walk_handlers(make_site(msg))
     )
 
 
 def check_is_new(msg: dict[str, Any], site_type: str) -> None:
-    """Raise if the site of a parameter would be merged with one that was there before.
+    """Raise if the site of a parameter would merge with an earlier site.
 
-    The block that made that one may be closed, or have been the guide's: what they
-    made is in the ``trace`` that records the model, and in the one that the model
-    replays.
+    A closed block of the model, or a block of the guide, may have made that one. It is
+    then in the ``trace`` that records the model, or in the trace that it replays.
     """
-    for handler, heard in heard_by(site_of(msg, site_type)):
+    for handler, heard in walk_handlers(make_site(msg, site_type)):
         if isinstance(handler, handlers.trace | handlers.replay):
             before = handler.trace.get(heard["name"])
             replayed = isinstance(handler, handlers.replay)
-            if before is not None and _clash(msg, site_type, before, replayed):
-                raise ValueError(_two(heard["name"], msg, before, replayed))
+            if before is not None and _are_different(msg, site_type, before, replayed):
+                raise ValueError(_describe_clash(heard["name"], msg, before, replayed))
 
 
-def _clash(
+def _are_different(
     msg: dict[str, Any], site_type: str, before: dict[str, Any], replayed: bool
 ) -> bool:
-    """Whether two sites of one name are two variables."""
+    """Whether two sites of one name are different variables."""
     stored = before.get("stored")
     if site_type != "param":
+        # A guide's sample site and the model's are one variable by their very purpose.
         return not replayed
     if before["type"] != "param":
+        # `lift` turns every param into a sample site, also this one.
         lifted = any(isinstance(handler, handlers.lift) for handler in _PYRO_STACK)
         return not (replayed or (lifted and stored is msg["stored"]))
     if stored is None:
-        return False
+        return False  # the user's own `numpyro.param`, shared on purpose
     traced = isinstance(stored, Tracer) or isinstance(msg["stored"], Tracer)
     if replayed and traced and stored.shape == msg["stored"].shape:
-        return False  # a guide's argument and a model's may be the same array
+        return False  # the model and the guide may hold two tracers of one array
     return stored is not msg["stored"] or _plate(before) != _plate(msg)
 
 
@@ -100,44 +103,46 @@ def _plate(msg: dict[str, Any]) -> str | None:
     return getattr(msg.get("plate"), "name", None)
 
 
-def _two(name: str, msg: dict[str, Any], before: dict[str, Any], replayed: bool) -> str:
-    """What to say of two sites of one name."""
+def _describe_clash(
+    name: str, msg: dict[str, Any], before: dict[str, Any], replayed: bool
+) -> str:
+    """Word the error about two sites of one name."""
     where = "the guide and the model" if replayed else "two blocks of one model"
     first, second = before.get("stored"), msg["stored"]
     own = np.shape(before["value"]) if first is None else first.shape
     if first is second:
         fix = (
-            "To use one set of values twice read the module once, "
-            "`net = bind(module, name)`, or keep both calls inside one block; for two "
-            "sets"
+            "To use one set of values twice, read the module once, "
+            "`net = bind(module, name)`, or put both calls inside one block. For two "
+            "sets of values"
         )
     else:
         fix = (
-            "They hold different arrays, and would get the same values. If it is to be "
-            "one module, make it once, outside; else"
+            "The two hold different arrays but would get the same values. If they are "
+            "meant to be one module, make it once, outside the model; otherwise"
         )
     return (
-        f"{name!r} is made a site twice, in {where}: first of shape {own} "
+        f"{name!r} becomes a site twice, in {where}: first of shape {own} "
         f"({before['type']}), then of shape {second.shape}. {fix} give each its own "
         "name, by `bind(module, name)` or by calling it inside `with scope(name):`."
     )
 
 
 @contextlib.contextmanager
-def at_the_read(
+def stand_at_read(
     here: int, own: str, full: str, *, skip: type, plate: Any = None
 ) -> Iterator[None]:
-    """Run the body where a parameter is read, as if the block at `here` were not there.
+    """Run the body at the read of a parameter, as if the block at `here` were absent.
 
-    Handlers inside the block act on the sites that are made meanwhile as on the
-    parameter's own. A scope among them gives its prefix to those that bear the
-    parameter's name, which have it already, and to no other. Handlers of the type
-    `skip` are left out, and so is every plate but `plate`.
+    Handlers inside the block act on the body's sites as on the parameter's own site.
+    The parameter's full name already has the prefixes of the scopes inside the block:
+    sites whose names start with it get each prefix once, other sites get none. Handlers
+    of the type `skip`, and every plate except `plate`, are taken off the stack.
     """
     before = list(_PYRO_STACK)
     inside = (h for h in before[here:] if not isinstance(h, skip))
-    scoped = (_OwnScope(h) if isinstance(h, handlers.scope) else h for h in inside)
-    stack = [*before[:here], *scoped, _Own(own, full)]
+    scoped = (_ScopeOwnSites(h) if isinstance(h, handlers.scope) else h for h in inside)
+    stack = [*before[:here], *scoped, _MarkOwnSites(own, full)]
     _PYRO_STACK[:] = [h for h in stack if not is_plate(h) or h is plate]
     try:
         yield
@@ -145,8 +150,8 @@ def at_the_read(
         _PYRO_STACK[:] = before
 
 
-class _Own(Messenger):
-    """Marks the sites that bear a parameter's name; takes its prefixes off."""
+class _MarkOwnSites(Messenger):
+    """Marks the sites that start with a parameter's name; strips its scope prefixes."""
 
     def __init__(self, own: str, full: str) -> None:
         super().__init__()
@@ -158,17 +163,17 @@ class _Own(Messenger):
             rest = name.removeprefix(prefix)
             if rest != name and rest[:1] in ("", ".", "_"):
                 msg["name"] = self._own + rest
-                msg["of_parameter"] = True
+                msg["belongs_to_parameter"] = True
                 return
 
 
-class _OwnScope(Messenger):
-    """A scope for the sites of the parameter alone."""
+class _ScopeOwnSites(Messenger):
+    """Applies a scope to the marked sites only, which gives them their prefix again."""
 
     def __init__(self, scope: Messenger) -> None:
         super().__init__()
         self._scope = scope
 
     def process_message(self, msg: Any) -> None:
-        if msg.get("of_parameter"):
+        if msg.get("belongs_to_parameter"):
             self._scope.process_message(msg)

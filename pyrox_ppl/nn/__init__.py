@@ -1,4 +1,4 @@
-"""Deterministic Equinox modules for conditioning, and nothing else."""
+"""Deterministic Equinox modules for conditioning; they know nothing of priors."""
 
 from pyrox_ppl.nn._affine import AffineModulation as AffineModulation
 from pyrox_ppl.nn._affine import FiLM as FiLM

@@ -1,4 +1,4 @@
-"""AffineModulation (FiLM): condition by a feature-wise scale and shift."""
+"""AffineModulation (FiLM): conditions by a feature-wise scale and shift."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pyrox_ppl.nn._linear import align, linear
 
 
 class _Gamma(NamedTuple):
-    """How the raw output becomes the scale, and the raw output that gives scale 1."""
+    """The map from the raw output to the scale, and the raw output for scale 1."""
 
     activation: Callable[[jax.Array], jax.Array]
     identity: float
@@ -25,6 +25,7 @@ class _Gamma(NamedTuple):
 _GAMMAS = {
     "one_plus_tanh": _Gamma(lambda raw: 1.0 + jnp.tanh(raw), 0.0),
     "exp": _Gamma(jnp.exp, 0.0),
+    # log(1 + e^r) = 1 at r = log(e - 1).
     "softplus": _Gamma(jax.nn.softplus, math.log(math.e - 1.0)),
     "identity": _Gamma(lambda raw: raw, 1.0),
 }
@@ -37,8 +38,8 @@ class AffineModulation(AbstractConditioner):
     :math:`\gamma` is :math:`1 + \tanh r` (``one_plus_tanh``: a scale between 0 and 2),
     :math:`e^r` (``exp``: positive, hence invertible in ``h``),
     :math:`\log(1 + e^r)` (``softplus``) or :math:`r` (``identity``). :math:`G` starts
-    at zero and :math:`g` at the value that gives :math:`\gamma = 1, \beta = 0`: at
-    construction ``y = h`` for *every* z. :math:`2CK + 2C` parameters.
+    at zero and :math:`g` at the value that gives :math:`\gamma = 1, \beta = 0`, so at
+    construction ``y = h`` for *every* z. There are :math:`2CK + 2C` parameters.
 
     **Shapes**: ``h`` ``(*batch, C)``, ``z`` ``(K,)`` or ``(*batch, K)``; the result is
     ``(*batch, C)``.
@@ -81,14 +82,14 @@ class AffineModulation(AbstractConditioner):
             "one_plus_tanh", "exp", "softplus", "identity"
         ] = "one_plus_tanh",
     ) -> Self:
-        """Make the identity.
+        """Make a modulation that starts as the identity.
 
         Args:
             num_features: C, the width of ``h`` and of the result.
             cond_dim: K, the width of the context ``z``.
-            key: A JAX PRNG key; all values at construction are fixed, so it decides
-                nothing and is there so that conditioners can take each other's place.
-            gamma_activation: How the raw output becomes the scale.
+            key: A JAX PRNG key. It has no effect, because all initial values are fixed;
+                it keeps the signature of the other conditioners.
+            gamma_activation: The map from the raw output to the scale.
 
         Raises:
             ValueError: If `gamma_activation` is none of the four.
@@ -127,28 +128,28 @@ class AffineModulation(AbstractConditioner):
     def log_det(self, z: Any) -> jax.Array:
         r"""The log-determinant of ``h -> y``, :math:`\sum_c \log\gamma_c(z)`.
 
-        Reads the parameters as a call does: in one handler block both see one value.
+        It reads the parameters as a call does: in one handler block both use one value.
 
         Args:
             z: Contexts of shape ``(*batch, K)``.
 
         Returns:
-            An array of shape ``(*batch,)``; in nats.
+            An array of shape ``(*batch,)``, in nats.
 
         Raises:
             NotImplementedError: If `gamma_activation` is not ``"exp"``, the only one
-                whose scale is surely positive with a logarithm that is the raw output.
+                whose scale is always positive and whose logarithm is the raw output.
         """
         if self.gamma_activation != "exp":
             raise NotImplementedError(
-                f"log_det needs gamma_activation='exp', and this module has "
-                f"{self.gamma_activation!r}: its map may not be invertible."
+                f"log_det needs gamma_activation='exp', but this module has "
+                f"{self.gamma_activation!r}, whose map may not be invertible."
             )
         z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         return bind(self)._generate(z)[1].sum(-1)
 
     def _generate(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The shift and the raw scale, each of shape (*batch, C)."""
+        """Generate the shift and the raw scale, each of shape (*batch, C)."""
         out = linear(self.generator.weight, self.generator.bias, z)
         return out[..., : self.num_features], out[..., self.num_features :]
 

@@ -1,4 +1,4 @@
-"""The argument checks of the modules: what came, what was expected, what to do."""
+"""Argument checks of the modules: errors name what came and what was expected."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ def check_positive(**values: float) -> None:
 def check_width(
     module: Any, name: str, array: Any, argument: str, width: int | None
 ) -> jax.Array:
-    """Return `array` as a JAX array, its last axis being as wide as `argument` says.
+    """Return `array` as a JAX array; raise unless its last axis has `width` entries.
 
-    Any width will do where `width` is None.
+    If `width` is None, any width is accepted. `argument` is the name for the error.
     """
     try:
         array = jnp.asarray(array)
@@ -48,8 +48,8 @@ def check_batch(
 ) -> None:
     """Raise unless the batch axes of the context broadcast against the features'.
 
-    One of the two may have none; otherwise they have as many, so that no axis is ever
-    matched with another by counting from the right.
+    Either may have no batch axes. Otherwise both need the same number, because NumPy's
+    rule of counting from the right could pair a context with the wrong features.
     """
     batch, context_batch = features.shape[:-1], context.shape[:-1]
     if not batch or not context_batch:
@@ -59,8 +59,8 @@ def check_batch(
         a != b and 1 not in (a, b) for a, b in pairs
     ):
         raise ValueError(
-            f"z has batch axes {context_batch}, {name} has {batch}: "
-            f"{type(module).__name__} takes a single context, a vector, or a z of as "
-            f"many batch axes as {name}, each of the same size or of size 1 (insert "
-            "them: z[:, None, :])."
+            f"z has batch axes {context_batch}, but {name} has {batch}. "
+            f"{type(module).__name__} takes one context (a vector), or a z with as "
+            f"many batch axes as {name}, each of the same size or of size 1: insert "
+            "missing axes, z[:, None, :]."
         )

@@ -1,4 +1,4 @@
-"""ConcatConditioner: condition by concatenation."""
+"""ConcatConditioner: conditions by concatenation."""
 
 from typing import Self
 
@@ -14,8 +14,8 @@ from pyrox_ppl.nn._linear import align, linear
 class ConcatConditioner(AbstractConditioner):
     r"""Condition by concatenation, :math:`y = W\,[h \,\Vert\, z] + b`.
 
-    The two halves of :math:`W` are applied apart, so that a single context is never
-    repeated for every row. :math:`(C + K)\,C + C` parameters.
+    The two halves of :math:`W` are applied separately, so a single context is never
+    repeated for every row. There are :math:`(C + K)\,C + C` parameters.
 
     **Shapes**: ``h`` ``(*batch, C)``, ``z`` ``(K,)`` or ``(*batch, K)``; the result is
     ``(*batch, C)``.
@@ -59,7 +59,7 @@ class ConcatConditioner(AbstractConditioner):
         """``[h, z] @ W.T + b``."""
         split = self.num_features
         weight, bias = self.generator.weight, self.generator.bias
-        of_features = linear(weight[:, :split], bias, h)
-        of_context = linear(weight[:, split:], None, z)
+        feature_part = linear(weight[:, :split], bias, h)
+        context_part = linear(weight[:, split:], None, z)
         ndim = max(h.ndim, z.ndim)
-        return align(of_features, ndim) + align(of_context, ndim)
+        return align(feature_part, ndim) + align(context_part, ndim)

@@ -1,4 +1,4 @@
-"""ConditionedINR: a coordinate network, conditioned at its layers or its input."""
+"""ConditionedINR: a coordinate network conditioned at its layers or its input."""
 
 from collections.abc import Callable
 from typing import Any, Literal, Self
@@ -10,21 +10,21 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
 from pyrox_ppl.nn._conditioner import AbstractConditioner
-from pyrox_ppl.nn._layers import apply_layers, check_layers, layers_of
-from pyrox_ppl.nn._rows import each_row, told_in_features
+from pyrox_ppl.nn._layers import apply_layers, check_layers, get_layers
+from pyrox_ppl.nn._rows import each_row, find_in_features
 
 
 class ConditionedINR(AbstractModule):
-    r"""A neural field :math:`f(x; z)`: a network of coordinates, and its conditioners.
+    r"""A neural field :math:`f(x; z)`: a coordinate network and its conditioners.
 
-    ``mode="feature"``: a conditioner after each layer but the readout,
-    :math:`h_l = c_l(s_l(h_{l-1}), z)`, for any network with ``layers`` (a
-    :class:`SIREN`, an ``eqx.nn.MLP``, your own) whose own call is its layers one after
-    another, each hidden one followed by the network's ``activation`` if it has one, the
-    last by its ``final_activation``. ``mode="input"``: one conditioner on the
-    coordinates, :math:`f(c(x, z))`, for any callable of one point. The inner
-    network is *backbone*: handlers leave it the constant it is unless they are told
-    otherwise.
+    ``mode="feature"`` puts a conditioner after each layer except the readout,
+    :math:`h_l = c_l(s_l(h_{l-1}), z)`. The network must have ``layers`` (a
+    :class:`SIREN`, an ``eqx.nn.MLP``, your own), and its call must apply them one after
+    another: each hidden layer followed by ``activation``, the last by
+    ``final_activation``, if the network has these. ``mode="input"`` puts one
+    conditioner on the coordinates, :math:`f(c(x, z))`, of any callable of one point.
+    The inner network is *backbone*: handlers leave it constant unless ``where`` selects
+    it.
 
     **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
     axes of size 1 broadcast; the result is ``(*batch, out_features)``.
@@ -76,25 +76,26 @@ class ConditionedINR(AbstractModule):
         """Put new conditioners around a network.
 
         Args:
-            inner: The network. Its layers (or itself, in input mode) tell their widths
-                by ``in_features`` and ``out_features`` (or ``in_size``).
-            conditioner_cls: The class of the conditioners; its ``init`` is given the
+            inner: The network. The attributes ``in_features`` and ``out_features`` (or
+                ``in_size``) of its layers, or in input mode its own, give the widths.
+            conditioner_cls: The class of the conditioners; its ``init`` gets the
                 layer's width for each of its ``widths``.
             cond_dim: K, the width of the context ``z``.
             key: A JAX PRNG key.
             mode: ``"feature"`` or ``"input"``.
-            in_features: The width of ``x``, for a callable that does not tell it.
+            in_features: The width of ``x``, for a callable without that attribute.
             **conditioner_kwargs: Further arguments of ``conditioner_cls.init``.
 
         Raises:
-            ValueError: If the mode is unknown, or a width cannot be told; in feature
-                mode, if the network has no ``layers``, or if its own call does anything
-                else than they do one after another (a residual connection, say).
-            TypeError: If `inner` is not callable or `conditioner_cls` no conditioner.
+            ValueError: If the mode or a width is unknown; in feature mode, if the
+                network has no ``layers``, or if its own call does more than apply them
+                one after another (a residual connection, for example).
+            TypeError: If `inner` is not callable, or `conditioner_cls` is not a
+                subclass of :class:`AbstractConditioner`.
         """
         check_size(cond_dim=cond_dim)
         if not callable(inner):
-            raise TypeError(f"inner must be a network to call, got {inner!r}.")
+            raise TypeError(f"inner must be a callable network, got {inner!r}.")
         if not (
             isinstance(conditioner_cls, type)
             and issubclass(conditioner_cls, AbstractConditioner)
@@ -113,7 +114,7 @@ class ConditionedINR(AbstractModule):
             in_features = _in_features(inner)
         check_size(in_features=in_features)
         if mode == "feature":
-            widths = [_width(layer, "out_features") for layer in layers_of(inner)[:-1]]
+            widths = [_width(layer, "out_features") for layer in get_layers(inner)[:-1]]
             check_layers(inner, in_features)
         elif mode == "input":
             widths = [in_features]
@@ -133,7 +134,7 @@ class ConditionedINR(AbstractModule):
         return cls(inner, conditioners, in_features, cond_dim, mode)
 
     def forward(self, x: Any, z: Any) -> jax.Array:
-        """The inner network with the conditioners in between."""
+        """Apply the inner network with its conditioners."""
         x = check_width(self, "x", x, "in_features", self.in_features)
         z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         check_batch(self, x, z, "x")
@@ -143,11 +144,11 @@ class ConditionedINR(AbstractModule):
 
 
 def _in_features(network: Any) -> int:
-    """The width of the coordinates, as the network or its first layer tells it."""
-    width = told_in_features(network)
+    """Find the width of the coordinates on the network or on its first layer."""
+    width = find_in_features(network)
     if width is None:
         raise ValueError(
-            f"ConditionedINR cannot tell the width of the input of {network!r}: give "
+            f"ConditionedINR does not know the input width of {network!r}: pass "
             "`in_features`."
         )
     return width
@@ -157,9 +158,8 @@ def _width(layer: Any, attribute: str) -> int:
     width = getattr(layer, attribute, None)
     if not isinstance(width, int):
         raise ValueError(
-            f"ConditionedINR cannot tell the width of {type(layer).__name__}: give "
-            f"it an integer attribute `{attribute}`. (A layer that has none, such as a "
-            "function between two others, belongs into the layer before it; or use "
-            "mode='input'.)"
+            f"ConditionedINR does not know the width of {type(layer).__name__}: give "
+            f"it an integer attribute `{attribute}`. (Merge a layer without widths, "
+            "such as a plain function, into the layer before it, or use mode='input'.)"
         )
     return width

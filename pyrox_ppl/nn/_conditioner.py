@@ -1,4 +1,4 @@
-"""AbstractConditioner: the base of the maps c(h, z)."""
+"""AbstractConditioner: the base class of all conditioners c(h, z)."""
 
 import abc
 from typing import Any, ClassVar
@@ -14,10 +14,10 @@ from pyrox_ppl.nn._check import check_batch, check_width
 class AbstractConditioner(AbstractModule):
     """A deterministic map ``c(h, z) -> y`` of features, conditioned on a context.
 
-    Calling it reads its parameters (they are *generators*: what handlers select by
-    default), checks the shapes once, and evaluates `condition`. A subclass has the
-    fields named in `widths` and ``cond_dim``, an ``init`` that takes these names, and
-    writes only `condition`.
+    A call reads the parameters (*generators*, which handlers select by default), checks
+    the shapes once and evaluates `condition`. A subclass has the fields named in
+    `widths`, the field ``cond_dim`` and an ``init`` that takes these names; it writes
+    only `condition`.
 
     **Shapes**: ``h`` is ``(*batch, C)`` with any number of batch axes; ``z`` is
     ``(K,)``, or ``(*batch, K)`` where axes of size 1 broadcast; the result is
@@ -57,4 +57,4 @@ class AbstractConditioner(AbstractModule):
     def condition(
         self, h: Float[Array, "*#batch C"], z: Float[Array, "*#batch K"]
     ) -> Float[Array, "*#batch out"]:
-        """The mathematics: shapes are checked, parameters are read."""
+        """Evaluate ``c(h, z)``; shapes are checked and parameters read before."""

@@ -1,4 +1,4 @@
-"""RBFFourierFeatures and RandomKitchenSinks: a kernel as finitely many waves."""
+"""RBFFourierFeatures and RandomKitchenSinks: a kernel as a finite sum of waves."""
 
 import math
 from collections.abc import Callable
@@ -12,12 +12,14 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._linear import linear
-from pyrox_ppl.nn._rows import each_row, told_in_features
+from pyrox_ppl.nn._rows import each_row, find_in_features
 from pyrox_ppl.nn._sine import cos, sin
 
 
 def waves(phase: jax.Array) -> jax.Array:
-    r"""``sqrt(1/n) [cos(phase), sin(phase)]`` on the last axis, of n phases."""
+    r"""Map n phases on the last axis to ``sqrt(1/n) [cos(phase), sin(phase)]``."""
+    # cos a cos b + sin a sin b = cos(a - b), so the inner product of two rows is the
+    # mean over n of cos(difference): the Monte Carlo estimate of a stationary kernel.
     both = jnp.concatenate([cos(phase), sin(phase)], axis=-1)
     return both / math.sqrt(phase.shape[-1])
 
@@ -29,15 +31,15 @@ class RBFFourierFeatures(AbstractModule):
 
     With :math:`W_{ij} \sim N(0, 1)` the inner product :math:`\phi(x)^\top\phi(x')`
     converges to :math:`\exp(-\lVert x - x' \rVert^2 / 2\ell^2)` as n grows, with an
-    error of about :math:`n^{-1/2}`. The lengthscale is kept as its logarithm, so that
-    every value of the parameter is a lengthscale.
+    error of about :math:`n^{-1/2}`. The module stores the logarithm of the lengthscale,
+    so every value of the parameter is valid.
 
     **Shapes**: ``x`` ``(*batch, in_features)``; the result is
     ``(*batch, 2 * n_features)``.
 
     **Sites** under a handler: ``rbf_fourier_features.frequencies`` of shape
     ``(in_features, n_features)`` and ``rbf_fourier_features.log_lengthscale``, a
-    scalar: a Normal on it is a LogNormal on the lengthscale.
+    scalar. A Normal prior on the latter is a LogNormal prior on the lengthscale.
 
     Raises:
         ValueError: If ``x`` is not `in_features` wide.
@@ -95,7 +97,7 @@ class RBFFourierFeatures(AbstractModule):
         return 2 * self.n_features
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
-        """The features of each row; `key` is ignored, as Equinox's layers take it."""
+        """Compute the features of each row; `key` is accepted and ignored."""
         x = check_width(self, "x", x, "in_features", self.in_features)
         return waves(x @ (self.frequencies * jnp.exp(-self.log_lengthscale)))
 
@@ -103,20 +105,20 @@ class RBFFourierFeatures(AbstractModule):
 class RandomKitchenSinks(AbstractModule):
     r"""A linear model of random features, :math:`f(x) = \phi(x)\,\beta + b`.
 
-    With a prior on the readout alone it is a Gaussian process of the features' kernel,
-    to the accuracy of n frequencies; with a prior on the frequencies and the
-    lengthscale too it is the sparse-spectrum Gaussian process (SSGP).
+    With a prior on the readout alone it approximates, with n frequencies, a Gaussian
+    process with the features' kernel. With priors on the frequencies and the
+    lengthscale as well it is the sparse-spectrum Gaussian process (SSGP).
 
     **Shapes**: ``x`` ``(*batch, in_features)``; the result is
     ``(*batch, out_features)``.
 
-    **Sites** under a handler, which takes all of them, for it holds no generator:
-    ``random_kitchen_sinks.rff.frequencies`` and ``.log_lengthscale``,
-    ``random_kitchen_sinks.readout.weight`` of shape ``(out_features, 2 * n_features)``
-    and ``random_kitchen_sinks.readout.bias``.
+    **Sites** under a handler: ``random_kitchen_sinks.rff.frequencies`` and
+    ``.log_lengthscale``, ``random_kitchen_sinks.readout.weight`` of shape
+    ``(out_features, 2 * n_features)`` and ``random_kitchen_sinks.readout.bias``. The
+    module holds no generator, so a handler selects them all by default.
 
     Raises:
-        ValueError: If ``x`` has a width that the features do not take.
+        ValueError: If the width of ``x`` is not that of the features' input.
 
     References:
         Rahimi, Recht (2008). Weighted sums of random kitchen sinks. NeurIPS.
@@ -132,7 +134,7 @@ class RandomKitchenSinks(AbstractModule):
         >>> net = RandomKitchenSinks.init(rff, 1, key=key)
         >>> ssgp = {
         ...     "*.frequencies": dist.Normal(0.0, 1.0),
-        ...     "*.log_lengthscale": dist.Normal(0.0, 0.5),  # the lengthscale LogNormal
+        ...     "*.log_lengthscale": dist.Normal(0.0, 0.5),
         ...     "*.readout.*": dist.Normal(0.0, 1.0),
         ... }
         >>> def model(x, y=None):
@@ -154,30 +156,29 @@ class RandomKitchenSinks(AbstractModule):
         """Draw a readout of the features as ``eqx.nn.Linear`` does.
 
         Args:
-            rff: The features: an :class:`RBFFourierFeatures`, or any module with an
-                integer ``out_features``, their number.
+            rff: The features: an :class:`RBFFourierFeatures`, or any module whose
+                integer ``out_features`` is their number.
             out_features: The width of the result.
             key: A JAX PRNG key.
 
         Raises:
             ValueError: If `out_features` is not positive.
-            TypeError: If `rff` is not callable or does not tell how many features it
-                makes.
+            TypeError: If `rff` is not callable or has no integer ``out_features``.
         """
         check_size(out_features=out_features)
-        return cls(rff, readout_of("rff", rff, out_features, key))
+        return cls(rff, make_readout("rff", rff, out_features, key))
 
     @property
     def in_features(self) -> int:
-        """The width of ``x``, as the features tell it."""
+        """The width of ``x``, which the features define."""
         return self.rff.in_features
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
-        """``phi(x) beta + b``; `key` is ignored, as Equinox's networks take it."""
-        x = check_width(self, "x", x, "in_features", told_in_features(self.rff))
+        """Compute ``phi(x) beta + b``; `key` is accepted and ignored."""
+        x = check_width(self, "x", x, "in_features", find_in_features(self.rff))
         features = check_width(
             self,
-            "what rff makes",
+            "the output of rff",
             each_row(self.rff, x),
             "out_features",
             self.readout.weight.shape[-1],
@@ -185,14 +186,14 @@ class RandomKitchenSinks(AbstractModule):
         return linear(self.readout.weight, self.readout.bias, features)
 
 
-def readout_of(
+def make_readout(
     name: str, features: Any, out_features: int, key: PRNGKeyArray
 ) -> eqx.nn.Linear:
-    """A linear layer as wide as the features say that they are."""
+    """Make a linear layer on features, which say how many they are."""
     width = getattr(features, "out_features", None)
     if not callable(features) or not isinstance(width, int):
         raise TypeError(
-            f"{name} must be a module of features with an integer `out_features`, "
-            f"their number, got {features!r}."
+            f"{name} must be a callable with an integer `out_features`, the number of "
+            f"its features, got {features!r}."
         )
     return eqx.nn.Linear(width, out_features, key=key)

@@ -1,4 +1,4 @@
-"""The heads of a HyperNetwork: one makes one parameter of the target from features."""
+"""The heads of a HyperNetwork: each makes one parameter of the target from features."""
 
 import abc
 import math
@@ -16,14 +16,14 @@ from pyrox_ppl.nn._linear import align
 class LowRankOffset(eqx.Module):
     r"""A function of a stored array, :math:`\theta_0 \mapsto \theta_0 + L R^\top`.
 
-    Axes in front of ``left`` are contexts, and come first in the result.
+    Leading axes of ``left`` are contexts; they come first in the result.
     """
 
     left: jax.Array
     right: jax.Array
 
     def __call__(self, stored: jax.Array) -> jax.Array:
-        """Add the offset, a kernel's trailing axes taken as one."""
+        """Add the offset; a kernel's trailing axes count as one."""
         offset = self.left @ jnp.swapaxes(self.right, -1, -2)
         offset = offset.reshape(*self.left.shape[:-2], *stored.shape)
         return align(jnp.asarray(stored), offset.ndim) + offset
@@ -36,15 +36,15 @@ class AbstractHead(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, features: jax.Array) -> jax.Array | LowRankOffset:
-        """The parameter, or a function of the stored array that makes it."""
+        """Make the parameter, or a function that makes it from the stored array."""
 
     @abc.abstractmethod
-    def shape_of(self) -> tuple[int, ...]:
-        """The shape of the parameter; of a kernel, the trailing axes as one."""
+    def target_shape(self) -> tuple[int, ...]:
+        """Return the parameter's shape; a low-rank head flattens it to a matrix."""
 
 
 class FullHead(AbstractHead):
-    r"""Every entry on its own, :math:`\theta = \mathrm{reshape}(G z) + \theta_0`."""
+    r"""Generates each entry: :math:`\theta = \mathrm{reshape}(G z) + \theta_0`."""
 
     weight: jax.Array
     bias: jax.Array
@@ -53,22 +53,25 @@ class FullHead(AbstractHead):
     def init(
         cls, stored: jax.Array, features: int, spread: jax.Array, key: PRNGKeyArray
     ) -> Self:
-        """Around the stored value; entries vary by `spread` for z ~ N(0, I)."""
+        """Start at the stored value; entries vary by `spread` for z ~ N(0, I)."""
+        # An entry of G z sums over the features, so its variance is `features` times
+        # that of an entry of G.
         weight = _normal(key, (stored.size, features), spread / math.sqrt(features))
-        # A copy: the array itself would tie the head to the target in a module of both.
+        # Copy the array: shared, it would be a tied leaf in a module that holds both
+        # the head and the target.
         return cls(weight.astype(stored.dtype), jnp.array(stored, copy=True))
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        """The parameter."""
+        """Make the parameter."""
         return (self.weight @ features).reshape(self.bias.shape) + self.bias
 
-    def shape_of(self) -> tuple[int, ...]:
-        """The shape of the parameter."""
+    def target_shape(self) -> tuple[int, ...]:
+        """Return the shape of the parameter."""
         return self.bias.shape
 
 
 class LowRankHead(AbstractHead):
-    r"""An offset of rank r, :math:`\theta = \theta_0 + L(z) R^\top`, L linear in z."""
+    r"""Adds a rank-r offset, :math:`\theta = \theta_0 + L(z) R^\top`, L linear in z."""
 
     weight: jax.Array
     bias: jax.Array
@@ -83,12 +86,13 @@ class LowRankHead(AbstractHead):
         rank: int,
         key: PRNGKeyArray,
     ) -> Self:
-        """No offset at z = 0; entries vary by `spread` for z ~ N(0, I).
+        """Start without an offset at z = 0; entries vary by `spread` for z ~ N(0, I).
 
         The two factors have the same scale, so that they learn at the same pace.
         """
         n_out, n_in = matrix_shape(stored.shape)
         left_key, right_key = jax.random.split(key)
+        # An entry of L R^T is a sum of `rank` products, each of variance factor^4.
         factor = jnp.sqrt(spread / math.sqrt(rank))
         weight = _normal(
             left_key, (n_out * rank, features), factor / math.sqrt(features)
@@ -100,21 +104,21 @@ class LowRankHead(AbstractHead):
         )
 
     def __call__(self, features: jax.Array) -> LowRankOffset:
-        """The function that adds the offset."""
+        """Make the function that adds the offset."""
         left = (self.weight @ features).reshape(self.bias.shape) + self.bias
         return LowRankOffset(left, self.right)
 
-    def shape_of(self) -> tuple[int, ...]:
-        """The shape of the parameter, as a matrix."""
+    def target_shape(self) -> tuple[int, ...]:
+        """Return the shape of the parameter as a matrix."""
         return (self.bias.shape[0], self.right.shape[0])
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A weight or a kernel as a matrix: the axes but the first taken as one."""
+    """Flatten a shape to that of a matrix: all axes but the first become one."""
     return shape[0], math.prod(shape[1:])
 
 
-def saves(shape: tuple[int, ...], rank: int, features: int) -> bool:
+def low_rank_is_smaller(shape: tuple[int, ...], rank: int, features: int) -> bool:
     """Whether a head of this rank has fewer parameters than the full one."""
     if len(shape) < 2:
         return False
@@ -123,13 +127,15 @@ def saves(shape: tuple[int, ...], rank: int, features: int) -> bool:
     return low < n_out * n_in * (features + 1)
 
 
-def spread_of(stored: jax.Array, parameter: Parameter) -> jax.Array:
-    """The scale of a parameter: its root mean square; of zeros, a linear layer's."""
+def parameter_scale(stored: jax.Array, parameter: Parameter) -> jax.Array:
+    """Compute the root mean square of a parameter; for zeros, a linear layer's."""
     entries = jnp.abs(jnp.asarray(stored, jnp.promote_types(stored.dtype, jnp.float32)))
-    # Relative to the largest, for squares overflow and vanish.
+    # Divide by the largest entry first: squares of large or tiny entries would
+    # overflow or vanish.
     largest = jnp.max(entries, initial=0.0)
     relative = entries / jnp.where(largest > 0, largest, 1.0)
     rms = largest * jnp.sqrt(jnp.sum(jnp.square(relative)) / max(stored.size, 1))
+    # A linear layer's weights are uniform on +-n^(-1/2), of variance 1 / (3 n).
     return jnp.where(rms > 0, rms, 1.0 / math.sqrt(3.0 * parameter.fan_in))
 
 

@@ -1,4 +1,4 @@
-"""HyperFourierFeatures and ConditionedRFFNet: Fourier features made by the context."""
+"""HyperFourierFeatures, ConditionedRFFNet: the context generates Fourier features."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -11,13 +11,13 @@ from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
-from pyrox_ppl.nn._fourier import readout_of, waves
+from pyrox_ppl.nn._fourier import make_readout, waves
 from pyrox_ppl.nn._linear import align, linear
-from pyrox_ppl.nn._rows import check_parameter_net, each_row, told_in_features
+from pyrox_ppl.nn._rows import check_parameter_net, each_row, find_in_features
 
 
 class HyperFourierFeatures(AbstractModule):
-    r"""Fourier features whose frequencies, phases and lengthscale the context makes.
+    r"""Fourier features with frequencies, phases and lengthscale from the context.
 
     .. math::
 
@@ -26,20 +26,21 @@ class HyperFourierFeatures(AbstractModule):
 
     One network makes all three, :math:`(\mathrm{vec}\,W, b, \log\ell) = g(z)`:
     :math:`W` of shape ``(in_features, n)`` row by row, :math:`b` of length n, and the
-    logarithm of the lengthscale, which is positive by that. The network runs once for
-    each context: a single z once, z of shape (B, 1, K) B times, however many points
-    they meet. Every parameter is the network's.
+    logarithm of the lengthscale, which keeps the lengthscale positive. The network runs
+    once per context, however many points share it: once for a single z, B times for z
+    of shape (B, 1, K). The module has no parameters but the network's.
 
     **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
     axes of size 1 broadcast; the result is ``(*batch, 2 * n_features)``.
 
     **Sites** under a handler: those of the network, under
-    ``hyper_fourier_features.parameter_net``. They make the features: *generators*.
+    ``hyper_fourier_features.parameter_net``. They are *generators*, for they make the
+    features.
 
     Raises:
         ValueError: If ``x`` or ``z`` has a wrong width, or their batch axes do not
-            broadcast; at the first call, if `parameter_net` does not make
-            ``in_features * n + n + 1`` numbers of a context.
+            broadcast; at the first call, if `parameter_net` does not return
+            ``in_features * n + n + 1`` numbers for a context.
 
     References:
         Rahimi, Recht (2007). Random features for large-scale kernel machines. NeurIPS.
@@ -72,7 +73,7 @@ class HyperFourierFeatures(AbstractModule):
         n_features: int,
         cond_dim: int,
     ) -> Self:
-        """Make features of a network; there is nothing to draw, and it is not called.
+        """Make the features from a network, without a call and without new weights.
 
         Args:
             parameter_net: A callable of one context ``(cond_dim,)`` that returns
@@ -80,22 +81,22 @@ class HyperFourierFeatures(AbstractModule):
                 ``eqx.nn.MLP``. A module of this package takes all contexts at once.
             in_features: The width of ``x``.
             n_features: n, the number of frequencies; there are 2n features.
-            cond_dim: K, the width of the context ``z``, and so of what `parameter_net`
-                takes. (:class:`HyperSIREN` has a latent in between, whose width its
-                `cond_dim` is.)
+            cond_dim: K, the width of the context ``z`` and of the input of
+                `parameter_net`. (In :class:`HyperSIREN`, `cond_dim` is the width of the
+                latent that `parameter_net` returns.)
 
         Raises:
-            ValueError: If a size is not positive, or `parameter_net` tells by
-                ``in_size`` or ``in_features`` that it takes another width.
+            ValueError: If a size is not positive, or the ``in_size`` or ``in_features``
+                of `parameter_net` is not `cond_dim`.
             TypeError: If `parameter_net` is not callable.
         """
         check_size(in_features=in_features, n_features=n_features, cond_dim=cond_dim)
         check_parameter_net(parameter_net)
-        width = told_in_features(parameter_net)
+        width = find_in_features(parameter_net)
         if width not in (None, cond_dim):
             raise ValueError(
-                f"parameter_net takes {width} inputs, but cond_dim={cond_dim}: it is "
-                "called with one context of shape (cond_dim,)."
+                f"parameter_net takes {width} inputs, but cond_dim={cond_dim}: it must "
+                "take one context of shape (cond_dim,)."
             )
         return cls(
             parameter_net=parameter_net,
@@ -110,29 +111,28 @@ class HyperFourierFeatures(AbstractModule):
         return 2 * self.n_features
 
     def forward(self, x: Any, z: Any) -> jax.Array:
-        """The features of each row, of the frequencies that its context makes."""
+        """Compute the features of each row from the frequencies of its context."""
         x = check_width(self, "x", x, "in_features", self.in_features)
         z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         check_batch(self, x, z, "x")
         frequencies, shift, log_lengthscale = self._generate(z)
         ndim = max(x.ndim, z.ndim)
         scaled = align(x, ndim) * align(jnp.exp(-log_lengthscale), ndim)
-        # The contexts' axes of size 1 stay so: `einsum` makes one matrix product of
-        # all the points that share a context.
+        # Axes of size 1 of the contexts are not broadcast here: `einsum` makes one
+        # matrix product for all the points that share a context.
         phase = jnp.einsum("...i,...in->...n", scaled, frequencies)
         return waves(phase + align(shift, ndim))
 
     def _generate(self, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """W (*batch, in, n), b (*batch, n) and the log-lengthscale (*batch, 1)."""
+        """Return W (*batch, in, n), b (*batch, n), the log-lengthscale (*batch, 1)."""
         n_in, n = self.in_features, self.n_features
         size = n_in * n + n + 1
         flat = jnp.asarray(each_row(self.parameter_net, z))
         if flat.shape != (*z.shape[:-1], size):
             raise ValueError(
-                f"parameter_net makes an array of shape {flat.shape[z.ndim - 1 :]} of "
-                f"one context, but in_features={n_in} and n_features={n} need "
-                f"({size},): {n_in} * {n} frequencies, {n} phases and one "
-                "log-lengthscale."
+                f"parameter_net returns shape {flat.shape[z.ndim - 1 :]} for one "
+                f"context, but in_features={n_in} and n_features={n} need ({size},): "
+                f"{n_in} * {n} frequencies, {n} phases and one log-lengthscale."
             )
         frequencies = rearrange(flat[..., : n_in * n], "... (i n) -> ... i n", n=n)
         return frequencies, flat[..., n_in * n : -1], flat[..., -1:]
@@ -143,8 +143,8 @@ class ConditionedRFFNet(AbstractModule):
 
     .. math:: f(x; z) = \phi(x; z)\,\beta + b
 
-    The context moves the basis; the readout, one for all contexts, is *backbone*:
-    handlers leave it the constant it is unless they are told otherwise.
+    The context moves the basis. All contexts share one readout, which is *backbone*:
+    handlers leave it constant unless ``where`` selects it.
 
     **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(K,)`` or ``(*batch, K)`` where
     axes of size 1 broadcast; the result is ``(*batch, out_features)``.
@@ -155,8 +155,8 @@ class ConditionedRFFNet(AbstractModule):
     and ``conditioned_rff_net.readout.bias``.
 
     Raises:
-        ValueError: If ``x`` or ``z`` has a width that the features do not take, or
-            their batch axes do not broadcast.
+        ValueError: If ``x`` or ``z`` has a wrong width, or their batch axes do not
+            broadcast.
 
     References:
         Rahimi, Recht (2008). Weighted sums of random kitchen sinks. NeurIPS.
@@ -188,23 +188,22 @@ class ConditionedRFFNet(AbstractModule):
 
         Args:
             feat: The features: a :class:`HyperFourierFeatures`, or any module of
-                ``(x, z)`` with an integer ``out_features``, their number.
+                ``(x, z)`` whose integer ``out_features`` is their number.
             out_features: The width of the result.
             key: A JAX PRNG key.
 
         Raises:
             ValueError: If `out_features` is not positive.
-            TypeError: If `feat` is not callable or does not tell how many features it
-                makes.
+            TypeError: If `feat` is not callable or has no integer ``out_features``.
         """
         check_size(out_features=out_features)
-        return cls(feat, readout_of("feat", feat, out_features, key))
+        return cls(feat, make_readout("feat", feat, out_features, key))
 
     def forward(self, x: Any, z: Any) -> jax.Array:
-        """``phi(x; z) beta + b``."""
+        """Compute ``phi(x; z) beta + b``."""
         features = check_width(
             self,
-            "what feat makes",
+            "the output of feat",
             self.feat(x, z),
             "out_features",
             self.readout.weight.shape[-1],

@@ -15,17 +15,17 @@ from pyrox_ppl.nn._contract import generated_linear
 class HyperLinear(AbstractConditioner):
     r"""A linear layer generated from the context, :math:`y = W(z)\,h + b(z)`.
 
-    One linear generator makes both, :math:`(\mathrm{vec}\,W, b) = G z + g`.
-    :math:`K (C C_{in} + C)` parameters, and the generator's bias :math:`C C_{in} + C`.
+    One linear generator makes both, :math:`(\mathrm{vec}\,W, b) = G z + g`. There are
+    :math:`K (C C_{in} + C)` parameters in G and :math:`C C_{in} + C` in g.
 
-    At construction :math:`g` is the draw of an ordinary linear layer, uniform on
+    At construction :math:`g` is drawn as an ordinary linear layer, uniform on
     :math:`\pm C_{in}^{-1/2}`, and :math:`G` is uniform on ``init_scale`` times
-    :math:`\pm (K C_{in})^{-1/2}`: for :math:`z \sim N(0, I)` the generated layers
+    :math:`\pm (K C_{in})^{-1/2}`. For :math:`z \sim N(0, I)` the generated layers then
     vary by ``init_scale`` around that layer, whatever K is.
 
-    The weights of a context are generated once for all rows that share it. Where every
-    row has its own, they are not built at all: the sum is taken in another order, in
-    pieces, and a gradient keeps the inputs alone.
+    The weights of a context are generated once for all rows that share it. If every
+    row has its own context, they are not built at all: the sum is taken in another
+    order, in pieces, and a gradient keeps only the inputs.
 
     **Shapes**: ``h`` ``(*batch, C_in)``, ``z`` ``(K,)`` (one W for all rows) or
     ``(*batch, K)`` (one W per row); the result is ``(*batch, C)``.
@@ -83,6 +83,7 @@ class HyperLinear(AbstractConditioner):
         half_width = 1.0 / math.sqrt(target_in)
         weight_key, bias_key = jax.random.split(key)
         dtype = start.weight.dtype
+        # An entry of G z sums K products, so K times the variance of an entry of G.
         spread = init_scale * half_width / math.sqrt(cond_dim)
         generator = eqx.tree_at(
             lambda layer: (layer.weight, layer.bias),
@@ -102,5 +103,5 @@ class HyperLinear(AbstractConditioner):
         )
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
-        """``W(z) h + b(z)``, with no array of weights for every row."""
+        """Compute ``W(z) h + b(z)`` without building the weights of every row."""
         return generated_linear(self.generator.weight, self.generator.bias, z, h)

@@ -1,4 +1,4 @@
-"""HyperSIREN: a SIREN whose every layer is generated from the context."""
+"""HyperSIREN: a SIREN with every layer generated from the context."""
 
 import math
 from collections.abc import Callable
@@ -10,56 +10,55 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl._bind import AbstractModule, as_stored
+from pyrox_ppl._bind import AbstractModule, stop_reads
 from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
 from pyrox_ppl.nn._hyper_linear import HyperLinear
-from pyrox_ppl.nn._rows import check_parameter_net, each_row, told_in_features
+from pyrox_ppl.nn._rows import check_parameter_net, each_row, find_in_features
 from pyrox_ppl.nn._sine import sin
 from pyrox_ppl.nn._siren import SIREN, SirenDense, half_widths
 
 
 class HyperSIREN(AbstractModule):
-    r"""Neural Implicit Flow: a SIREN of coordinates, all its weights from the context.
+    r"""Neural Implicit Flow: a SIREN of coordinates with weights from the context.
 
     .. math::
 
         f(x; z) = W_d(p)\,s_{d-1} \circ \dots \circ s_1(x) + b_d(p), \quad
         s_l(h) = \sin(\omega_l (W_l(p)\,h + b_l(p))), \quad p = p(z)
 
-    A *parameter net* maps the raw parameters z, P of them, to a latent vector p of
-    `cond_dim` entries, and a :class:`HyperLinear` for each layer makes that layer's
-    weights of it, :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once for
-    each context, and where points share a context so are the weights.
+    A *parameter net* maps the P raw parameters z to a latent vector p of `cond_dim`
+    entries. From p, one :class:`HyperLinear` per layer makes the layer's weights,
+    :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once per context, and so
+    are the weights if points share the context.
 
-    At construction :math:`g_l` is the draw of a SIREN's layer, and each column of
-    :math:`G_l` another one, times ``init_scale / sqrt(K)``, K being `cond_dim`. For p
-    of unit variance, whatever K is, the pre-activations of every layer have the
-    standard deviation of those of a SIREN, up to a factor
-    :math:`\sqrt{1 + \mathrm{init\_scale}^2}`.
+    At construction :math:`g_l` is a draw of a SIREN's layer, and so is each column of
+    :math:`G_l`, times ``init_scale / sqrt(K)`` with K = `cond_dim`. If p has unit
+    variance, the pre-activations of every layer have the standard deviation of a
+    SIREN's, up to a factor :math:`\sqrt{1 + \mathrm{init\_scale}^2}`, whatever K is.
 
-    With m weights and biases in the SIREN, :math:`m = \sum_l (n_l n_{l-1} + n_l)`,
-    there are :math:`m K + m` parameters and those of the parameter net.
+    If the SIREN has :math:`m = \sum_l (n_l n_{l-1} + n_l)` weights and biases, the
+    module has :math:`m K + m` parameters and those of the parameter net.
 
     **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(P,)`` or ``(*batch, P)`` where
     axes of size 1 broadcast; the result is ``(*batch, out_features)``.
 
     **Sites** under a handler: ``hyper_siren.hyper_layers.<l>.generator.weight`` and
     ``hyper_siren.hyper_layers.<l>.generator.bias`` for l from 0 to depth - 1. The
-    parameter net only encodes the context, so it is *backbone*: if selected, its sites
+    parameter net only encodes the context, so it is *backbone*; if selected, its sites
     are under ``hyper_siren.parameter_net``.
 
     Args:
         in_features: The width of ``x``, coordinates scaled to about [-1, 1].
         hidden_features: The width of every hidden layer.
         out_features: The width of the result.
-        depth: The number of layers, the readout counted; at least 2.
+        depth: The number of layers including the readout; at least 2.
         cond_dim: K, the width of the latent that `parameter_net` returns.
         parameter_net: A callable of the raw parameters of one context, ``(P,)``, that
             returns the latent ``(cond_dim,)``: for example an ``eqx.nn.MLP``, or
-            ``lambda z: z`` where z is the latent. A module of this package takes all
-            contexts at once. P is what it says that it takes (``in_size`` or
-            ``in_features``, its own or its first layer's); of a callable that does not
-            say, what it returns is known, and checked, at the first call.
+            ``lambda z: z`` if z is the latent. A module of this package takes all
+            contexts at once. P is the ``in_size`` or ``in_features`` of the net or of
+            its first layer. For a callable with neither, the width that it returns is
+            checked at the first call.
         key: A JAX PRNG key.
         first_omega: The frequency factor of the first layer: the field's bandwidth, in
             radians per unit of ``x``.
@@ -70,8 +69,8 @@ class HyperSIREN(AbstractModule):
 
     Raises:
         ValueError: If a size or a factor is not positive, `depth` is below 2, or
-            `parameter_net` returns anything but a vector of `cond_dim`; at a call, if
-            ``x`` or ``z`` has a wrong width or their batch axes do not broadcast.
+            `parameter_net` does not return a vector of `cond_dim` entries; at a call,
+            if ``x`` or ``z`` has a wrong width or their batch axes do not broadcast.
         TypeError: If `parameter_net` is not callable.
 
     References:
@@ -116,7 +115,7 @@ class HyperSIREN(AbstractModule):
     ) -> None:
         check_size(cond_dim=cond_dim)
         check_positive(init_scale=init_scale)
-        # The shapes alone: SIREN checks its arguments, and nothing is drawn.
+        # This takes the shapes and regimes of a SIREN, and its checks, without draws.
         siren = eqx.filter_eval_shape(
             SIREN.init,
             in_features,
@@ -129,16 +128,16 @@ class HyperSIREN(AbstractModule):
             c=c,
         )
         check_parameter_net(parameter_net)
-        width = told_in_features(parameter_net)
+        width = find_in_features(parameter_net)
         if width is not None:
-            # The shapes alone, of a net that reads nothing even in a handler's block.
+            # Without reads, so that a handler around the constructor sees no parameter.
             raw = jax.ShapeDtypeStruct((width,), jnp.zeros(()).dtype)
-            net = as_stored(parameter_net)
-            made = jax.eval_shape(lambda z: jnp.asarray(each_row(net, z)), raw)
-            _check_latent(made.shape, raw.shape, cond_dim)
+            net = stop_reads(parameter_net)
+            latent = jax.eval_shape(lambda z: jnp.asarray(each_row(net, z)), raw)
+            _check_latent(latent.shape, raw.shape, cond_dim)
         self.parameter_net = parameter_net
         self.hyper_layers = tuple(
-            _generator_of(layer, cond_dim, c, init_scale, layer_key)
+            _make_generator(layer, cond_dim, c, init_scale, layer_key)
             for layer, layer_key in zip(
                 siren.layers, jax.random.split(key, depth), strict=True
             )
@@ -150,13 +149,13 @@ class HyperSIREN(AbstractModule):
 
     @classmethod
     def init(cls, *args: Any, **kwargs: Any) -> Self:
-        """The constructor under the name that it has in the other modules."""
+        """Construct the module under the name that the other modules use."""
         return cls(*args, **kwargs)
 
     def forward(self, x: Any, z: Any) -> jax.Array:
-        """The latent of each context, then layer after layer."""
+        """Compute the latent of each context, then apply layer after layer."""
         x = check_width(self, "x", x, "in_features", self.in_features)
-        width = told_in_features(self.parameter_net)
+        width = find_in_features(self.parameter_net)
         z = check_width(self, "z", z, "P", width)
         check_batch(self, x, z, "x")
         latent = jnp.asarray(each_row(self.parameter_net, z))
@@ -169,23 +168,30 @@ class HyperSIREN(AbstractModule):
         return readout(h, latent)
 
 
-def _check_latent(made: tuple[int, ...], raw: tuple[int, ...], cond_dim: int) -> None:
-    """Raise unless what the parameter net makes of raw parameters are latents."""
-    if made != (*raw[:-1], cond_dim):
+def _check_latent(latent: tuple[int, ...], raw: tuple[int, ...], cond_dim: int) -> None:
+    """Raise unless the parameter net returns one latent per row."""
+    if latent != (*raw[:-1], cond_dim):
         raise ValueError(
-            f"parameter_net makes an array of shape {made} of raw parameters of shape "
-            f"{raw}, but cond_dim={cond_dim}: it must make one latent of shape "
-            "(cond_dim,) of each row."
+            f"parameter_net maps raw parameters of shape {raw} to shape {latent}, but "
+            f"cond_dim={cond_dim}: it must return one latent of shape (cond_dim,) per "
+            "row."
         )
 
 
-def _generator_of(
+def _make_generator(
     layer: SirenDense, latent: int, c: float, init_scale: float, key: PRNGKeyArray
 ) -> HyperLinear:
-    """Draw a layer of a SIREN, and one for each entry of the latent to lean to."""
+    """Draw a layer of a SIREN as the bias, and one per entry of the latent as columns.
+
+    A generated weight is the sum of these draws, weighted by the latent. If p has unit
+    variance, the weight has (1 + init_scale^2) times the variance of a SIREN's, and by
+    Theorem 1 so has the pre-activation: a sum over many inputs is normal in the limit,
+    whatever the shape of the weights' law.
+    """
     n_in, n_out = layer.in_features, layer.out_features
-    of_weight, of_bias = half_widths(n_in, layer.regime, layer.omega, c)
-    rows = np.repeat([of_weight, of_bias], [n_out * n_in, n_out])
+    weight_limit, bias_limit = half_widths(n_in, layer.regime, layer.omega, c)
+    # The rows of the generator: the weights of the layer, then its biases.
+    rows = np.repeat([weight_limit, bias_limit], [n_out * n_in, n_out])
     columns = np.append(np.full(latent, init_scale / math.sqrt(latent)), 1.0)
     draws = jax.random.uniform(key, (rows.size, columns.size), minval=-1.0)
     draws = draws * jnp.asarray(rows[:, None], draws.dtype)

@@ -1,8 +1,12 @@
-"""sin and cos: on CPU in float32 several times faster than XLA's own.
+"""sin and cos: in float32 on CPU several times faster than XLA's own.
 
-XLA calls the C library's sine, element by element; this one is a Cody-Waite reduction
-and a polynomial, which the compiler turns into vector instructions. Other back ends,
-other dtypes and arguments that are large have XLA's.
+On CPU XLA calls the C library's sine element by element. A Cody-Waite reduction and a
+polynomial need only additions and multiplications, which the compiler turns into vector
+instructions. Other back ends, other dtypes and large arguments use XLA's functions.
+
+References:
+    Cody, W. J., Waite, W. (1980). Software Manual for the Elementary Functions.
+    Prentice-Hall.
 """
 
 import math
@@ -15,44 +19,49 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# pi as a sum of three numbers; the first two have so few bits that n times either is
-# exact in float32 for every whole or half n that _LARGEST / pi allows.
+# pi as a sum of three numbers. x - n pi cancels nearly all digits of x, so the products
+# must be exact. The first two parts have only 8 and 12 significant bits: with the 12
+# bits of a whole n the products fit into the 24 of a float32. A half n has one bit
+# more; above 2,066 (|x| > 6,490) its second product rounds, by less than 1.2e-7.
 _PI = (3.140625, 0.0009677410125732422, -8.742277657347586e-08)
-# Largest |x| of the polynomial: 2^12 pi is 12,868.
+# The largest |x| to reduce: n must stay below 2^12, and 2^12 pi is 12,868.
 _LARGEST = 1e4
-# sin(r) = r + r^3 q(r^2) for |r| <= pi/2, the maximum error being least (5e-9).
+# sin(r) = r + r^3 q(r^2) for |r| <= pi/2: the polynomial of least maximum error (5e-9,
+# a tenth of the rounding of a float32 near 1).
 _Q = (-1.66666571e-01, 8.33301729e-03, -1.98066151e-04, 2.60005460e-06)
 
 
 def sin(x: jax.Array) -> jax.Array:
-    """``jnp.sin``, with an error of at most 1.6e-7 in float32 on CPU."""
+    """Compute ``jnp.sin``; in float32 on CPU the error is at most 1.6e-7."""
     return _sin_p.bind(x) if x.dtype == jnp.float32 else jnp.sin(x)
 
 
 def cos(x: jax.Array) -> jax.Array:
-    """``jnp.cos``, with an error of at most 1.6e-7 in float32 on CPU."""
+    """Compute ``jnp.cos``; in float32 on CPU the error is at most 1.7e-7."""
     return _cos_p.bind(x) if x.dtype == jnp.float32 else jnp.cos(x)
 
 
 def _fast_sin(x: jax.Array) -> jax.Array:
-    """``sin(x) = (-1)^n sin(x - n pi)``, n being the nearest."""
+    """Compute ``sin(x) = (-1)^n sin(x - n pi)`` with the nearest whole n."""
     n = _nearest(x * _f32(1 / math.pi))
     return _flip(_polynomial(_reduce(x, n)), n)
 
 
 def _fast_cos(x: jax.Array) -> jax.Array:
-    """``cos(x) = (-1)^(n + 1) sin(x - (n + 1/2) pi)``."""
+    """Compute ``cos(x) = (-1)^(n + 1) sin(x - (n + 1/2) pi)``."""
     n = _nearest(x * _f32(1 / math.pi) - _f32(0.5))
     return _flip(_polynomial(_reduce(x, n + _f32(0.5))), n + _f32(1.0))
 
 
 def _reduce(x: jax.Array, n: jax.Array) -> jax.Array:
+    """Subtract n pi, the largest part first, so that each difference is exact."""
     for part in _PI:
         x = x - n * _f32(part)
     return x
 
 
 def _polynomial(r: jax.Array) -> jax.Array:
+    """Evaluate sin(r) by Horner's rule; r is added last to keep its digits."""
     square = r * r
     q = _f32(_Q[-1])
     for coefficient in _Q[-2::-1]:
@@ -61,7 +70,7 @@ def _polynomial(r: jax.Array) -> jax.Array:
 
 
 def _flip(value: jax.Array, n: jax.Array) -> jax.Array:
-    """``(-1)^n value``, by the sign bit."""
+    """Compute ``(-1)^n value``: the lowest bit of n flips the sign bit of a float."""
     odd = lax.shift_left(n.astype(jnp.int32), np.int32(31))
     bits = lax.bitwise_xor(lax.bitcast_convert_type(value, jnp.int32), odd)
     return lax.bitcast_convert_type(bits, jnp.float32)
@@ -76,22 +85,23 @@ def _f32(value: float) -> np.float32:
 
 
 def _primitive(name: str, fast: Any, plain: Any) -> Primitive:
-    """An elementwise primitive: `fast` on CPU, `plain` elsewhere.
+    """Make an elementwise primitive that is `fast` on CPU and `plain` elsewhere.
 
-    A primitive, since under ``vmap`` a ``lax.cond`` would run both branches.
+    It must be a primitive, because ``vmap`` would make the ``lax.cond`` below run both
+    branches.
     """
     primitive = Primitive(name)
     primitive.def_abstract_eval(lambda x: x)
     batching.defvectorized(primitive)
 
     def guarded(x: jax.Array) -> jax.Array:
-        if x.size == 0:
+        if x.size == 0:  # no maximum
             return plain(x)
-        small = jnp.max(jnp.abs(x)) <= _LARGEST  # false for NaN, too
+        small = jnp.max(jnp.abs(x)) <= _LARGEST  # also false for NaN
         return lax.cond(small, fast, plain, x)
 
-    # Not of `primitive.bind`: ``jax_debug_nans`` runs the Python of a compiled function
-    # again, op by op, and would come back here for ever.
+    # This must not call `primitive.bind`: ``jax_debug_nans`` runs the Python of a
+    # compiled function again, op by op, and would return here endlessly.
     @jax.jit
     def run(x: jax.Array) -> jax.Array:
         return lax.platform_dependent(x, cpu=guarded, default=plain)

@@ -1,4 +1,4 @@
-"""SIREN: networks with sines for activations, and their layers."""
+"""SIREN: networks with sine activations, and their layers."""
 
 import math
 from typing import Any, Literal, Self
@@ -18,7 +18,12 @@ Regime = Literal["first", "hidden", "last"]
 def half_widths(
     in_features: int, regime: Regime, omega: float, c: float
 ) -> tuple[float, float]:
-    """Of the uniform draws of a layer's weights and of its biases."""
+    """Return the half-widths of the uniform draws of a layer's weights and biases."""
+    # Theorem 1: a sine's outputs are about arcsine-distributed on [-1, 1], of variance
+    # 1/2. With n of them as inputs, weights of variance c / (3 n omega^2) give
+    # omega W x the variance c / 6. The first layer takes coordinates in [-1, 1]:
+    # weights up to 1/n keep |W x| below 1, so its phases span up to +-omega. The biases
+    # are those of PyTorch's linear layer, which the authors' code uses.
     first = regime == "first"
     limit = 1.0 / in_features if first else math.sqrt(c / in_features) / omega
     return limit, 1.0 / math.sqrt(in_features)
@@ -27,11 +32,11 @@ def half_widths(
 class SirenDense(AbstractModule):
     r"""One layer of a SIREN, :math:`y = \sin(\omega (W x + b))`; the last has no sine.
 
-    Three regimes of Theorem 1: ``first``, :math:`W \sim U(\pm 1/n)`, spreads the inputs
-    over several periods; ``hidden``, :math:`W \sim U(\pm\sqrt{c/n}/\omega)`, keeps the
-    standard deviation of :math:`\omega W x` at 1 (for c = 6) whatever the depth;
-    ``last`` has the hidden layers' weights and is linear. :math:`b \sim U(\pm
-    n^{-1/2})`, n being the number of inputs.
+    Theorem 1 gives three regimes for n inputs: ``first``, :math:`W \sim U(\pm 1/n)`,
+    spreads the inputs over several periods; ``hidden``, :math:`W \sim
+    U(\pm\sqrt{c/n}/\omega)`, keeps the standard deviation of :math:`\omega W x` at 1
+    (for c = 6) at every depth; ``last`` is linear, with weights drawn as in ``hidden``.
+    The biases are :math:`b \sim U(\pm n^{-1/2})`.
 
     **Shapes**: ``x`` ``(*batch, in_features)``; the result is
     ``(*batch, out_features)``.
@@ -83,7 +88,7 @@ class SirenDense(AbstractModule):
             c: The constant of Theorem 1; 6 gives unit variance.
 
         Raises:
-            ValueError: If a size, `omega` or `c` is not positive, or the regime
+            ValueError: If a size, `omega` or `c` is not positive, or if the regime is
                 unknown.
         """
         check_size(in_features=in_features, out_features=out_features)
@@ -107,7 +112,7 @@ class SirenDense(AbstractModule):
         )
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
-        """``sin(omega (W x + b))``; `key` is ignored, as Equinox's layers take it."""
+        """Compute ``sin(omega (W x + b))``; `key` is accepted and ignored."""
         x = check_width(self, "x", x, "in_features", self.in_features)
         affine = linear(self.weight, self.bias, x)
         return affine if self.regime == "last" else sin(self.omega * affine)
@@ -160,7 +165,7 @@ class SIREN(AbstractModule):
             in_features: The width of ``x``, coordinates scaled to about [-1, 1].
             hidden_features: The width of every hidden layer.
             out_features: The width of the result.
-            depth: The number of layers, the readout counted; at least 2.
+            depth: The number of layers including the readout; at least 2.
             key: A JAX PRNG key.
             first_omega: The frequency factor of the first layer: the field's
                 bandwidth, in radians per unit of ``x``.
@@ -201,7 +206,7 @@ class SIREN(AbstractModule):
         )
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
-        """Layer after layer; `key` is ignored, as Equinox's networks take it."""
+        """Apply layer after layer; `key` is accepted and ignored."""
         x = check_width(self, "x", x, "in_features", self.layers[0].in_features)
         for layer in self.layers:
             x = layer(x)

@@ -1,8 +1,8 @@
-"""Priors that people use: rules ``Parameter -> Distribution`` for ``bayesianize``.
+"""Common priors: rules ``Parameter -> Distribution`` for ``bayesianize``.
 
-A rule is what ``bayesianize(prior=...)`` takes, alone or by name:
-``{"*.bias": priors.normal(0.1), "*": priors.fan_in()}``. A rule of your own is a
-function of a :class:`~pyrox_ppl.Parameter`.
+``bayesianize(prior=...)`` takes one rule, or several by name:
+``{"*.bias": priors.normal(0.1), "*": priors.fan_in()}``. Any function of a
+:class:`~pyrox_ppl.Parameter` that returns a distribution is a rule.
 """
 
 from pyrox_ppl._prior import NonCentered as NonCentered

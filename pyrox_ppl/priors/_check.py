@@ -1,4 +1,4 @@
-"""Checks of the arguments of a prior, once, where the rule is made."""
+"""Argument checks of the priors, which run when a rule is made."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 
 def check_positive(name: str, value: ArrayLike) -> None:
-    """Raise if a scale is not positive and finite; a traced value is let through."""
+    """Raise unless a scale is positive and finite; traced values are not checked."""
     if isinstance(value, Tracer):
         return
     array = np.asarray(value)

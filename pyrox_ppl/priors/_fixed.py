@@ -1,4 +1,4 @@
-"""Priors whose scale is given: by a number, by the fan-in, around what is stored."""
+"""Priors of a fixed scale: a number, scaled by the fan-in, or around stored values."""
 
 import math
 
@@ -12,7 +12,7 @@ from pyrox_ppl.priors._check import check_positive
 
 
 def normal(std: ArrayLike = 1.0) -> Rule:
-    r"""The isotropic normal prior, the same for every parameter.
+    r"""Make an isotropic normal prior, the same for every parameter.
 
     .. math:: \theta_i \sim \mathrm{Normal}(0, s^2)
 
@@ -51,14 +51,14 @@ def normal(std: ArrayLike = 1.0) -> Rule:
 
 
 def fan_in(std: ArrayLike = 1.0) -> Rule:
-    r"""A normal prior under which a layer's output keeps its scale at every width.
+    r"""Make a normal prior that keeps the scale of a layer's output at every width.
 
     .. math:: \theta_i \sim \mathrm{Normal}(0, s^2 / n_\mathrm{in})
 
     A sum over :math:`n_\mathrm{in}` inputs of unit variance then has variance
     :math:`s^2`, and a wide network tends to a Gaussian process. A bias takes the fan-in
-    of the ``weight`` beside it; give biases a rule of their own by name if they are to
-    be as wide as the layer's output.
+    of the ``weight`` beside it. For biases as wide as the layer's output, give them a
+    rule of their own by name.
 
     **Shapes**: `std` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
@@ -87,13 +87,13 @@ def fan_in(std: ArrayLike = 1.0) -> Rule:
 
 
 def glorot(gain: ArrayLike = 1.0) -> Rule:
-    r"""A normal prior with the variance of Glorot's initialisation.
+    r"""Make a normal prior with the variance of Glorot's initialisation.
 
     .. math:: \theta_i \sim \mathrm{Normal}(0, 2 g^2 / (n_\mathrm{in} + n_\mathrm{out}))
 
-    which keeps the scale of both a layer's output and its gradient.
-    :math:`n_\mathrm{out}` is the first axis times all axes but the first two, as
-    ``eqx.nn.Linear`` and ``eqx.nn.Conv`` keep their weights.
+    This keeps the scale of both a layer's output and its gradient.
+    :math:`n_\mathrm{out}` is the first axis times all axes but the first two, in the
+    layout of ``eqx.nn.Linear`` and ``eqx.nn.Conv``.
 
     **Shapes**: `gain` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
@@ -128,11 +128,11 @@ def glorot(gain: ArrayLike = 1.0) -> Rule:
 
 
 def kaiming(negative_slope: float = 0.0) -> Rule:
-    r"""A normal prior with the variance of Kaiming He's initialisation, for ReLU.
+    r"""Make a normal prior with the variance of Kaiming He's initialisation, for ReLU.
 
     .. math:: \theta_i \sim \mathrm{Normal}(0, 2 / ((1 + a^2)\, n_\mathrm{in}))
 
-    which keeps the scale of a layer's output where (leaky) ReLU halves its variance.
+    The factor 2 offsets ReLU, which halves the mean square of a layer's output.
 
     **Sites**: the parameter's.
 
@@ -160,12 +160,12 @@ def kaiming(negative_slope: float = 0.0) -> Rule:
 
 
 def laplace(scale: ArrayLike = 1.0) -> Rule:
-    r"""A Laplace prior, scaled by the fan-in: most weights small, a few large.
+    r"""Make a Laplace prior scaled by the fan-in: most weights small, a few large.
 
     .. math:: \theta_i \sim \mathrm{Laplace}(0, b / \sqrt{n_\mathrm{in}})
 
-    Its standard deviation is :math:`\sqrt 2\, b / \sqrt{n_\mathrm{in}}`. One that is
-    the same for every parameter is ``dist.Laplace(0.0, b)`` itself.
+    Its standard deviation is :math:`\sqrt 2\, b / \sqrt{n_\mathrm{in}}`. To use the
+    same scale for every parameter, pass ``dist.Laplace(0.0, b)`` as the prior.
 
     **Shapes**: `scale` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
@@ -196,12 +196,12 @@ def laplace(scale: ArrayLike = 1.0) -> Rule:
 
 
 def student_t(df: ArrayLike = 3.0, scale: ArrayLike = 1.0) -> Rule:
-    r"""A Student-t prior, scaled by the fan-in: heavy tails at every weight.
+    r"""Make a Student-t prior scaled by the fan-in: every weight has heavy tails.
 
     .. math:: \theta_i \sim \mathrm{StudentT}(\nu, 0, s / \sqrt{n_\mathrm{in}})
 
     Its standard deviation is :math:`\sqrt{\nu / (\nu - 2)}` times the scale if
-    :math:`\nu > 2`, else infinite.
+    :math:`\nu > 2`, and infinite for :math:`1 < \nu \le 2`.
 
     **Shapes**: `df` and `scale` broadcast to the parameter's shape. **Sites**: the
     parameter's.
@@ -234,14 +234,14 @@ def student_t(df: ArrayLike = 3.0, scale: ArrayLike = 1.0) -> Rule:
 
 
 def around_stored(std: ArrayLike) -> Rule:
-    r"""A normal prior centred on the value that the module holds.
+    r"""Make a normal prior centred on the value that the module holds.
 
     .. math:: \theta_i \sim \mathrm{Normal}(\theta_i^\mathrm{stored}, s^2)
 
-    For a pre-trained module: fine-tuning with a budget (`std`) for every weight, or,
-    with ``where``, a Bayesian last layer on features that stay what they are. NumPyro
-    starts chains at random by default; give NUTS ``init_strategy=init_to_median()`` to
-    start near the stored values.
+    Use it for a pre-trained module: to fine-tune every weight within a budget (`std`)
+    or, with ``where``, to put a Bayesian last layer on fixed features. NumPyro starts
+    chains at random by default; ``NUTS(model, init_strategy=px.infer.init_to_stored)``
+    starts them at the stored values.
 
     **Shapes**: `std` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
@@ -275,6 +275,7 @@ def around_stored(std: ArrayLike) -> Rule:
     check_positive("std", std)
 
     def rule(parameter: Parameter) -> dist.Distribution:
+        # A half-precision mean would round the prior's density.
         dtype = jnp.promote_types(parameter.dtype, jnp.float32)
         return dist.Normal(jnp.asarray(parameter.stored, dtype), std)
 
@@ -282,6 +283,6 @@ def around_stored(std: ArrayLike) -> Rule:
 
 
 def _fan_out(parameter: Parameter) -> int:
-    """The number of outputs that one input reaches."""
+    """Count the outputs that one input reaches."""
     out, *rest = parameter.shape or (1,)
     return out * math.prod(rest[1:])

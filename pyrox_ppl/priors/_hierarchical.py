@@ -1,4 +1,4 @@
-"""Priors whose scale is learned with the weights: one per layer, or one per weight."""
+"""Priors that learn their scale with the weights: one per layer, or one per weight."""
 
 import math
 from typing import Any
@@ -18,19 +18,19 @@ _HALF_NORMAL = dist.HalfNormal(1.0)
 
 
 def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
-    r"""A normal prior whose scale is learned, one per layer and kind of parameter.
+    r"""Make a normal prior that learns its scale, one per layer and kind of parameter.
 
     .. math::
         s \sim p(s), \qquad \varepsilon_i \sim \mathrm{Normal}(0, 1), \qquad
         \theta_i = \frac{s}{\sqrt{n_\mathrm{in}}}\, \varepsilon_i
 
-    The groups are Neal's: the weights of a layer are one, its biases another, and each
-    learns its own scale. Inference samples :math:`s` and :math:`\varepsilon`
-    (non-centred), so that NUTS meets no funnel.
+    The groups are those of Neal: the weights of a layer form one, its biases another,
+    and each group learns its own scale. Inference samples :math:`s` and
+    :math:`\varepsilon` (the non-centred form), which spares NUTS the funnel.
 
-    **Sites**: ``<parameter>.scale``, ``<parameter>_decentered``, and ``<parameter>``, a
-    deterministic one. With ``bind(..., plate=...)`` the members share the scale, and
-    :math:`\varepsilon` is their own: partial pooling.
+    **Sites**: ``<parameter>.scale``, ``<parameter>_decentered``, and the deterministic
+    site ``<parameter>``. With ``bind(..., plate=...)`` the members share the scale but
+    not :math:`\varepsilon`: partial pooling.
 
     Args:
         scale: :math:`p(s)`, a positive distribution of shape ().
@@ -39,7 +39,7 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
         A rule for ``bayesianize(prior=...)``.
 
     Raises:
-        TypeError: If `scale` is no distribution.
+        TypeError: If `scale` is not a distribution.
         ValueError: If `scale` is not positive, or not of shape ().
 
     References:
@@ -63,13 +63,13 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
     if not isinstance(scale, dist.Distribution):
         raise TypeError(
             "scale must be a NumPyro distribution over positive numbers, such as "
-            f"HalfNormal(1.0), got {scale!r}. A given scale is normal(std) or "
+            f"HalfNormal(1.0), got {scale!r}. For a fixed scale use normal(std) or "
             "fan_in(std)."
         )
     shape = scale.batch_shape + scale.event_shape
     if not _is_positive(scale.support) or shape:
         raise ValueError(
-            "scale must be a distribution of one positive number, such as HalfNormal("
+            "scale must be a distribution over one positive number, such as HalfNormal("
             f"1.0), got {type(scale).__name__} of shape {shape} with the support "
             f"{scale.support}."
         )
@@ -82,7 +82,7 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
 
 
 def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
-    r"""The regularised horseshoe: most weights near zero, the rest free up to a slab.
+    r"""Make a regularised horseshoe: most weights near zero, the rest free up to a slab.
 
     .. math::
         \tau \sim \mathrm{HalfCauchy}(s), \quad
@@ -91,20 +91,21 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
         \theta_i = \frac{\tau \lambda_i}
         {\sqrt{n_\mathrm{in} + \tau^2 \lambda_i^2 / c^2}}\, \varepsilon_i
 
-    A weight that stands out has about the prior :math:`\mathrm{Normal}(0, c^2)`, which
-    ends the Cauchy's tail; as :math:`c \to \infty` this is the horseshoe itself, whose
-    tail NUTS cannot follow. Inference samples :math:`\tau, \lambda` and
-    :math:`\varepsilon` (non-centred).
+    A weight with a large :math:`\lambda_i` has about the prior
+    :math:`\mathrm{Normal}(0, c^2)`, the slab, which cuts the Cauchy's tail. As
+    :math:`c \to \infty` this becomes the horseshoe itself, whose tail NUTS cannot
+    follow. Inference samples :math:`\tau`, :math:`\lambda` and :math:`\varepsilon`
+    (the non-centred form).
 
     **Sites**: ``<parameter>.scale`` (:math:`\tau`), ``<parameter>.local_scale``
-    (:math:`\lambda`, of the parameter's shape), ``<parameter>_decentered``, and
-    ``<parameter>``, a deterministic one. With ``bind(..., plate=...)`` the members
-    share :math:`\tau` and :math:`\lambda`, and so which weights stand out.
+    (:math:`\lambda`, of the parameter's shape), ``<parameter>_decentered``, and the
+    deterministic site ``<parameter>``. With ``bind(..., plate=...)`` the members share
+    :math:`\tau` and :math:`\lambda`, so the same weights are large in every member.
 
     Args:
-        scale: :math:`s`, positive: how large the weights are as a whole.
-        slab: :math:`c`, positive: the scale of those that stand out, in the units of
-            the parameter.
+        scale: :math:`s`, positive: the overall scale of the weights.
+        slab: :math:`c`, positive: the scale of the large weights, in the units of the
+            parameter.
 
     Returns:
         A rule for ``bayesianize(prior=...)``.
@@ -141,6 +142,8 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
         tau = numpyro.sample(f"{name}.scale", dist.HalfCauchy(scale))
         local = dist.HalfCauchy(1.0).expand(shape).to_event()
         size = tau * numpyro.sample(f"{name}.local_scale", local)
+        # Piironen and Vehtari, eq. 2.8, with the fan-in: for a small `size` the scale is
+        # size / sqrt(n), the horseshoe's; for a large one it tends to the slab.
         slope = size / jnp.sqrt(parameter.fan_in + (size / slab) ** 2)
         return NonCentered(dist.Normal(0.0, slope))
 
@@ -148,10 +151,11 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
 
 
 def _is_positive(support: Any) -> bool:
-    """Whether a support has no number below zero in it, as far as NumPyro says."""
+    """Whether NumPyro's description of a support excludes negative numbers."""
     if support in (constraints.positive, constraints.softplus_positive):
         return True
     bound = getattr(support, "lower_bound", None)
     if bound is None or support.is_discrete:
         return False
+    # A traced bound has no value to check.
     return isinstance(bound, Tracer) or bool(bound >= 0)

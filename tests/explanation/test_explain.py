@@ -185,7 +185,7 @@ def test_a_read_outside_the_block_has_a_row_of_its_own_and_a_note():
     names = [f"siren.layers.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")]
     assert sorted(rows) == sorted((n, b) for n in names for b in ("sample", "constant"))
     assert explanation.latent_dim == explanation.constant == 4 + 4 + 4 + 1
-    assert sorted(explanation.also_constant) == sorted(names)
+    assert sorted(explanation.constant_outside) == sorted(names)
     assert "read outside their block, too" in str(explanation)
 
 
@@ -197,7 +197,7 @@ def test_two_blocks_that_share_a_learned_module_have_one_row():
 
     explanation = px.explain(model)
     assert [row.becomes for row in explanation.parameters] == ["param", "param"]
-    assert explanation.also_constant == ()
+    assert explanation.constant_outside == ()
 
 
 def test_a_parameter_that_do_fixes_has_its_own_name():

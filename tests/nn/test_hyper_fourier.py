@@ -111,7 +111,7 @@ def test_features_of_another_number_than_they_tell_are_named():
     field = ConditionedRFFNet.init(
         feat=Scaled(jnp.ones(()), 3), out_features=1, key=KEY
     )
-    message = r"what feat makes has shape \(4, 6, 1\), but Cond.*out_features=3 entries"
+    message = r"output of feat has shape \(4, 6, 1\), but Cond.*out_features=3 entries"
     with pytest.raises(ValueError, match=message):
         field(X, Z)
 

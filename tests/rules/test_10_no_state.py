@@ -21,7 +21,7 @@ def test_the_memory_of_a_handler_ends_with_its_block():
     def model():
         with handler:
             film(H, Z)
-            assert len(handler.block.answered) == 2
+            assert len(handler.block.answers) == 2
 
     run(model)
     assert handler._block is None

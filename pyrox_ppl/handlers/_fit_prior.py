@@ -1,4 +1,4 @@
-"""A distribution, made to fit a parameter: its shape, its events, its support."""
+"""fit_prior: gives a distribution the shape and the event axes of a parameter."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ from jax import lax
 from pyrox_ppl._parameter import Parameter
 
 
-def fit(prior: Any, parameter: Parameter, plate: Any = None) -> dist.Distribution:
-    """Broadcast a distribution to a parameter's shape, all axes made event axes.
+def fit_prior(prior: Any, parameter: Parameter, plate: Any = None) -> dist.Distribution:
+    """Broadcast a distribution to a parameter's shape, and make all axes event axes.
 
-    In a plate that is given it may have the plate's members in front: one each.
+    With a `plate` its batch shape may begin with the plate's size: one distribution per
+    member.
     """
     if not isinstance(prior, dist.Distribution):
         raise TypeError(
@@ -43,7 +44,7 @@ def fit(prior: Any, parameter: Parameter, plate: Any = None) -> dist.Distributio
 
 
 def _check_members(prior: dist.Distribution, parameter: Parameter, plate: Any) -> None:
-    """Raise if a distribution for each member of a plate cannot stand in it."""
+    """Raise if a distribution with one entry per member does not fit its plate."""
     if prior.event_dim > len(parameter.shape):
         raise ValueError(
             f"the distribution for {parameter.name!r} has event shape "
@@ -52,8 +53,9 @@ def _check_members(prior: dist.Distribution, parameter: Parameter, plate: Any) -
         )
     if plate.dim != -1:
         raise ValueError(
-            f"the distribution for {parameter.name!r} has one for each member of plate "
-            f"{plate.name!r}, which is at dim {plate.dim}: put that plate at dim=-1."
+            f"the distribution for {parameter.name!r} has one entry per member of "
+            f"plate {plate.name!r}, which is at dim={plate.dim}: put that plate at "
+            "dim=-1."
         )
     _check_continuous(prior, parameter)
 
@@ -62,7 +64,7 @@ def _check_continuous(prior: dist.Distribution, parameter: Parameter) -> None:
     if prior.support is not None and prior.support.is_discrete:
         raise ValueError(
             f"the distribution for {parameter.name!r}, {type(prior).__name__}, is "
-            f"discrete, but the parameter is {parameter.dtype}."
+            f"discrete, but the parameter is {parameter.dtype}: use a continuous one."
         )
 
 
