@@ -1,20 +1,20 @@
 # %% [markdown]
 # # Conditional neural fields: three patterns side by side
 #
-# A field `f(x; z)` is a network of coordinates `x` that a context `z` bends: one
+# A field `f(x; z)` is a network of coordinates `x` that a context `z` changes: one
 # network for a whole family of functions. What may the context change? There are three
 # answers, and `pyrox_ppl.nn` has a module for each:
 #
-# 1. **the features** (FiLM-SIREN): a fixed network, whose layers the context scales
-#    and shifts;
-# 2. **the basis** (Hyper-RFF): the context makes the frequencies, phases and
-#    lengthscale of Fourier features, and one linear readout serves all contexts;
-# 3. **the weights** (HyperSIREN, *Neural Implicit Flow*): the context makes every
+# 1. **the features** (FiLM-SIREN): the context scales and shifts the layers of a fixed
+#    network;
+# 2. **the basis** (Hyper-RFF): the context generates the frequencies, phases and
+#    lengthscale of Fourier features, and all contexts share one linear readout;
+# 3. **the weights** (HyperSIREN, *Neural Implicit Flow*): the context generates every
 #    weight of the network.
 #
-# Here they learn the same family, `u(x; a) = sin(a x)`, with the same training loop.
-# The context is one number, the frequency `a`. What does each pattern cost, how well
-# does it fit, and how many contexts must it see before it knows the others?
+# Here all three learn the same family, `u(x; a) = sin(a x)`, with the same training
+# loop. The context is one number, the frequency `a`. What does each pattern cost, how
+# well does it fit, and how many contexts must it see to predict new ones?
 
 # %%
 import os
@@ -46,7 +46,7 @@ start = time.perf_counter()
 # %% [markdown]
 # ## The three fields
 #
-# All take the same call, `field(x, z)`; nothing is said of priors or training.
+# All have the same call, `field(x, z)`, and know nothing of priors or training.
 
 # %%
 WIDTH, FREQUENCIES, LATENT = 32, 32, 4
@@ -83,16 +83,16 @@ FIELDS = {"FiLM-SIREN": film_siren, "Hyper-RFF": hyper_rff, "HyperSIREN": hyper_
 # %% [markdown]
 # ## The family
 #
-# Each training set is `n` frequencies, spread evenly from 1 to 4, each seen at 64
-# points. `x` has shape `(1, points, 1)` and `z` `(contexts, 1, 1)`: they broadcast, and
-# what a context makes is made **once for each context**, not once for each of its
-# points. (Fewer contexts than 24 are repeated, which leaves the loss as it is and lets
-# one compiled program serve every `n`.)
+# Each training set has `n` frequencies, evenly spaced from 1 to 4, each seen at 64
+# points. `x` has shape `(1, points, 1)` and `z` has `(contexts, 1, 1)`. They broadcast,
+# and each field generates its parameters **once per context**, not once per point.
+# (Fewer than 24 contexts are repeated. This does not change the loss, and one compiled
+# program serves every `n`.)
 
 
 # %%
 def curves(a, x):
-    """Coordinates, contexts in about [-1, 1], and the values."""
+    """Make coordinates, contexts in about [-1, 1], and values."""
     a, x = jnp.float32(a)[:, None, None], jnp.float32(x)[None, :, None]
     return x, (a - 2.5) / 1.5, jnp.sin(a * x)
 
@@ -101,15 +101,15 @@ def training_set(n):
     return curves(np.tile(np.linspace(1, 4, n), 24 // n), np.linspace(-3, 3, 64))
 
 
-# Between every two of the 24 frequencies, and at other points.
+# Frequencies halfway between the 24 of the training set, at other points.
 unseen = np.linspace(1, 4, 24)[:-1] + 1.5 / 23
 test_set = curves(unseen, np.linspace(-3, 3, 101))
 
 # %% [markdown]
 # ## One training loop
 #
-# Adam on all curves at once, the learning rate falling along a cosine; the whole loop
-# is one compiled `scan`.
+# Adam on all curves at once with a cosine learning rate. The whole loop is one compiled
+# `scan`.
 
 
 # %%
@@ -153,15 +153,15 @@ for name, make in FIELDS.items():
 # %% [markdown]
 # ## What each costs
 #
-# With C features, a context of K and m weights and biases in the network that it bends:
-# FiLM adds `2 C K + 2 C` a layer; a HyperSIREN has `m L + m` for a latent of length L,
-# and its parameter net; a Hyper-RFF has its parameter net, whose output is as long as
-# `in * n + n + 1`, and `2 n + 1` in the readout.
+# Let there be C features, a context of K numbers, and m weights and biases in the
+# network that the context changes. FiLM adds `2 C K + 2 C` parameters per layer. A
+# HyperSIREN has `m L + m` for a latent of length L, plus its parameter net. A Hyper-RFF
+# has its parameter net, with `in * n + n + 1` outputs, and a readout of `2 n + 1`.
 
 
 # %%
 def sizes(field):
-    """How many numbers there are in all, and how many of them handlers take."""
+    """Count all parameters, and those that handlers select by default."""
     arrays = jax.tree.leaves(eqx.filter(field, eqx.is_inexact_array))
     with handlers.seed(rng_seed=0), handlers.trace() as trace, px.bayesianize():
         field(jnp.zeros(1), jnp.zeros(1))
@@ -182,10 +182,10 @@ for name, (total, generators) in table.items():
     )
 
 # %% [markdown]
-# *Generators* are the parameters that make the conditioning, which `px.bayesianize()`
-# turns into sites with a prior: 256 for FiLM, where NUTS is at home, thousands for the
-# other two. The SIREN inside FiLM, the readout of Hyper-RFF and the encoder of
-# HyperSIREN are backbone and stay constants, unless `where` says otherwise.
+# *Generators* are the parameters that make the conditioning; `px.bayesianize()` turns
+# them into sites with a prior. FiLM has 256, a number that suits NUTS; the other two
+# have thousands. The SIREN inside FiLM, the readout of Hyper-RFF and the encoder of
+# HyperSIREN are backbone: they stay constant unless `where` selects them.
 
 # %%
 m = WIDTH + WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + 1  # one input, one output
@@ -200,8 +200,8 @@ assert table["HyperSIREN"] == (flow + encoder + 33 * LATENT, flow)
 # %% [markdown]
 # ## How each fits
 #
-# At frequencies that no field has seen. Between the training contexts all three are
-# good; beyond them none is to be trusted: contexts are interpolated, not extrapolated.
+# The test frequencies are new to all fields. All three interpolate well between the
+# training contexts; do not trust any of them beyond.
 
 # %%
 x, wide, beyond = np.linspace(-3, 3, 301), np.linspace(0.5, 4.5, 81), {}
@@ -228,7 +228,7 @@ figure.savefig(OUTPUT / "conditioning_fits.png", dpi=150)
 # %% [markdown]
 # ## How many contexts each needs
 #
-# The pattern that changes most learns most from many contexts, and needs them.
+# The pattern that changes most gains most from many contexts, but also needs them.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -248,10 +248,10 @@ right.set(xlabel="training time / s", ylabel="loss", title="training on 24 conte
 figure.savefig(OUTPUT / "conditioning_contexts.png", dpi=150)
 
 # %% [markdown]
-# ## A context is worth its shape
+# ## Do not repeat a context
 #
-# The same contexts can be handed over with an axis of size 1 for the points, or
-# repeated for every row, which costs a generation a row. The result is the same.
+# Contexts can have an axis of size 1 for the points, or be repeated for every row. The
+# result is the same, but then every row generates its own parameters.
 
 # %%
 points, z, _ = curves(unseen, np.linspace(-3, 3, 256))
@@ -279,15 +279,15 @@ print(f"\nfigures in {OUTPUT}, {time.perf_counter() - start:.0f} s")
 # %% [markdown]
 # ## When to pick which
 #
-# - **FiLM-SIREN** when contexts are few, or the weights shall have a posterior: it has
-#   by far the fewest generators and starts as the plain network. The context only
-#   scales and shifts what the network computes already.
-# - **Hyper-RFF** when the context moves frequencies or lengthscales: it is the cheapest
-#   step, and linear in its readout. With very few contexts some starts stay stuck.
-# - **HyperSIREN** when contexts are many and differ in more than a scale: it fits
-#   closest. It has m (L + 1) generators, and asks for the contexts to learn them.
+# - **FiLM-SIREN** if contexts are few, or if the weights need a posterior: it has by
+#   far the fewest generators and starts as the plain network. The context can only
+#   scale and shift what the network already computes.
+# - **Hyper-RFF** if the context moves frequencies or lengthscales: it has the cheapest
+#   step and is linear in its readout. With very few contexts some runs get stuck.
+# - **HyperSIREN** if contexts are many and differ in more than a scale: it fits
+#   closest. It has m (L + 1) generators, and needs enough contexts to learn them.
 #
-# What this page claims, it shows:
+# The script asserts what it claims:
 
 # %%
 for name in FIELDS:
@@ -296,5 +296,5 @@ for name in FIELDS:
 six = COUNTS.index(6)
 assert middle["FiLM-SIREN"][six] < 1e-3, "six contexts are enough for FiLM"
 assert middle["Hyper-RFF"][six] < 1e-3, "and for Hyper-RFF"
-assert middle["HyperSIREN"][six] > 5 * middle["FiLM-SIREN"][six], "HyperSIREN asks more"
+assert middle["HyperSIREN"][six] > 5 * middle["FiLM-SIREN"][six], "not for HyperSIREN"
 assert min(middle, key=lambda n: middle[n][-1]) == "HyperSIREN", "then fits closest"

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Diagnosing: is the posterior of a network any good?
 #
-# The hidden units of a network can be put in another order, and their signs turned,
-# without changing its function. So chains that agree on the function may disagree on
-# every weight. Here are two posteriors of the same small network: one that R-hat of the
-# weights condemns and the function clears, and one that is really broken. `diagnose`
-# tells them apart, and the good one is saved and used in a second process.
+# Reordering the hidden units of a network, or flipping their signs, does not change its
+# function. So chains that agree on the function may disagree on every weight. Here are
+# two posteriors of the same small network: one that the R-hat of its weights condemns
+# and the R-hat of its function clears, and one that is really broken. `diagnose` tells
+# them apart. A second process then loads and uses the good one.
 
 # %%
 import os
@@ -38,9 +38,9 @@ net_key, run_key = jax.random.split(jax.random.key(0))
 # %% [markdown]
 # ## The data and the model
 #
-# The yearly cycle of the sea's temperature off Peru (see `data/README.md`): monthly
-# means of eight years, in °C, standardised. The network has three hidden units, and
-# every parameter a standard normal prior.
+# The yearly cycle of the sea temperature off Peru (see `data/README.md`): standardised
+# monthly means of eight years. The network has three hidden units, and every parameter
+# has a standard normal prior.
 
 # %%
 table = np.loadtxt(HERE / "data" / "elnino.csv", delimiter=",", skiprows=1)
@@ -75,23 +75,23 @@ def run(num_warmup, num_samples):
 # %% [markdown]
 # ## Condemned by its weights, cleared by its function
 #
-# The weights' R-hat is far from 1: every chain has its hidden units in an order of its
-# own. The function's is not.
+# The R-hat of the weights is far from 1, because every chain has its own order of the
+# hidden units. The R-hat of the function is close to 1.
 
 # %%
 good = run(WARMUP, DRAWS)
 probes = jnp.linspace(-1.0, 1.0, 23)[:, None]
 weights = azs.rhat(good, var_names=["net"], filter_vars="like")
-of_weights = max(float(values.max()) for values in weights.data_vars.values())
+weight_rhat = max(float(values.max()) for values in weights.data_vars.values())
 diagnosis = px.diagnose(good, network, probes, name="net")
-print(f"\nR-hat of the weights: {of_weights:.2f}\n\n{diagnosis}")
+print(f"\nR-hat of the weights: {weight_rhat:.2f}\n\n{diagnosis}")
 px.plot_diagnostics(diagnosis).savefig(OUTPUT / "diagnosing_good.png", dpi=150)
 
 # %% [markdown]
 # ## Really broken
 #
-# The same model, stopped after three steps of warmup: the chains are still on their
-# way, and they do not agree on the function.
+# The same model with only three steps of warmup: the chains have not converged, and
+# they do not agree on the function.
 
 # %%
 broken = run(3, 50)
@@ -100,9 +100,9 @@ print(f"\n{bad}")
 px.plot_diagnostics(bad).savefig(OUTPUT / "diagnosing_broken.png", dpi=150)
 
 # %% [markdown]
-# ## Is it as sure as it should be?
+# ## Is its uncertainty right?
 #
-# Years that the model has not seen, scored by the same draws.
+# The same draws score years that the model has not seen.
 
 # %%
 held_out = table[(table[:, 0] >= 1995) & (table[:, 0] < 2003), 1:]
@@ -111,10 +111,10 @@ scores = px.calibration(px.to_datatree(good, x[: y_test.size], y=y_test, model=m
 print(f"\n1995-2002, with the El Niño of 1997:\n{scores}")
 
 # %% [markdown]
-# ## Saved, loaded in a second process, predicted with
+# ## Predict in a second process
 #
-# The file holds the draws, the module, the key and the versions. The second process
-# needs nothing but it.
+# The file contains the draws, the module, the key and the versions. The second process
+# needs nothing else.
 
 # %%
 path = OUTPUT / "diagnosing.nc"
@@ -138,13 +138,13 @@ plt.close("all")
 print(f"\nfigures: {OUTPUT}/diagnosing_*.png\nposterior: {path}")
 
 # %% [markdown]
-# What it claims, it shows:
+# The script asserts what it claims:
 
 # %%
-assert of_weights > 1.2, "the weights condemn it"
+assert weight_rhat > 1.2, "the weights condemn it"
 assert diagnosis.functions.rhat.max() < (1.05 if SMALL else 1.01), "the function clears"
 assert SMALL or diagnosis.ok
 assert not bad.ok
 assert "R-hat" in bad.failed
 assert bad.functions.rhat.max() > 1.05
-assert np.array_equal(np.load(there), fit.mean), "bit by bit the same"
+assert np.array_equal(np.load(there), fit.mean), "both processes agree bit for bit"

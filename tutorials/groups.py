@@ -1,16 +1,16 @@
 # %% [markdown]
 # # A network with a head per group
 #
-# How much does a firm invest, given what it is worth and what it owns already? Eleven
-# firms, from General Motors to Diamond Match, react alike, but not equally. Three
-# models of the same two modules, a trunk and a head, say how far to share:
+# How much does a firm invest, given its market value and the capital it owns? Eleven
+# firms, from General Motors to Diamond Match, behave similarly but not equally. Three
+# models share the same two modules, a trunk and a head, to different degrees:
 #
-# - **pooled**: one trunk, one head for all firms;
+# - **pooled**: one trunk and one head for all firms;
 # - **separate**: a trunk and a head per firm, with nothing in common;
-# - **groups**: one trunk and one head for all, and on top a head per firm, whose scale
-#   is learned: partial pooling.
+# - **groups**: one trunk and one head for all, plus a head per firm with a learned
+#   scale: partial pooling.
 #
-# Of each firm's 20 years six are seen, the other 14 are held out.
+# The models see six of each firm's 20 years; the other 14 are held out.
 
 # %%
 import os
@@ -48,8 +48,8 @@ start = time.perf_counter()
 # %% [markdown]
 # ## The data
 #
-# Millions of dollars of 1947 (see `data/README.md`), in logarithms, in units of the
-# seen years' standard deviation. Which years are seen is drawn at random for each firm.
+# Logarithms of millions of 1947 dollars (see `data/README.md`), standardised over the
+# seen years. The seen years are drawn at random for each firm.
 
 # %%
 path = HERE / "data" / "grunfeld.csv"
@@ -75,9 +75,9 @@ y_seen, y_new = (jnp.take_along_axis(y, i[..., 0], 1) for i in (seen, held_out))
 # %% [markdown]
 # ## Two modules, three models
 #
-# The modules are plain Equinox. What is shared is said where they are bound: with
-# `plate="firm"` inside that plate, every firm has parameters of its own, and the module
-# that comes back is ready for `eqx.filter_vmap`.
+# The modules are plain Equinox. `bind` decides what firms share: with `plate="firm"`
+# inside that plate, every firm has its own parameters, and the returned module is ready
+# for `eqx.filter_vmap`.
 
 # %%
 trunk_key, head_key, *run_keys = jax.random.split(jax.random.key(0), 5)
@@ -87,7 +87,7 @@ PRIOR = {"*.bias": px.priors.normal(1.0), "*": px.priors.fan_in(2.0)}
 
 
 def apply(trunk, head, x):
-    """The network along the years of one firm."""
+    """Apply the network to the years of one firm."""
     return jax.vmap(lambda row: head(trunk(row))[0])(x)
 
 
@@ -110,10 +110,10 @@ def groups(x):
         with numpyro.plate("firm", len(firms), dim=-2):
             heads = px.bind(head, "head", plate="firm")
 
-    def of_firm(own, rows):
+    def apply_both(own, rows):
         return apply(shared, common, rows) + apply(shared, own, rows)
 
-    return eqx.filter_vmap(of_firm)(heads, x)
+    return eqx.filter_vmap(apply_both)(heads, x)
 
 
 PLATES = ("firm", -2), ("year", -1)
@@ -133,7 +133,7 @@ def with_noise(network):
 
 
 # %% [markdown]
-# What the third one will do, before it runs:
+# `explain` says what the third model will do, before it runs:
 
 # %%
 print(px.explain(with_noise(groups), x_seen, y=y_seen))
@@ -141,9 +141,9 @@ print(px.explain(with_noise(groups), x_seen, y=y_seen))
 # %% [markdown]
 # ## NUTS, and the held-out years
 #
-# Errors are in logarithms of dollars (0.3 is a factor of 1.35); the log density is that
-# of a held-out value under the mixture of all draws. R-hat is that of the predictions:
-# the weights of a network have symmetries, its values do not.
+# Errors are in logarithms of dollars (0.3 is a factor of 1.35). The log density is the
+# mean over held-out values, under the mixture of all draws. R-hat is computed for the
+# predictions, because the weights of a network have symmetries and its values do not.
 
 # %%
 scores, curves = {}, {}
@@ -175,11 +175,11 @@ for name, row in scores.items():
 # %% [markdown]
 # ## The figure
 #
-# Bands are 90 % intervals of the mean. The pooled network misses the firms that are not
-# average, and is sure of it. A separate one is wide where its firm shows nothing, as
-# Chrysler before 1938. With a head per firm the network follows the firm where it has
-# data, and the others elsewhere. None sees what it was shown nothing of: the war years
-# of Diamond Match.
+# Bands are 90 % intervals of the mean. The pooled network misses every firm that is not
+# average, with narrow bands. A separate network is wide where its firm has no data, as
+# Chrysler before 1938. The network with a head per firm follows the firm where it has
+# data, and the other firms elsewhere. No model predicts what no seen year shows: the
+# war years of Diamond Match.
 
 # %%
 shown = ["General Motors", "IBM", "Chrysler", "Goodyear", "Diamond Match", "US Steel"]
@@ -208,7 +208,7 @@ print(f"figure: {OUTPUT / 'groups.png'}")
 print(f"time:   {time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
-# What it claims, it shows. (With few draws, the chains do not agree yet.)
+# The script asserts what it claims. (With few draws the chains do not agree yet.)
 
 # %%
 assert scores["groups"]["RMSE"] < scores["pooled"]["RMSE"]

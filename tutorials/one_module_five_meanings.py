@@ -1,10 +1,10 @@
 # %% [markdown]
 # # One module, five meanings
 #
-# A module is a function; what its parameters *mean* is said from outside. Here one
-# small network draws the seasonal cycle of the sea temperature off Peru, and never
-# changes. It is used as it is (nothing), trained (`learn`), made Bayesian
-# (`bayesianize`), generated from a context (`amortize`), and doubled (`scope`).
+# A module is a function. Handlers say from outside what its parameters *mean*. Here one
+# small network, which never changes, models the seasonal cycle of the sea temperature
+# off Peru. We use it as it is (no handler), train it (`learn`), make it Bayesian
+# (`bayesianize`), generate it from a context (`amortize`) and double it (`scope`).
 
 # %%
 import os
@@ -40,9 +40,9 @@ start = time.perf_counter()
 # %% [markdown]
 # ## The data and the network
 #
-# Monthly means in °C, 1950 to 2010 (NOAA, see `data/README.md`), in units of their
-# standard deviation over the training years, 1950 to 1994. The network takes the phase
-# of the month to a temperature: 33 parameters.
+# Monthly means in °C, 1950 to 2010 (NOAA, see `data/README.md`), standardised over the
+# training years, 1950 to 1994. The network maps the phase of the month to a temperature
+# and has 33 parameters.
 
 # %%
 table = np.loadtxt(HERE / "data" / "elnino.csv", delimiter=",", skiprows=1)
@@ -65,10 +65,10 @@ def in_celsius(values):
 
 
 # %% [markdown]
-# ## The model, and nothing around it
+# ## The model without a handler
 #
-# `bind` is where the parameters are read: the one line that a network from elsewhere
-# needs. Under nothing they are constants, and the noise is the only latent site.
+# `bind` reads the parameters; it is the only line that another library's network needs.
+# Without a handler the parameters are constants, and the noise is the only latent site.
 
 
 # %%
@@ -86,11 +86,11 @@ bayesian = px.bayesianize(model, prior=prior)
 
 
 def show(meaning, model):
-    """Print what the parameters have become; shapes alone, nothing is computed."""
-    found = {}
-    jax.eval_shape(lambda: found.update(trace(seed(model, 0)).get_trace()))
-    sites = [(s["type"], n) for n, s in found.items() if not n.endswith("y")]
-    kinds = [site for site in sites if site[0] in ("param", "sample")]
+    """Print what the parameters become, from shapes alone, without computing."""
+    sites = {}
+    jax.eval_shape(lambda: sites.update(trace(seed(model, 0)).get_trace()))
+    types = [(s["type"], n) for n, s in sites.items() if not n.endswith("y")]
+    kinds = [site for site in types if site[0] in ("param", "sample")]
     print(meaning, *(f"  {kind:<7}{name}" for kind, name in kinds), sep="\n")
     return kinds
 
@@ -102,8 +102,8 @@ assert [kind for kind, _ in show("bayesianize", bayesian)] == ["sample"] * 5
 # %% [markdown]
 # ## `learn`: a point estimate
 #
-# The maximum of the likelihood. What SVI trained is put into a module by `substitute`,
-# and that module is an ordinary Equinox network again.
+# SVI finds the maximum of the likelihood. `substitute` puts the trained values into the
+# module, which is again an ordinary Equinox network.
 
 
 # %%
@@ -123,10 +123,10 @@ with substitute(data=params), px.learn():
 # %% [markdown]
 # ## `bayesianize`: MAP, then SVI, then NUTS, with the same model
 #
-# A guide of point masses finds the mode; a Gaussian guide its surroundings; NUTS,
-# started at the mode, the posterior. This model takes the months of a year as
-# independent, which they are not: its bands are too narrow for the climate. The next
-# section gives each year a curve of its own.
+# A guide of point masses finds the mode, a Gaussian guide approximates the posterior
+# around it, and NUTS, started at the mode, samples the posterior. The model treats the
+# months of a year as independent. They are not, so its bands are too narrow. The next
+# section gives each year its own curve.
 
 # %%
 delta = AutoDelta(bayesian)
@@ -151,10 +151,10 @@ by_nuts = mcmc.get_samples()["f"]
 # %% [markdown]
 # ## `amortize`: a cycle for every year
 #
-# What does a year look like whose first three months are known? The context `z` is
-# their anomaly, and a generator bends the trained network by it: a head per parameter,
-# around the trained value. The weights of the heads have a prior, and nothing else has:
-# the network itself has no sites, however large it is.
+# If the first three months of a year are known, what will the others be? The context
+# `z` is the anomaly of these months. From it a generator makes the parameters of the
+# network, with one head per parameter, centred on the trained value. Only the weights
+# of the heads have a prior: the network itself has no sites, however large it is.
 
 # %%
 mean = in_celsius(y_train).mean(0)
@@ -167,11 +167,11 @@ def year_by_year(z, y=None):
     with px.bayesianize(prior_std=0.05, where="hyper_network.heads.*.weight"):
         g = px.bind(generator)
 
-    def year_of(z):
+    def predict_year(z):
         with px.amortize(generator=g, context=z):
             return cycle(px.bind(trained, "cycle"))
 
-    f = jax.vmap(year_of)(z)[:, 3:]
+    f = jax.vmap(predict_year)(z)[:, 3:]
     numpyro.deterministic("f", f)
     noise = numpyro.sample("noise", dist.HalfNormal(1.0))
     with numpyro.plate("year", len(z), dim=-2), numpyro.plate("month", 9, dim=-1):
@@ -182,13 +182,13 @@ show("amortize", lambda: year_by_year(z))
 guide = AutoNormal(year_by_year, init_scale=0.01)
 year_params = fit(year_by_year, guide, z[train], y_train[:, 3:])
 predictive = Predictive(year_by_year, guide=guide, params=year_params, num_samples=1000)
-of_test = predictive(draw_key, z[test])
+test_draws = predictive(draw_key, z[test])
 
 # %% [markdown]
 # ## `scope`: before and after 1976
 #
-# In 1976/77 the whole Pacific warmed. The same network under two scopes is two
-# independent sets of parameters, and their difference has a posterior.
+# In 1976/77 the whole Pacific warmed. Under two scopes the same network has two
+# independent sets of parameters, so their difference has a posterior.
 
 # %%
 before = year[train] < 1977
@@ -208,20 +208,20 @@ def two_eras(y=None):
 
 show("scope", two_eras)
 eras = {f"{era}.{name}": mode[name] for era in ("before", "after") for name in mode}
-of_eras = gaussian_draws(two_eras, eras)
-warming = np.asarray(of_eras["after.f"] - of_eras["before.f"]) * unit
+era_draws = gaussian_draws(two_eras, eras)
+warming = np.asarray(era_draws["after.f"] - era_draws["before.f"]) * unit
 
 # %% [markdown]
-# ## What came out
+# ## Results
 #
-# The point estimate and the three Bayesian ones agree with the months' own means. The
-# band of the Gaussian guide is a third wider than that of NUTS: the posterior of a
-# network's weights is no Gaussian, and the same model under NUTS tells. A year whose
-# first months are known is predicted better than by the mean.
+# The point estimate and the three Bayesian estimates agree with the means of the
+# months. The band of the Gaussian guide is a third wider than the band of NUTS, because
+# the posterior of a network's weights is not Gaussian. The first months of a year
+# predict the others better than the mean does.
 
 # %%
 observed = celsius[test, 3:]
-draws = in_celsius(of_test["y"])
+draws = in_celsius(test_draws["y"])
 low, high = np.quantile(draws, [0.05, 0.95], axis=0)
 coverage = 100 * float(((low <= observed) & (observed <= high)).mean())
 
@@ -270,8 +270,8 @@ bayes.set(title="bayesianize", ylabel="cycle minus the month's mean / °C")
 for shown, color in ((1997, "C3"), (2003, "C0")):
     i = list(year[test]).index(shown)
     band(amortize, ticks[3:], draws[:, i] - mean[3:], color, f"{shown}, predicted")
-    of_year = celsius[test][i] - mean
-    amortize.plot(ticks, of_year, "o", color=color, ms=4, label=f"{shown}, observed")
+    anomaly = celsius[test][i] - mean
+    amortize.plot(ticks, anomaly, "o", color=color, ms=4, label=f"{shown}, observed")
 amortize.axvspan(-0.5, 2.5, color="0.93", zorder=0, label="context")
 amortize.set(title="amortize: a cycle from its first months", ylabel="anomaly / °C")
 
@@ -289,11 +289,11 @@ print(f"figure: {OUTPUT / 'one_module_five_meanings.png'}")
 print(f"time:   {time.perf_counter() - start:.0f} s")
 
 # %%
-assert errors["nothing"] > 1.0, "an untrained network is no climate"
+assert errors["nothing"] > 1.0, "an untrained network does not fit"
 assert max(errors[name] for name in ("learn", "MAP", "SVI", "NUTS")) < 0.2
 assert 0.7 < width["SVI"] / width["NUTS"] < 1.7, "about the width of NUTS"
 assert mcmc.get_extra_fields()["diverging"].mean() < 0.01
-assert by_year < 0.97 * by_mean, "the first months tell of the others"
-assert 75 <= coverage <= 99, "the noise of a year like 1997 is beyond it"
-assert abs(shift - by_means.mean()) < 0.15, "two networks, two climates"
-assert shift > 2 * doubt, "the shift is hardly chance"
+assert by_year < 0.97 * by_mean, "the first months predict the others"
+assert 75 <= coverage <= 99, "intervals cover most years, but not one like 1997"
+assert abs(shift - by_means.mean()) < 0.15, "the networks agree with the means"
+assert shift > 2 * doubt, "the shift is unlikely to be chance"

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Quickstart: a Bayesian field of real sea temperatures
 #
-# The sea off Peru (the Niño 1+2 region) warms and cools with the seasons, and every few
-# years it warms far beyond them: an El Niño. From January to March of a year we predict
-# the temperature curve from April to December, and how far to trust it.
+# The sea off Peru (the Niño 1+2 region) warms and cools with the seasons. Every few
+# years it warms far more: an El Niño. From the temperatures of January to March we
+# predict the curve from April to December, and how far to trust it.
 #
-# The field `f(x; z)` has the phase of the month as its coordinate `x` and the first
+# The field `f(x; z)` takes the phase of the month as its coordinate `x` and the first
 # three months as its context `z`. It is a plain, deterministic Equinox module: a SIREN
-# whose layers a FiLM conditioner modulates. One line in the NumPyro model makes it
-# Bayesian, and NUTS and SVI run on the same model.
+# whose layers are modulated by FiLM conditioners. One line in the NumPyro model makes
+# it Bayesian; NUTS and SVI run on the same model.
 
 # %%
 import time
@@ -47,8 +47,8 @@ start = time.perf_counter()
 # ## The data
 #
 # Monthly means in °C, 1950 to 2010 (NOAA, see `data/README.md`). The context is
-# standardised by the training years; the target is the anomaly, the temperature minus
-# the month's mean over the training years, in units of its standard deviation.
+# standardised over the training years. The target is the anomaly: the temperature minus
+# the month's mean over the training years, divided by its standard deviation.
 
 # %%
 table = np.loadtxt(HERE / "data" / "elnino.csv", delimiter=",", skiprows=1)
@@ -68,8 +68,8 @@ z = z[:, None]  # (years, 1, 3): one context for the months of a year
 # %% [markdown]
 # ## The field, and the model
 #
-# The inner SIREN stays the random network it is drawn as, a fixed basis of waves. The
-# weights of the conditioners say how the context bends it, and these have a prior.
+# The inner SIREN keeps its random initial weights: it is a fixed basis of waves. The
+# weights of the conditioners decide how the context changes it, and these have a prior.
 
 # %%
 inner = SIREN.init(2, 64, 1, depth=3, first_omega=2.0, hidden_omega=3.0, key=inner_key)
@@ -88,7 +88,7 @@ def model(x, z, y=None):
 # %% [markdown]
 # ## NUTS, then SVI
 #
-# NumPyro's own, with nothing changed but the inference.
+# Both are NumPyro's own. Only the inference method changes.
 
 # %%
 x_all, z_train, z_test = map(jnp.float32, (x, z[train], z[test]))
@@ -110,10 +110,10 @@ by_guide = px.to_datatree(
 # %% [markdown]
 # ## Predictions for the test years
 #
-# Every draw of the weights is a field; with the noise it is a prediction, of which
-# `predict` keeps the mean and the quantiles. R-hat and the effective sample size are
-# those of the field's values: the weights of a network have symmetries, its values do
-# not.
+# Every draw of the weights is a field; with noise added it is a prediction. `predict`
+# keeps the mean and the quantiles of the predictions. We compute R-hat and the
+# effective sample size for the field's values, because the weights of a network have
+# symmetries and its values do not.
 
 # %%
 predictions = {
@@ -127,24 +127,24 @@ rhat, ess = diagnosis.functions.rhat.max(), diagnosis.functions.ess_bulk.min()
 divergences = int(posterior.sample_stats["diverging"].sum())
 
 # %% [markdown]
-# ## What it is held against
+# ## Two baselines
 #
-# Climatology is the mean of the month; ridge regression predicts every month from the
-# same three numbers, its penalty chosen by leave-one-out over the training years. Both
-# get Gaussian intervals from their errors on the training years.
+# Climatology predicts the mean of the month. Ridge regression predicts every month from
+# the same three numbers, with a penalty chosen by leave-one-out over the training
+# years. Both get Gaussian intervals from their errors on the training years.
 
 
 # %%
 def ridge(penalty, z, target, z_new):
-    """Predict each month from z, the intercept not penalised."""
+    """Predict each month from z, without a penalty on the intercept."""
     design = np.c_[z, np.ones(len(z))]
     shrink = penalty * np.diag([1.0, 1.0, 1.0, 0.0])
     weights = np.linalg.solve(design.T @ design + shrink, design.T @ target)
     return np.c_[z_new, np.ones(len(z_new))] @ weights
 
 
-def left_out(penalty):
-    """The error of each training year, predicted from the others."""
+def leave_one_out_errors(penalty):
+    """Predict each training year from the others, and return the errors."""
     z_in, target = z[train][:, 0], anomaly[train]
     others = [np.arange(len(z_in)) != i for i in range(len(z_in))]
     return np.stack(
@@ -155,13 +155,14 @@ def left_out(penalty):
     )
 
 
-penalty = min([0.1, 0.3, 1.0, 3.0, 10.0, 30.0], key=lambda p: (left_out(p) ** 2).mean())
+penalties = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+penalty = min(penalties, key=lambda p: (leave_one_out_errors(p) ** 2).mean())
 by_ridge = ridge(penalty, z[train][:, 0], anomaly[train], z[test][:, 0])
 observed = celsius[test, 3:]
 
 
 def score(center, low, high):
-    """Test RMSE in °C and coverage of the interval in percent."""
+    """Return the test RMSE in °C and the coverage of the interval in percent."""
     rmse = np.sqrt(((center - observed) ** 2).mean())
     return rmse, 100 * ((low <= observed) & (observed <= high)).mean()
 
@@ -172,7 +173,7 @@ def gaussian(center, errors):
 
 
 def sampled(prediction):
-    """Mean and 90 % interval of every test year and month, in °C."""
+    """Return mean and 90 % interval of every test year and month, in °C."""
     edges = [prediction.quantiles[q] for q in (0.05, 0.95)]
     return [values * unit + mean[3:] for values in (prediction.mean, *edges)]
 
@@ -181,7 +182,7 @@ curves = {name: sampled(prediction) for name, prediction in predictions.items()}
 scores = {
     "NUTS": score(*curves["NUTS"]),
     "SVI": score(*curves["SVI"]),
-    "ridge": gaussian(mean[3:] + by_ridge, left_out(penalty)),
+    "ridge": gaussian(mean[3:] + by_ridge, leave_one_out_errors(penalty)),
     "climatology": gaussian(np.broadcast_to(mean[3:], observed.shape), anomaly[train]),
 }
 print(f"\n{'1995-2010':<14}{'RMSE / °C':>10}{'90 % interval covers':>23}")
@@ -195,8 +196,8 @@ print(
 # %% [markdown]
 # ## The figure and the file
 #
-# From January to March of 1997 nothing was to be seen yet, and an event beyond all that
-# the training years hold stays outside the intervals.
+# January to March of 1997 showed no sign of the El Niño that followed. It exceeds
+# everything in the training years, so it lies outside the intervals.
 
 # %%
 months = ["Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -223,7 +224,7 @@ print(f"posterior: {OUTPUT / 'quickstart.nc'}")
 print(f"time:      {time.perf_counter() - start:.0f} s")
 
 # %% [markdown]
-# What it claims, it shows:
+# The script asserts what it claims:
 
 # %%
 rmse, coverage = scores["NUTS"]

@@ -66,6 +66,16 @@ class Explanation:
         parameters: The parameters that the model reads, one record for each meaning.
         sites: All sites of the model except those of parameters.
         parameter_sites: The sites of the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> film = px.nn.FiLM.init(3, 2, key=jax.random.key(0))
+        >>> def model(h, z):
+        ...     with px.bayesianize():
+        ...         return film(h, z)
+        >>> explanation = px.explain(model, jnp.ones(3), jnp.ones(2))
+        >>> explanation.parameters[0].becomes, explanation.latent_dim
+        ('sample', 18)
     """
 
     parameters: tuple[ExplainedParameter, ...]

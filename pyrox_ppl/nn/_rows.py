@@ -32,8 +32,8 @@ def each_row(function: Callable, rows: jax.Array) -> Any:
         out = jax.vmap(one)(rows.reshape(-1, rows.shape[-1]))
     except TypeError as error:  # JAX raises it for shapes that do not fit
         raise ValueError(
-            f"{name} gets one vector of shape {rows.shape[-1:]} at a time (the input "
-            f"has shape {rows.shape}) and does not take it: {error}"
+            f"{name} does not take a vector of shape {rows.shape[-1:]}, one row of an "
+            f"input of shape {rows.shape}: {error}"
         ) from error
     return out.reshape(*rows.shape[:-1], *out.shape[1:])
 

@@ -82,7 +82,7 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
 
 
 def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
-    r"""Make a regularised horseshoe: most weights near zero, the rest free up to a slab.
+    r"""Make a regularised horseshoe: most weights near zero, a few up to a slab.
 
     .. math::
         \tau \sim \mathrm{HalfCauchy}(s), \quad
@@ -142,8 +142,8 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
         tau = numpyro.sample(f"{name}.scale", dist.HalfCauchy(scale))
         local = dist.HalfCauchy(1.0).expand(shape).to_event()
         size = tau * numpyro.sample(f"{name}.local_scale", local)
-        # Piironen and Vehtari, eq. 2.8, with the fan-in: for a small `size` the scale is
-        # size / sqrt(n), the horseshoe's; for a large one it tends to the slab.
+        # Piironen and Vehtari's regularised scale, with the fan-in: a small `size`
+        # gives size / sqrt(n), the horseshoe; a large one tends to the slab.
         slope = size / jnp.sqrt(parameter.fan_in + (size / slab) ** 2)
         return NonCentered(dist.Normal(0.0, slope))
 

@@ -186,7 +186,7 @@ def test_a_read_outside_the_block_has_a_row_of_its_own_and_a_note():
     assert sorted(rows) == sorted((n, b) for n in names for b in ("sample", "constant"))
     assert explanation.latent_dim == explanation.constant == 4 + 4 + 4 + 1
     assert sorted(explanation.constant_outside) == sorted(names)
-    assert "read outside their block, too" in str(explanation)
+    assert "also read outside their block" in str(explanation)
 
 
 def test_two_blocks_that_share_a_learned_module_have_one_row():

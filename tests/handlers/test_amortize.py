@@ -275,7 +275,7 @@ def test_a_plates_members_have_a_distribution_each():
 @pytest.mark.parametrize(
     ("of", "dim", "match"),
     [
-        (dist.Normal(jnp.zeros((2, 4, 3)), 1.0), -2, "at dim -2: put that plate"),
+        (dist.Normal(jnp.zeros((2, 4, 3)), 1.0), -2, "at dim=-2: put that plate"),
         (dist.Normal(jnp.zeros((2, 4, 3)), 1.0).to_event(3), -1, "be a batch axis"),
         (dist.Poisson(jnp.ones((2, 4, 3))), -1, "discrete"),
     ],

@@ -28,19 +28,22 @@ ROWS = jnp.ones((5, 2))
         (lambda: px.bayesianize({"*": NORMAL}), r"model that it decorates.*prior="),
         (lambda: px.bayesianize("*.bias"), r"model that it decorates.*where="),
         (lambda: px.learn("*.bias"), r"model that it decorates.*where="),
-        (lambda: px.learn(0.3), r"got 0\.3: give what is no model by keyword \(where="),
+        (lambda: px.learn(0.3), r"got 0\.3: pass everything else by keyword \(where="),
         (lambda: px.bayesianize(prior=dist.Normal), "class Normal"),
         (lambda: px.bayesianize(prior={"*": dist.Normal}), "class Normal for '\\*'"),
         (
             lambda: px.bayesianize(prior=lambda name, shape: NORMAL),
-            r"p\.name and p\.shape",
+            r"p\.name, p\.shape",
         ),
         (
             lambda: px.bayesianize(prior={"*": lambda n, s: NORMAL}),
-            r"p\.name and p\.shape",
+            r"p\.name, p\.shape",
         ),
-        (lambda: px.bayesianize(where=lambda n, s: True), r"for where takes one arg"),
-        (lambda: px.learn(where=lambda: True), r"for where takes one arg"),
+        (
+            lambda: px.bayesianize(where=lambda n, s: True),
+            r"for where must take one arg",
+        ),
+        (lambda: px.learn(where=lambda: True), r"for where must take one arg"),
     ],
 )
 def test_an_argument_in_the_wrong_place_is_named_with_the_right_one(make, match):
@@ -74,7 +77,7 @@ def test_a_forgotten_bind_is_said_with_the_line_to_write(name):
 
     with pytest.raises(ValueError, match="intercepted no parameter") as error:
         sites(model)
-    assert "inside it. Read the module" in str(error.value)
+    assert "inside it. Read an unbound module" in str(error.value)
     assert '`net = px.bind(mlp, "net")`' in str(error.value)
 
 
@@ -178,7 +181,9 @@ def test_a_module_that_stayed_bound_is_named_and_mean_module_gives_one_to_read(p
     def model(film):
         return px.bind({"film": film}, "pair") if part else film(H, Z)
 
-    with pytest.raises(ValueError, match=r"again: AffineModulation\. .*mean_mod"):
+    with pytest.raises(
+        ValueError, match=r"again: AffineModulation\. .*module_from_mean"
+    ):
         sites(px.learn(model), kept)
     found = sites(px.learn(model), trained, types=("param",))
     assert len(found) == len(values) == 2

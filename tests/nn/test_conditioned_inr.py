@@ -208,8 +208,8 @@ def test_a_conditioner_of_the_users_own_takes_part():
         ({"conditioner_cls": "FiLM"}, "conditioner_cls must be a subclass.* 'FiLM'"),
         ({"conditioner_cls": None}, "conditioner_cls must be a subclass.* None"),
         ({"conditioner_cls": Shifted}, "Shifted needs a classmethod `init`"),
-        ({"inner": None}, "inner must be a network to call, got None"),
-        ({"inner": jnp.ones(3)}, "inner must be a network to call"),
+        ({"inner": None}, "inner must be a callable network, got None"),
+        ({"inner": jnp.ones(3)}, "inner must be a callable network"),
     ],
 )
 def test_what_is_no_conditioner_or_no_network_is_a_type_error(wrong, message):
@@ -229,7 +229,7 @@ def test_input_mode_takes_the_width_that_a_callable_tells():
     def plane(point):
         return point.sum(keepdims=True)
 
-    with pytest.raises(ValueError, match=r"cannot tell the width.*in_features"):
+    with pytest.raises(ValueError, match=r"not know the input width.*in_features"):
         conditioned(plane, mode="input")
     plane.in_features = 2
     field = perturbed(conditioned(plane, mode="input"))

@@ -78,11 +78,13 @@ def test_a_module_of_the_package_gets_all_contexts_at_once():
 
 def test_a_parameter_net_of_another_output_is_named_at_the_first_call():
     module = make(eqx.nn.MLP(K, 17, 8, 1, key=KEY))
-    message = r"\(17,\) of one context, but in_features=2 and n_features=5 need \(16,\)"
+    message = (
+        r"\(17,\) for one context, but in_features=2 and n_features=5 need \(16,\)"
+    )
     for z in (Z[0, 0], Z[:, :1], Z):
         with pytest.raises(ValueError, match=message):
             module(X, z)
-    with pytest.raises(ValueError, match=r"shape \(16, 1\) of one context"):
+    with pytest.raises(ValueError, match=r"shape \(16, 1\) for one context"):
         make(lambda z: jnp.zeros((16, 1)))(X, Z)
 
 

@@ -209,7 +209,7 @@ def test_the_parameter_net_maps_raw_parameters_to_a_latent_of_cond_dim(name):
 @pytest.mark.parametrize("name", [name for name in RAW if name != "a function"])
 def test_a_net_that_returns_another_width_is_refused_at_construction(name, cond_dim):
     net, width = RAW[name]()
-    message = rf"shape \(5,\) of raw parameters of shape \({width},\).*={cond_dim}:"
+    message = rf"shape \({width},\) to shape \(5,\), but cond_dim={cond_dim}:"
     with pytest.raises(ValueError, match=message):
         make(parameter_net=net, cond_dim=cond_dim)
 

@@ -83,7 +83,7 @@ def test_under_a_handler_the_rest_of_the_network_is_read_once():
     [(X, Z[0]), (X[:2], Z), (X, Z[None]), (X[0, 0, 0], Z), (X[:, 0, 0], Z)],
 )
 def test_contexts_and_points_that_do_not_fit_are_named(x, z):
-    with pytest.raises(ValueError, match=r"expected are points \(B, P"):
+    with pytest.raises(ValueError, match=r"must be points \(B, P"):
         make().map(NET, x, z)
 
 
@@ -138,13 +138,13 @@ def test_a_context_of_a_wrong_width_is_named(width):
         ({"rank": 64}, r"rank=64 has no effect.*\(4, 2\)"),
         ({"where": "*.bias", "rank": 1}, "rank=1 has no effect"),
         ({"where": "*.baias"}, r"where='\*\.baias'.*mlp\.layers\.0\.bias"),
-        ({"where": lambda p: False}, "generates no parameter of MLP"),
-        ({"trunk": lambda z: z.sum()}, "trunk must make one vector"),
+        ({"where": lambda p: False}, "would generate no parameter of MLP"),
+        ({"trunk": lambda z: z.sum()}, "trunk must return one vector"),
         ({"trunk": eqx.nn.MLP(4, 5, 6, 1, key=KEY)}, r"MLP does not take.*\(3,\)"),
-        ({"trunk": lambda z: (z, z)}, "trunk must make one vector"),
+        ({"trunk": lambda z: (z, z)}, "trunk must return one vector"),
         ({"trunk": lambda z: jnp.outer(z, z)}, r"got \(3, 3\)"),
         ({"target": jnp.ones(2)}, "bare array"),
-        ({"target": abs}, "generates no parameter"),
+        ({"target": abs}, "would generate no parameter"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, match):

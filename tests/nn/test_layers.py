@@ -244,7 +244,7 @@ def test_a_network_that_cannot_be_called_with_a_point_says_why():
         ValueError, match=r"own call.*Dropout requires a key.*inference"
     ):
         conditioned(net(dropout))
-    with pytest.raises(ValueError, match=r"makes 2 arrays"):
+    with pytest.raises(ValueError, match=r"returns 2 arrays"):
         conditioned(net(two))
     wide = eqx.tree_at(lambda n: n.layers, net(encoded), linears(4, 4, 1))
     with pytest.raises(ValueError, match=r"own call.*shape \(4,\)|another function"):

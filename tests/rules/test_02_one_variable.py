@@ -128,7 +128,7 @@ def test_a_handler_object_entered_twice_at_once_is_refused():
         with handler, handler:
             make_film()(H, Z)
 
-    with pytest.raises(ValueError, match="entered already"):
+    with pytest.raises(ValueError, match="already entered"):
         sites(model)
 
 

@@ -45,7 +45,7 @@ def test_learn_refuses_two_modules_of_one_name(pair):
     with pytest.raises(ValueError, match=r"two blocks.*bind\(module, name\)") as error:
         fit(read(*pair), nothing)
     assert "'net." in str(error.value)
-    with pytest.raises(ValueError, match="made a site twice"):
+    with pytest.raises(ValueError, match="becomes a site twice"):
         Predictive(read(*pair), num_samples=2)(jax.random.key(0))
 
 
@@ -95,7 +95,7 @@ def test_scopes_tell_two_blocks_apart():
         with px.scope("left"):
             read(A, B)()
 
-    with pytest.raises(ValueError, match=r"'left\.net\.weight' is made a site twice"):
+    with pytest.raises(ValueError, match=r"'left\.net\.weight' becomes a site twice"):
         sites(one_scope)
 
 
@@ -107,7 +107,7 @@ def test_one_module_in_two_blocks_raises_with_the_way_out(first, second):
     if first == second == "learn":
         assert len(sites(model, types=("param",))) == 2
         return
-    with pytest.raises(ValueError, match=r"made a site twice.*read the module once"):
+    with pytest.raises(ValueError, match=r"becomes a site twice.*read the module once"):
         sites(model)
 
 
@@ -123,7 +123,7 @@ def test_a_site_by_hand_of_that_name_raises():
         with px.bayesianize():
             px.bind(A, "net")
 
-    with pytest.raises(ValueError, match=r"'net\.weight' is made a site twice"):
+    with pytest.raises(ValueError, match=r"'net\.weight' becomes a site twice"):
         sites(model)
 
 

@@ -119,7 +119,7 @@ def test_one_value_by_both_paths_is_one_and_two_values_are_refused(law):
 def test_a_network_for_the_untied_target_is_refused():
     untied = {"dec": DEC, "a_enc": eqx.nn.Linear(2, 3, key=KEYS[1])}
     generator = HyperNetwork.init(untied, 1, key=KEYS[0])
-    with pytest.raises(ValueError, match="one array at several places"):
+    with pytest.raises(ValueError, match="one array stored at"):
         run(bind(px.amortize(generator=generator, context=jnp.ones(1))))
 
 

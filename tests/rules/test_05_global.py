@@ -116,7 +116,7 @@ def test_a_plate_that_is_not_active_is_refused():
 def test_a_bound_module_cannot_be_spread_over_a_plate():
     with numpyro.plate("group", 3):
         bound = px.bind(make_film(), plate="group")
-        with pytest.raises(ValueError, match="bound already"):
+        with pytest.raises(ValueError, match="already bound"):
             px.bind(bound, plate="group")
 
 

@@ -63,7 +63,7 @@ def test_an_amortize_block_around_nothing_raises_with_what_was_generated():
             make_mlp()(jnp.ones(2))
 
     with pytest.raises(
-        ValueError, match=r"generated are\n  generator\.weight \(6, 2\)"
+        ValueError, match=r"generated values:\n  generator\.weight \(6, 2\)"
     ):
         run(model)
 
@@ -72,7 +72,7 @@ def test_an_amortize_block_around_nothing_raises_with_what_was_generated():
     ("values", "where", "match"),
     [
         (FIRST | {"generator.scale": jnp.ones(2)}, None, r"\['generator\.scale'\]"),
-        ({"weight": jnp.ones((6, 2))}, None, r"\['weight'\].*read inside"),
+        ({"weight": jnp.ones((6, 2))}, None, r"\['weight'\].*read no such"),
         ({"generator.weight": jnp.ones((2, 6))}, None, r"\(2, 6\).*shape \(6, 2\)"),
         ({"generator.weight": jnp.ones((5, 6, 2))}, None, "several contexts"),
         ({"generator.weight": NORMAL.expand((2,))}, "*.bias", "has no value for"),

@@ -233,9 +233,9 @@ def test_a_second_read_has_the_value_of_the_first_whatever_stands_around_it():
     one, two = run(model, MADE["condition"](), MADE["substitute"]())
     assert one[0] == two[0] == 7.0
     for name in ("substitute", "condition", "replay"):
-        with pytest.raises(ValueError, match=rf"{name}.*another one"):
+        with pytest.raises(ValueError, match=rf"{name}.*gives it another"):
             run(model, handlers.scale(scale=2.0), MADE[name]())
-    with pytest.raises(ValueError, match="another one"):
+    with pytest.raises(ValueError, match="gives it another"):
         run(model, MADE["scale"](), handlers.do(data={B: BIAS}))
 
 
