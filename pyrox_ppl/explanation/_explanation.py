@@ -108,7 +108,7 @@ class Explanation:
         return tuple(row.name for row in rows if row.name in made)
 
     def memory(self, num_samples: int) -> int:
-        """Estimate the bytes of `num_samples` draws of all sites but ``param`` sites.
+        """Count the bytes of `num_samples` draws of all sites but ``param`` sites.
 
         ``Predictive(model, num_samples=...)`` returns as much. The draws of a posterior
         and the predictions from them take about as much together.

@@ -46,7 +46,9 @@ class AbstractParameterHandler(Messenger):
     def block(self) -> Block:
         """The memory of the open block."""
         if self._block is None:
-            raise RuntimeError(f"{self._label} is not entered.")
+            raise RuntimeError(
+                f"{self._label} is not entered: use it in a `with`, or as a decorator."
+            )
         return self._block
 
     @property

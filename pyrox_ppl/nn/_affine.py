@@ -119,14 +119,14 @@ class AffineModulation(AbstractConditioner):
         )
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
-        """``gamma(z) * h + beta(z)``."""
+        """Compute ``gamma(z) * h + beta(z)``."""
         beta, raw = self._generate(z)
         gamma = _GAMMAS[self.gamma_activation].activation(raw)
         ndim = max(h.ndim, z.ndim)
         return align(gamma, ndim) * align(h, ndim) + align(beta, ndim)
 
     def log_det(self, z: Any) -> jax.Array:
-        r"""The log-determinant of ``h -> y``, :math:`\sum_c \log\gamma_c(z)`.
+        r"""Compute the log-determinant of ``h -> y``, :math:`\sum_c \log\gamma_c(z)`.
 
         It reads the parameters as a call does: in one handler block both use one value.
 

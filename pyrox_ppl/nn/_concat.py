@@ -12,7 +12,7 @@ from pyrox_ppl.nn._linear import align, linear
 
 
 class ConcatConditioner(AbstractConditioner):
-    r"""Condition by concatenation, :math:`y = W\,[h \,\Vert\, z] + b`.
+    r"""Conditions by concatenation, :math:`y = W\,[h \,\Vert\, z] + b`.
 
     The two halves of :math:`W` are applied separately, so a single context is never
     repeated for every row. There are :math:`(C + K)\,C + C` parameters.
@@ -56,7 +56,7 @@ class ConcatConditioner(AbstractConditioner):
         return cls(generator=layer, num_features=num_features, cond_dim=cond_dim)
 
     def condition(self, h: jax.Array, z: jax.Array) -> jax.Array:
-        """``[h, z] @ W.T + b``."""
+        """Compute ``[h, z] @ W.T + b``."""
         split = self.num_features
         weight, bias = self.generator.weight, self.generator.bias
         feature_part = linear(weight[:, :split], bias, h)

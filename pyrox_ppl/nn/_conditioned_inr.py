@@ -11,7 +11,7 @@ from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
 from pyrox_ppl.nn._conditioner import AbstractConditioner
 from pyrox_ppl.nn._layers import apply_layers, check_layers, get_layers
-from pyrox_ppl.nn._rows import each_row, find_in_features
+from pyrox_ppl.nn._rows import find_in_features, map_rows
 
 
 class ConditionedINR(AbstractModule):
@@ -139,7 +139,7 @@ class ConditionedINR(AbstractModule):
         z = check_width(self, "z", z, "cond_dim", self.cond_dim)
         check_batch(self, x, z, "x")
         if self.mode == "input":
-            return each_row(self.inner, self.conditioners[0](x, z))
+            return map_rows(self.inner, self.conditioners[0](x, z))
         return apply_layers(self.inner, x, lambda i, h: self.conditioners[i](h, z))
 
 

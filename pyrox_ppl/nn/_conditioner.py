@@ -57,4 +57,4 @@ class AbstractConditioner(AbstractModule):
     def condition(
         self, h: Float[Array, "*#batch C"], z: Float[Array, "*#batch K"]
     ) -> Float[Array, "*#batch out"]:
-        """Evaluate ``c(h, z)``; shapes are checked and parameters read before."""
+        """Evaluate ``c(h, z)`` with checked shapes and with the parameters read."""

@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._linear import linear
-from pyrox_ppl.nn._rows import each_row, find_in_features
+from pyrox_ppl.nn._rows import find_in_features, map_rows
 from pyrox_ppl.nn._sine import cos, sin
 
 
@@ -179,7 +179,7 @@ class RandomKitchenSinks(AbstractModule):
         features = check_width(
             self,
             "the output of rff",
-            each_row(self.rff, x),
+            map_rows(self.rff, x),
             "out_features",
             self.readout.weight.shape[-1],
         )

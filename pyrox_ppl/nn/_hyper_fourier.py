@@ -13,7 +13,7 @@ from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
 from pyrox_ppl.nn._fourier import make_readout, waves
 from pyrox_ppl.nn._linear import align, linear
-from pyrox_ppl.nn._rows import check_parameter_net, each_row, find_in_features
+from pyrox_ppl.nn._rows import check_parameter_net, find_in_features, map_rows
 
 
 class HyperFourierFeatures(AbstractModule):
@@ -73,7 +73,7 @@ class HyperFourierFeatures(AbstractModule):
         n_features: int,
         cond_dim: int,
     ) -> Self:
-        """Make the features from a network, without a call and without new weights.
+        """Wrap a network that generates the features; nothing is drawn or called yet.
 
         Args:
             parameter_net: A callable of one context ``(cond_dim,)`` that returns
@@ -127,7 +127,7 @@ class HyperFourierFeatures(AbstractModule):
         """Return W (*batch, in, n), b (*batch, n), the log-lengthscale (*batch, 1)."""
         n_in, n = self.in_features, self.n_features
         size = n_in * n + n + 1
-        flat = jnp.asarray(each_row(self.parameter_net, z))
+        flat = jnp.asarray(map_rows(self.parameter_net, z))
         if flat.shape != (*z.shape[:-1], size):
             raise ValueError(
                 f"parameter_net returns shape {flat.shape[z.ndim - 1 :]} for one "

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule, stop_reads
 from pyrox_ppl.nn._check import check_batch, check_positive, check_size, check_width
 from pyrox_ppl.nn._hyper_linear import HyperLinear
-from pyrox_ppl.nn._rows import check_parameter_net, each_row, find_in_features
+from pyrox_ppl.nn._rows import check_parameter_net, find_in_features, map_rows
 from pyrox_ppl.nn._sine import sin
 from pyrox_ppl.nn._siren import SIREN, SirenDense, half_widths
 
@@ -133,7 +133,7 @@ class HyperSIREN(AbstractModule):
             # Without reads, so that a handler around the constructor sees no parameter.
             raw = jax.ShapeDtypeStruct((width,), jnp.zeros(()).dtype)
             net = stop_reads(parameter_net)
-            latent = jax.eval_shape(lambda z: jnp.asarray(each_row(net, z)), raw)
+            latent = jax.eval_shape(lambda z: jnp.asarray(map_rows(net, z)), raw)
             _check_latent(latent.shape, raw.shape, cond_dim)
         self.parameter_net = parameter_net
         self.hyper_layers = tuple(
@@ -149,7 +149,7 @@ class HyperSIREN(AbstractModule):
 
     @classmethod
     def init(cls, *args: Any, **kwargs: Any) -> Self:
-        """Construct the module under the name that the other modules use."""
+        """Call the constructor; the other modules are made by an `init`."""
         return cls(*args, **kwargs)
 
     def forward(self, x: Any, z: Any) -> jax.Array:
@@ -158,7 +158,7 @@ class HyperSIREN(AbstractModule):
         width = find_in_features(self.parameter_net)
         z = check_width(self, "z", z, "P", width)
         check_batch(self, x, z, "x")
-        latent = jnp.asarray(each_row(self.parameter_net, z))
+        latent = jnp.asarray(map_rows(self.parameter_net, z))
         _check_latent(latent.shape, z.shape, self.cond_dim)
         *hidden, readout = self.hyper_layers
         h = x

@@ -27,7 +27,7 @@ from pyrox_ppl.nn._head import (
     matrix_shape,
     parameter_scale,
 )
-from pyrox_ppl.nn._rows import each_row
+from pyrox_ppl.nn._rows import map_rows
 from pyrox_ppl.nn._target import select_parameters
 
 
@@ -135,9 +135,9 @@ class HyperNetwork(AbstractModule):
         if rank is not None and not any(low):
             shapes = sorted({read.parameter.shape for read in reads})
             raise ValueError(
-                f"rank={rank} has no effect: the selected parameters have shapes "
-                f"{shapes}, and for none a low-rank head would be smaller than the "
-                "full one. Give a lower rank, or none."
+                f"rank={rank} has no effect: no low-rank head would be smaller than "
+                f"the full head of its parameter, for the selected shapes {shapes}. "
+                "Give a lower rank, or none."
             )
         heads: dict[str, AbstractHead] = {}
         for read, is_low, head_key in zip(
@@ -162,7 +162,7 @@ class HyperNetwork(AbstractModule):
                 f"(cond_dim,) = ({self.cond_dim},). For several, use jax.vmap around "
                 "it, or `map`."
             )
-        features = z if self.trunk is None else each_row(self.trunk, z)
+        features = z if self.trunk is None else map_rows(self.trunk, z)
         values = {path: head(features) for path, head in self.heads.items()}
         return {path: values[head] for path, head in self._head_paths().items()}
 
@@ -283,7 +283,7 @@ class HyperNetwork(AbstractModule):
 def _trunk_width(trunk: Callable, cond_dim: int) -> int:
     """Find the width of the vector that a trunk returns for one context."""
     raw = jax.ShapeDtypeStruct((cond_dim,), jnp.zeros(()).dtype)
-    out = eqx.filter_eval_shape(each_row, stop_reads(trunk), raw)
+    out = eqx.filter_eval_shape(map_rows, stop_reads(trunk), raw)
     shape = getattr(out, "shape", None)
     if shape is None or len(shape) != 1:
         raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from pyrox_ppl._bind import stop_reads
-from pyrox_ppl.nn._rows import each_row
+from pyrox_ppl.nn._rows import map_rows
 
 # How many draws of the parameters, which scales of points, and how many points of each
 # scale serve to compare two functions. An activation that is flat at some of the points
@@ -72,7 +72,7 @@ def check_layers(network: Any, in_features: int) -> None:
 
 
 def _call_network(network: Any, x: jax.Array) -> Any:
-    return each_row(network, x)
+    return map_rows(network, x)
 
 
 def _call_layers(network: Any, x: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def _agree(got: list[np.ndarray], expected: list[np.ndarray], eps: float) -> boo
 
 def _apply_hidden(layer: Any, h: jax.Array) -> jax.Array:
     """Apply a layer; raise unless it maps a vector to a vector."""
-    out = each_row(layer, h)
+    out = map_rows(layer, h)
     if out.shape[:-1] != h.shape[:-1]:
         raise ValueError(
             f"a layer of inner, {type(layer).__name__}, maps a vector of shape "
@@ -181,17 +181,17 @@ def _activate(network: Any, index: int, h: jax.Array) -> jax.Array:
         arrays, functions = eqx.partition(activation, eqx.is_array)
         own_arrays = jax.tree.map(lambda leaf: leaf[index], arrays)
         activation = _each_neuron(eqx.combine(own_arrays, functions))
-    return each_row(activation, h)
+    return map_rows(activation, h)
 
 
 def _read_out(network: Any, readout: Any, h: jax.Array) -> jax.Array:
     """Apply the last layer, and the final activation if the network has one."""
     final = getattr(network, "final_activation", None)
     if final is None:
-        return each_row(readout, h)
+        return map_rows(readout, h)
     if isinstance(network, eqx.nn.MLP) and network.out_size != "scalar":
         final = _each_neuron(final)
-    return each_row(lambda row: final(readout(row)), h)
+    return map_rows(lambda row: final(readout(row)), h)
 
 
 def _each_neuron(activation: Any) -> Callable[[jax.Array], jax.Array]:

@@ -8,7 +8,7 @@ import jax
 from pyrox_ppl._bind import AbstractModule
 
 
-def each_row(function: Callable, rows: jax.Array) -> Any:
+def map_rows(function: Callable, rows: jax.Array) -> Any:
     """Apply a function along the last axis; Equinox's networks take one vector.
 
     A module of this package takes any batch, so it gets the batch as it is. A single
