@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from pyrox_ppl._parameter import Parameter
-from pyrox_ppl.handlers._base import (
-    AbstractParameterHandler,
-    Where,
-)
+from pyrox_ppl._where import Where
+from pyrox_ppl.handlers._base import AbstractParameterHandler
 from pyrox_ppl.handlers._block import Block
 from pyrox_ppl.handlers._fit_prior import fit_prior
 from pyrox_ppl.handlers._stack import check_is_new

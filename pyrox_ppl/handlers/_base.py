@@ -14,9 +14,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 
 from pyrox_ppl._parameter import Parameter, is_generator
 from pyrox_ppl._transform import TraceMark, inside_block
-from pyrox_ppl._where import Where as Where
-from pyrox_ppl._where import matches_parameter as matches_parameter
-from pyrox_ppl._where import parse_where
+from pyrox_ppl._where import Where, matches_parameter, parse_where
 from pyrox_ppl.handlers._block import Answer, Block, describe_parameters, recall
 from pyrox_ppl.handlers._stack import stand_at_read
 

@@ -11,13 +11,8 @@ from numpyro.primitives import apply_stack
 
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._prior import NonCentered, Rule
-from pyrox_ppl._where import check_takes_parameter
-from pyrox_ppl.handlers._base import (
-    AbstractParameterHandler,
-    Where,
-    matches_parameter,
-    refuse_complex,
-)
+from pyrox_ppl._where import Where, check_takes_parameter, matches_parameter
+from pyrox_ppl.handlers._base import AbstractParameterHandler, refuse_complex
 from pyrox_ppl.handlers._block import Block, describe_parameters
 from pyrox_ppl.handlers._fit_prior import fit_prior
 from pyrox_ppl.handlers._stack import check_is_new, is_fixed

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from numpyro.util import identity
 
 from pyrox_ppl._parameter import Parameter
-from pyrox_ppl.handlers._base import AbstractParameterHandler, Where, refuse_complex
+from pyrox_ppl._where import Where
+from pyrox_ppl.handlers._base import AbstractParameterHandler, refuse_complex
 from pyrox_ppl.handlers._stack import check_is_new
 
 

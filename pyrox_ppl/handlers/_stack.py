@@ -85,10 +85,10 @@ def _are_different(
     """Whether two sites of one name are different variables."""
     stored = before.get("stored")
     if site_type != "param":
-        # A guide's sample site and the model's are one variable by their very purpose.
+        # A sample site of a guide is meant to be the model's site of that name.
         return not replayed
     if before["type"] != "param":
-        # `lift` turns every param into a sample site, also this one.
+        # `lift` turns every param, including this one, into a sample site.
         lifted = any(isinstance(handler, handlers.lift) for handler in _PYRO_STACK)
         return not (replayed or (lifted and stored is msg["stored"]))
     if stored is None:
@@ -135,9 +135,9 @@ def stand_at_read(
     """Run the body at the read of a parameter, as if the block at `here` were absent.
 
     Handlers inside the block act on the body's sites as on the parameter's own site.
-    The parameter's full name already has the prefixes of the scopes inside the block:
-    sites whose names start with it get each prefix once, other sites get none. Handlers
-    of the type `skip`, and every plate except `plate`, are taken off the stack.
+    The scopes among them prefix the parameter's name `own` to `full`. A site of the
+    body whose name starts with either gets these prefixes once; other sites get none.
+    Handlers of the type `skip`, and every plate except `plate`, leave the stack.
     """
     before = list(_PYRO_STACK)
     inside = (h for h in before[here:] if not isinstance(h, skip))

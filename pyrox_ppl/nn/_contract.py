@@ -169,7 +169,7 @@ def _weights_first(
     if entries <= _PIECE:
         return _map_pieces(apply, (z, x), entries)
 
-    # The weights of one row's contexts already exceed a piece: split the contexts, too.
+    # The weights of one row's contexts exceed a piece, so split the contexts as well.
     def apply_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         z, x = row
         return _map_pieces(lambda z: apply(z[None], x[None])[0], (z,), c * i)

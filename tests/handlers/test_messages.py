@@ -170,7 +170,9 @@ def test_one_read_with_a_plate_and_one_without_are_told_apart():
 
 
 @pytest.mark.parametrize("part", [False, True])
-def test_a_module_that_stayed_bound_is_named_and_module_from_mean_gives_one_to_read(part):
+def test_a_module_that_stayed_bound_is_named_with_the_way_to_an_unbound_one(
+    part,
+):
     film = make_film()
     first = sites(px.learn(lambda: film(H, Z)), types=("param",))
     values = {name: site["value"] + 1.0 for name, site in first.items()}
