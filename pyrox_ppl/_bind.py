@@ -114,7 +114,7 @@ def bind[Module](
     if name is not None:
         check_name(name)
     if not _PYRO_STACK and plate is None:
-        return module
+        return module  # a deterministic call costs nothing extra
     if isinstance(module, AbstractModule) and module._bound:
         if plate is not None:
             raise ValueError(
@@ -163,6 +163,7 @@ def _bind[Module](
     leaves = jax.tree.leaves(module)
     nested = _bound_modules(module)
     _report_bound(nested, called=False)
+    # Their arrays are answers already; a second read would make second sites.
     bound_before = [leaf for node in nested for leaf in jax.tree.leaves(node)]
     reads = [
         read

@@ -99,6 +99,7 @@ class RBFFourierFeatures(AbstractModule):
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """Compute the features of each row; `key` is accepted and ignored."""
         x = check_width(self, "x", x, "in_features", self.in_features)
+        # Divide the few frequencies by the lengthscale, not the rows of x.
         return waves(x @ (self.frequencies * jnp.exp(-self.log_lengthscale)))
 
 

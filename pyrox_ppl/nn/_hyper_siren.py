@@ -161,6 +161,8 @@ class HyperSIREN(AbstractModule):
         latent = jnp.asarray(map_rows(self.parameter_net, z))
         _check_latent(latent.shape, z.shape, self.cond_dim)
         *hidden, readout = self.hyper_layers
+        # An axis of size 1 in the latent keeps that size, so each layer generates its
+        # weights once per context and not once per point.
         h = x
         for i, layer in enumerate(hidden):
             omega = self.hidden_omega if i else self.first_omega

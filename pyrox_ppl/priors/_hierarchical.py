@@ -75,6 +75,7 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
         )
 
     def rule(parameter: Parameter) -> NonCentered:
+        # Divided by the root of the fan-in, one p(s) suits layers of every width.
         value = numpyro.sample(f"{parameter.name}.scale", scale)
         return NonCentered(dist.Normal(0.0, value / math.sqrt(parameter.fan_in)))
 
@@ -139,6 +140,7 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
 
     def rule(parameter: Parameter) -> NonCentered:
         name, shape = parameter.name, parameter.shape
+        # tau shrinks all weights; the heavy tail of a Cauchy lets a few escape.
         tau = numpyro.sample(f"{name}.scale", dist.HalfCauchy(scale))
         local = dist.HalfCauchy(1.0).expand(shape).to_event()
         size = tau * numpyro.sample(f"{name}.local_scale", local)
