@@ -7,10 +7,10 @@ from typing import Any, Self, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from numpyro.primitives import _PYRO_STACK
 
 from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl._message import is_plate, read_value
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import (
     Read,
     check_name,
@@ -113,7 +113,7 @@ def bind[Module](
     """
     if name is not None:
         check_name(name)
-    if not _PYRO_STACK and plate is None:
+    if not handler_stack() and plate is None:
         return module
     if isinstance(module, AbstractModule) and module._bound:
         if plate is not None:
@@ -133,7 +133,7 @@ def bind_but[Module](module: Module, replaced: Collection[str]) -> Module:
     Nothing is read for these, named by their dotted paths in the module: a site whose
     value nobody uses would be one too many.
     """
-    if not _PYRO_STACK or (isinstance(module, AbstractModule) and module._bound):
+    if not handler_stack() or (isinstance(module, AbstractModule) and module._bound):
         return module
     return _bind(module, class_name(module), None, replaced)
 
@@ -184,7 +184,7 @@ def _bind[Module](
 
 def _check_transforms(reads: list[Read], module: Any) -> None:
     """Refuse reads that would leak, vanish on a cache hit, or merge what is mapped."""
-    for handler in _PYRO_STACK:
+    for handler in handler_stack():
         mark = getattr(handler, "entered_at", None)
         if mark is None:
             continue
@@ -211,7 +211,7 @@ def _check_transforms(reads: list[Read], module: Any) -> None:
 
 def _active_plate(name: str) -> Any:
     """The plate of that name on NumPyro's stack."""
-    plates = {h.name: h for h in _PYRO_STACK if is_plate(h)}
+    plates = {h.name: h for h in handler_stack() if is_plate(h)}
     if name not in plates:
         raise ValueError(
             f"bind(..., plate={name!r}) must be called inside `with numpyro.plate("
@@ -242,7 +242,7 @@ def _bound_modules(module: Any) -> list[Any]:
 
 def _tell_of_bound(modules: list[Any], *, called: bool) -> None:
     """Tell the open blocks of modules that are not read, for their messages."""
-    for handler in _PYRO_STACK:
+    for handler in handler_stack():
         if getattr(handler, "entered_at", None) is not None:
             for module in modules:
                 handler.module_is_bound(type(module).__name__, called)

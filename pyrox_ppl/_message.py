@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
+from numpyro.primitives import Messenger, apply_stack
 from numpyro.util import identity
 
+from pyrox_ppl._numpyro import handler_stack, use_handlers
 from pyrox_ppl._parameter import Read
 
 
@@ -50,7 +51,7 @@ def read_value(read: Read, plate: Any) -> jax.Array:
         "plate": plate,
     }
     with _reading(plate):
-        for handler in reversed(_PYRO_STACK):
+        for handler in reversed(handler_stack()):
             handler.process_message(message)
             if message["type"] != "parameter" or message["value"] is not None:
                 break
@@ -61,7 +62,7 @@ def read_value(read: Read, plate: Any) -> jax.Array:
             apply_stack(message)
         elif message["value"] is None:
             message["value"] = stored
-    for handler in _PYRO_STACK:
+    for handler in handler_stack():
         watch = getattr(handler, "parameter_was_read", None)
         if watch is not None:
             watch(parameter, message)
@@ -95,15 +96,12 @@ def _reading(plate: Any) -> Iterator[None]:
     So none multiplies a site of the parameter, nor one that a prior or ``reparam``
     makes for it: NumPyro's ``infer={"block_plates": ...}`` gets lost on the way.
     """
-    before = list(_PYRO_STACK)
-    _PYRO_STACK[:] = [h for h in before if not is_plate(h) or h is plate]
-    if _PYRO_STACK and getattr(_PYRO_STACK[0], "entered_at", None) is not None:
+    stack = [h for h in handler_stack() if not is_plate(h) or h is plate]
+    if stack and getattr(stack[0], "entered_at", None) is not None:
         # Nothing of NumPyro's stands outside the blocks that could draw.
-        _PYRO_STACK.insert(0, _Drawable())
-    try:
+        stack.insert(0, _Drawable())
+    with use_handlers(stack):
         yield
-    finally:
-        _PYRO_STACK[:] = before
 
 
 def is_plate(handler: Any) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import Parameter, is_generator
 from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where as Where
@@ -104,13 +105,13 @@ class AbstractParameterHandler(Messenger):
         if not self._is_selected(parameter):
             return
         here = self._depth()
-        for handler in _PYRO_STACK[:here]:
+        for handler in handler_stack()[:here]:
             if isinstance(handler, AbstractParameterHandler):
                 handler.block.taken[parameter.name] = self._label
         if parameter.name in block.answered:
             recall(msg, block.answered[parameter.name], here)
             return
-        inside = tuple(_PYRO_STACK[here + 1 :])
+        inside = tuple(handler_stack()[here + 1 :])
         first = Answer(msg["stored"], msg["plate"], msg, inside)
         block.answered[parameter.name] = first
         self.answer(msg, parameter)
@@ -180,7 +181,7 @@ class AbstractParameterHandler(Messenger):
 
     def _depth(self) -> int:
         """The place of this handler on NumPyro's stack."""
-        return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
+        return next(i for i, handler in enumerate(handler_stack()) if handler is self)
 
     def _is_selected(self, parameter: Parameter) -> bool:
         matching = [p for p in self._patterns if names_match(parameter, p)]

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.core import Tracer
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._transform import TraceMark
 from pyrox_ppl.handlers._stack import heard_by, site_of, value_from
@@ -83,7 +84,7 @@ def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
         )
     msg["value"] = value = first.message["value"]
     site_type = "param" if first.message["type"] == "param" else "sample"
-    for handler, site in heard_by(site_of(msg, site_type), _PYRO_STACK[here + 1 :]):
+    for handler, site in heard_by(site_of(msg, site_type), handler_stack()[here + 1 :]):
         if not any(handler is other for other in first.inside):
             given = value_from(handler, site)
             if given is not None and not _same(given, value):

@@ -8,9 +8,10 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 from numpyro import handlers
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
 from pyrox_ppl._message import is_plate
+from pyrox_ppl._numpyro import handler_stack, use_handlers
 
 
 def site_of(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
@@ -27,14 +28,14 @@ def site_of(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
 
 
 def heard_by(
-    site: dict[str, Any], stack: Sequence[Messenger] = _PYRO_STACK
+    site: dict[str, Any], stack: Sequence[Messenger] | None = None
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Every handler that will hear of a site, the innermost first, and what it hears.
 
     Scopes rename it on its way out, and a ``block`` that hides it ends the way.
     """
     heard = {**site, "cond_indep_stack": []}
-    for handler in reversed(stack):
+    for handler in reversed(handler_stack() if stack is None else stack):
         if isinstance(handler, handlers.block) and handler.hide_fn(heard):
             return
         yield handler, heard
@@ -86,7 +87,7 @@ def _clash(
     if site_type != "param":
         return not replayed
     if before["type"] != "param":
-        lifted = any(isinstance(handler, handlers.lift) for handler in _PYRO_STACK)
+        lifted = any(isinstance(handler, handlers.lift) for handler in handler_stack())
         return not (replayed or (lifted and stored is msg["stored"]))
     if stored is None:
         return False
@@ -134,15 +135,12 @@ def at_the_read(
     parameter's name, which have it already, and to no other. Handlers of the type
     `skip` are left out, and so is every plate but `plate`.
     """
-    before = list(_PYRO_STACK)
+    before = handler_stack()
     inside = (h for h in before[here:] if not isinstance(h, skip))
     scoped = (_OwnScope(h) if isinstance(h, handlers.scope) else h for h in inside)
     stack = [*before[:here], *scoped, _Own(own, full)]
-    _PYRO_STACK[:] = [h for h in stack if not is_plate(h) or h is plate]
-    try:
+    with use_handlers([h for h in stack if not is_plate(h) or h is plate]):
         yield
-    finally:
-        _PYRO_STACK[:] = before
 
 
 class _Own(Messenger):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from numpyro.primitives import _PYRO_STACK
 
 from pyrox_ppl._dict_order import unwrap_dicts, wrap_dicts
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
 
 
@@ -125,7 +125,7 @@ class Surroundings:
                 stacklevel=4,
             )
         self._has_run = True
-        return key, object() if _PYRO_STACK else None
+        return key, object() if handler_stack() else None
 
 
 def is_staged() -> bool:

@@ -1,6 +1,5 @@
 """The `param` sites of a model under MCMC: drawn once, whatever the chain."""
 
-import copy
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ from numpyro.infer.hmc import HMC
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
-from pyrox_ppl.infer.kernels._flat_nuts import FlatNUTS
+from pyrox_ppl._numpyro import init_strategy, replace_model
 
 
 class _Initial(Messenger):
@@ -43,13 +42,10 @@ def hold_params(kernel: HMC, origin: Any, args: tuple, kwargs: dict[str, Any]) -
     # Here and not before: outside of a program an index would be one more.
     origin = origin if is_prng_key(origin) else origin[0]
     seeded = handlers.seed(model, jax.random.split(origin)[1])
-    at_start = handlers.substitute(seeded, substitute_fn=kernel._init_strategy)
+    at_start = handlers.substitute(seeded, substitute_fn=init_strategy(kernel))
     initial = _Initial()
     with initial:
         at_start(*args, **kwargs)
     if not initial.values:
         return kernel
-    held = copy.copy(kernel)
-    place = "_sites_model" if isinstance(kernel, FlatNUTS) else "_model"
-    setattr(held, place, handlers.substitute(model, data=initial.values))
-    return held
+    return replace_model(kernel, handlers.substitute(model, data=initial.values))

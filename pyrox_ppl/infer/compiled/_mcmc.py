@@ -7,10 +7,17 @@ import jax
 import numpy as np
 import tqdm
 from jax.core import Tracer
-from numpyro.infer import HMC, MCMC
+from numpyro.infer import HMC
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
+from pyrox_ppl._numpyro import (
+    AbstractFlattenedMCMC,
+    Collection,
+    init_strategy,
+    record_run,
+    take_collection,
+)
 from pyrox_ppl.infer.compiled._ahead import compile_both
 from pyrox_ppl.infer.compiled._arguments import (
     Surroundings,
@@ -37,7 +44,7 @@ from pyrox_ppl.infer.compiled._nuts_program import (
 )
 
 
-class CompiledMCMC(MCMC):
+class CompiledMCMC(AbstractFlattenedMCMC):
     r"""NumPyro's ``MCMC`` as two programs, compiled once.
 
     NumPyro finds initial values operation by operation (hundreds of compilations), and
@@ -163,15 +170,14 @@ class CompiledMCMC(MCMC):
                 chains if there are several.
             **kwargs: The keyword arguments of the model.
         """
-        self._args, self._kwargs = args, kwargs
         if self.num_chains > 1 and is_prng_key(rng_key):
             rng_key = jax.random.split(rng_key, self.num_chains)
         check_init_params(init_params, self.num_chains)
-        start = self._warmup_state
+        start = self.post_warmup_state
         if start is not None:
-            self._set_collection_params(0, self.num_samples, self.num_samples, "sample")
             start = start._replace(rng_key=rng_key)
-        plan = self._plan(tuple(extra_fields))
+        collection = take_collection(self)
+        plan = self._plan(collection, tuple(extra_fields))
         arrays, static = split((args, kwargs))
         around = self._surroundings.key(
             self.sampler, self.postprocess_fn, leave_out=of_an_earlier_run
@@ -184,17 +190,16 @@ class CompiledMCMC(MCMC):
         shared = Shared(self._origin, arrays)
         if self.chain_method == "parallel" and self.num_chains > 1:
             shared = replicate(shared, self.num_chains)
-        iterate = self._iterate_with_bar if self.progress_bar else self._iterate
-        try:
-            with explained_tracing("CompiledMCMC"):
-                carry, valid = self._begin(key, chains, shared)
-                self._check_valid(valid, chains)
-                draws, last_state = iterate(key, carry, shared)
-        finally:
-            self._set_collection_params()
-        self._last_state = last_state
-        self._states = dict(zip(plan.fields, draws, strict=True))
-        self._states_flat = None
+        with explained_tracing("CompiledMCMC"):
+            carry, valid = self._begin(key, chains, shared)
+            self._check_valid(valid, chains, args, kwargs)
+            if self.progress_bar:
+                done = self._iterate_with_bar(key, carry, shared, collection.phase)
+            else:
+                done = self._iterate(key, carry, shared)
+        draws, last_state = done
+        states = dict(zip(plan.fields, draws, strict=True))
+        record_run(self, states, last_state, args, kwargs)
 
     def _begin(self, key: tuple, chains: Chains, shared: Shared) -> tuple:
         if is_staged():
@@ -217,11 +222,12 @@ class CompiledMCMC(MCMC):
         bounds = np.int32(0), np.int32(key[0].upper)
         return self._compiled["all"](key, carry.state, *bounds, shared)
 
-    def _iterate_with_bar(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
+    def _iterate_with_bar(
+        self, key: tuple, carry: Carry, shared: Shared, phase: str | None
+    ) -> tuple:
         plan: Plan = key[0]
         step = self.progress_rate or max(plan.upper // 20, 1)
         how = f", {plan.num_chains} chains {plan.chain_method}"
-        phase = self._collection_params["phase"]
         with tqdm.tqdm(total=plan.upper) as bar:
             for first in range(0, plan.upper, step):
                 stop = min(first + step, plan.upper)
@@ -238,31 +244,29 @@ class CompiledMCMC(MCMC):
                 bar.update(stop - first)
         return self._compiled["order"](key, carry)
 
-    def _plan(self, extra_fields: tuple[str, ...]) -> Plan:
+    def _plan(self, collection: Collection, extra_fields: tuple[str, ...]) -> Plan:
         """What the program depends on."""
-        drop = f"~{self._sample_field}."
-        asked = (self._sample_field, *self._default_fields, *extra_fields)
+        kernel = self.sampler
+        drop = f"~{kernel.sample_field}."
+        asked = (kernel.sample_field, *kernel.default_fields, *extra_fields)
         removed = [f.removeprefix(drop) for f in asked if f.startswith(drop)]
         fields = [field for field in asked if not field.startswith(drop)]
         check_fields(fields, self.sampler)
-        lower, upper, size, _ = (
-            self._collection_params[name]
-            for name in ("lower", "upper", "collection_size", "phase")
-        )
-        thinning = self.thinning
         return Plan(
             num_warmup=self.num_warmup,
-            lower=lower,
-            upper=upper,
-            size=(upper - lower if size is None else size) // thinning,
-            thinning=thinning,
+            lower=collection.lower,
+            upper=collection.upper,
+            size=collection.size // self.thinning,
+            thinning=self.thinning,
             num_chains=self.num_chains,
             chain_method=self.chain_method,
             fields=tuple(dict.fromkeys(fields)),
             removed=tuple(dict.fromkeys(removed)),
         )
 
-    def _check_valid(self, valid: Any, chains: Chains) -> None:
+    def _check_valid(
+        self, valid: Any, chains: Chains, args: tuple, kwargs: dict[str, Any]
+    ) -> None:
         """Raise NumPyro's own error, with its warnings by site, where it finds one."""
         if isinstance(valid, Tracer):
             return
@@ -275,9 +279,9 @@ class CompiledMCMC(MCMC):
             initialize_model(
                 jax.random.split(keys if is_prng_key(keys) else keys[bad])[1],
                 self.sampler.model,
-                init_strategy=self.sampler._init_strategy,
-                model_args=self._args,
-                model_kwargs=self._kwargs,
+                init_strategy=init_strategy(self.sampler),
+                model_args=args,
+                model_kwargs=kwargs,
             )
         raise RuntimeError(
             "Cannot find valid initial parameters: the log density or its gradient is "
@@ -285,10 +289,8 @@ class CompiledMCMC(MCMC):
             "Check the model, or give other init_params or another init_strategy."
         )
 
-    def _get_states_flat(self) -> Any:
-        if self._states_flat is None:
-            self._states_flat = self._compiled["flat"](self._states)
-        return self._states_flat
+    def _flatten(self, states: Any) -> Any:
+        return self._compiled["flat"](states)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -1,6 +1,5 @@
 """The program that CompiledMCMC compiles: find initial values, warm up, sample."""
 
-import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from numpyro.infer import HMC, MCMC
 from numpyro.infer.util import ParamInfo
 from numpyro.util import nested_attrgetter
 
+from pyrox_ppl._numpyro import SET_BY_KERNELS, copy_kernel
 from pyrox_ppl.infer.compiled._ahead import jit_quickly
 from pyrox_ppl.infer.compiled._arguments import Static, join
 from pyrox_ppl.infer.compiled._chains import over_chains
@@ -95,12 +95,8 @@ class NUTSProgram:
 
     def _prepare(self, shared: Shared) -> tuple[HMC, tuple]:
         """A copy of the kernel, with the params of this run, and the data."""
-        kernel = copy.copy(self._kernel)  # without the functions of an earlier trace
-        if isinstance(kernel._inverse_mass_matrix, dict):
-            # NumPyro fills it in place.
-            kernel._inverse_mass_matrix = dict(kernel._inverse_mass_matrix)
         data = join(shared.arrays, self._static)
-        return hold_params(kernel, shared.origin, *data), data
+        return hold_params(copy_kernel(self._kernel), shared.origin, *data), data
 
     def _init(self, kernel: HMC, rng_key: Any, init_params: Any, data: tuple) -> Any:
         return kernel.init(rng_key, self._plan.num_warmup, init_params, *data)
@@ -197,11 +193,9 @@ def check_fields(fields: Iterable[str], kernel: HMC) -> None:
         )
 
 
-def of_an_earlier_run(value: Any) -> tuple[str, ...]:
+def of_an_earlier_run(value: Any) -> frozenset[str]:
     """What a kernel keeps of a run, and the programs find for themselves."""
-    names = ("_init_fn", "_sample_fn", "_potential_fn_gen", "_postprocess_fn")
-    more = ("_inv_transforms", "_dynamic_support")
-    return (*names, *more) if isinstance(value, HMC) else ()
+    return SET_BY_KERNELS if isinstance(value, HMC) else frozenset()
 
 
 def compile_programs(mcmc: MCMC) -> dict[str, Callable]:

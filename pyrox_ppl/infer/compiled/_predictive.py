@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
+from pyrox_ppl._numpyro import batch_shape, handler_stack
 from pyrox_ppl.infer.compiled._arguments import (
     Surroundings,
     explained_tracing,
@@ -92,14 +93,14 @@ class CompiledPredictive(Predictive):
         settings = self._settings()
         # NumPyro's own checks, and sizes of what the attributes are now.
         now = Predictive(**settings)
-        self.num_samples, self._batch_shape = now.num_samples, now._batch_shape
+        self.num_samples = now.num_samples
         if _is_new(self.guide):
             raise ValueError(
                 f"the guide {type(self.guide).__name__} has not been set up: within a "
                 "compiled program it would keep values that are gone. Run "
                 "svi.init(rng_key, *args) or svi.run first, outside of jit."
             )
-        if _PYRO_STACK:
+        if handler_stack():
             return now(rng_key, *args, **kwargs)
         model, guide = settings.pop("model"), settings.pop("guide")
         arrays, static = split((settings, args, kwargs))
@@ -178,7 +179,7 @@ def _predict_pairs(
     Two draws at a time are faster on a CPU than one (up to twice as fast) and
     than four, whose arrays leave the cache.
     """
-    number, batch_shape = predictive.num_samples, predictive._batch_shape
+    number, leading = predictive.num_samples, batch_shape(predictive)
 
     def one(rng_key: Any, draw: dict[str, Any]) -> dict[str, Any]:
         of_one: dict[str, Any] = {"batch_ndims": 1}
@@ -190,7 +191,7 @@ def _predict_pairs(
         return jax.tree.map(lambda leaf: leaf[0], predicted)
 
     flat = jax.tree.map(
-        lambda leaf: leaf.reshape(number, *leaf.shape[len(batch_shape) :]),
+        lambda leaf: leaf.reshape(number, *leaf.shape[len(leading) :]),
         predictive.posterior_samples,
     )
     inputs = (jax.random.split(rng_key, number), flat)
@@ -204,7 +205,7 @@ def _predict_pairs(
     predicted = lax.map(pair, places)
     return jax.tree.map(
         lambda leaf: leaf.reshape(places.size, *leaf.shape[2:])[:number].reshape(
-            *batch_shape, *leaf.shape[2:]
+            *leading, *leaf.shape[2:]
         ),
         predicted,
     )

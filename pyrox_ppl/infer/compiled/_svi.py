@@ -10,6 +10,7 @@ from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
+from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl.infer.compiled._arguments import (
     Surroundings,
     explained_tracing,
@@ -17,7 +18,6 @@ from pyrox_ppl.infer.compiled._arguments import (
     split,
 )
 from pyrox_ppl.infer.compiled._svi_program import (
-    SET_UP,
     Begun,
     Steps,
     can_begin_compiled,
@@ -101,7 +101,7 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss, **static_kwargs)
         self._compiled = compile_programs(self)
         self._surroundings = Surroundings()
-        self._set_by_init = SET_UP
+        self._set_by_init = SET_BY_GUIDES
 
     def init(
         self, rng_key: Any, *args: Any, init_params: Any = None, **kwargs: Any
@@ -134,7 +134,7 @@ class CompiledSVI(SVI):
             name
             for old, new in zip(attributes, self._guides_attributes(), strict=True)
             for name, value in new.items()
-            if name != "_guides" and old.get(name) is not value
+            if old.get(name) is not value
         }
         if not first and not _are_same(before, self._bounds()):
             self._compiled = compile_programs(self)
@@ -238,7 +238,7 @@ class CompiledSVI(SVI):
         self.constrain_fn = begun.constrain.value()
 
     def _guides_attributes(self) -> list[dict[str, Any]]:
-        return [dict(getattr(guide, "__dict__", {})) for guide in parts_of(self.guide)]
+        return [attributes_of_guide(guide) for guide in parts_of(self.guide)]
 
     def _bounds(self) -> list[Any]:
         """The numbers in maps to supports, which are constants of the programs."""

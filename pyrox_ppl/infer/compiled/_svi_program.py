@@ -20,6 +20,7 @@ from numpyro.infer.autoguide import (
     AutoNormal,
 )
 
+from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
 from pyrox_ppl.infer.compiled._ahead import jit_quickly
 from pyrox_ppl.infer.compiled._arguments import join
 from pyrox_ppl.infer.compiled._lift import Lifted
@@ -28,24 +29,6 @@ from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
 # What these keep of the model's first run are messages, arrays and bound functions.
 # The guides over a vector, but for ours, put sites in another order in a compiled run.
 LIFTABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
-
-# What NumPyro's guides set when they are set up, and the programs find for themselves.
-SET_UP = frozenset(
-    {
-        "prototype_trace",
-        "latent_dim",
-        "_event_dims",
-        "_init_latent",
-        "_init_locs",
-        "_potential_fn",
-        "_potential_fn_gen",
-        "_postprocess_fn",
-        "_prototype_frame_full_sizes",
-        "_prototype_frames",
-        "_prototype_plate_sizes",
-        "_unpack_latent",
-    }
-)
 
 _VALUES = ("value", "args", "kwargs", "fn")
 
@@ -178,7 +161,7 @@ def _copy(guide: Any) -> Any:
         if type(value) is dict:
             vars(fresh)[name] = dict(value)
     if isinstance(guide, AutoGuideList):
-        vars(fresh)["_guides"] = [_copy(part) for part in guide]
+        replace_parts(fresh, [_copy(part) for part in guide])
     return fresh
 
 
@@ -186,11 +169,11 @@ def _news(old: Any, new: Any) -> dict[str, Any]:
     """The attributes that a copy of a guide has set."""
     if old is new:
         return {}
-    before = vars(old)
+    before = attributes_of_guide(old)
     news = {
         name: value
-        for name, value in vars(new).items()
-        if name != "_guides" and before.get(name) is not value
+        for name, value in attributes_of_guide(new).items()
+        if before.get(name) is not value
     }
     if "prototype_trace" in news:
         sites = news["prototype_trace"].items()

@@ -10,14 +10,14 @@ from jax import lax
 from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions.transforms import UnpackTransform
-from numpyro.infer.autoguide import AutoDiagonalNormal
 
+from pyrox_ppl._numpyro import AbstractVectorNormal
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer._uniform_search import search, uniform_radius
 from pyrox_ppl.infer._vector import Vector, ravel
 
 
-class AutoFlatNormal(AutoDiagonalNormal):
+class AutoFlatNormal(AbstractVectorNormal):
     r"""A normal guide, independent per number, over one vector of all sites.
 
     .. math:: q(u) = \prod_{d=1}^{D} \mathcal{N}(u_d \mid \mu_d, \sigma_d^2), \qquad
@@ -42,7 +42,6 @@ class AutoFlatNormal(AutoDiagonalNormal):
         prefix: The beginning of the names of the ``param`` sites.
         init_loc_fn: As ``AutoNormal`` has it, by default :func:`init_to_stored`.
         init_scale: The standard deviations at the start, unconstrained.
-        **kwargs: The other arguments of ``AutoDiagonalNormal``.
 
     Raises:
         RuntimeError: At the first call, if the model has no latent sites.
@@ -73,55 +72,40 @@ class AutoFlatNormal(AutoDiagonalNormal):
         prefix: str = "auto",
         init_loc_fn: Callable = init_to_stored,
         init_scale: float = 0.1,
-        **kwargs: Any,
     ) -> None:
         super().__init__(
-            model,
-            prefix=prefix,
-            init_loc_fn=init_loc_fn,
-            init_scale=init_scale,
-            **kwargs,
+            model, prefix=prefix, init_loc_fn=init_loc_fn, init_scale=init_scale
         )
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        rng_key = numpyro.prng_key()
-        self._start_is_finite = None
-        super()._setup_prototype(*args, **kwargs)
+    def _lay_out(
+        self, rng_key: Any, sites: dict[str, Any], potential_fn: Callable
+    ) -> tuple[UnpackTransform, Any]:
         # NumPyro's order is that of the model, or of the names where it is compiled.
-        self._init_latent = ravel(self._init_locs)
-        fused = self._forward_mode_differentiation
-        self._unpack_latent = UnpackTransform(
-            Vector(self._init_locs, fused=fused), ravel
-        )
+        unpack, start = UnpackTransform(Vector(sites, fused=False), ravel), ravel(sites)
+        self._start_is_finite = None
         radius = uniform_radius(self.init_loc_fn)
         if not isinstance(rng_key, Tracer) or radius is None:
-            return
+            return unpack, start
         # Where all is compiled, NumPyro's own search (a program per site) is not used,
         # and XLA drops it. Outside, it raises NumPyro's errors.
         with handlers.block():
             found = search(
                 rng_key,
-                lambda vector: self._potential_fn(self._unpack_latent(vector)),
-                jax.typeof(self._init_latent),
+                lambda vector: potential_fn(unpack(vector)),
+                jax.typeof(start),
                 radius,
-                self._forward_mode_differentiation,
+                forward=False,
             )
         self._start_is_finite = jnp.isfinite(found.potential_energy) & jnp.all(
             jnp.isfinite(found.z_grad)
         )
-        self._init_latent = found.z
-        self._init_locs = self._unpack_latent(found.z)
+        return unpack, found.z
 
-    def _sample_latent(
-        self, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
-    ) -> Any:
-        posterior = self._get_posterior()
+    def _draw(self, posterior: Any, sample_shape: tuple[int, ...]) -> Any:
         # One event: the plates of the model say nothing about the vector.
         joint = posterior.to_event(len(posterior.batch_shape)).expand_by(sample_shape)
         latent = numpyro.sample(
             f"_{self.prefix}_latent", joint, infer={"is_auxiliary": True}
         )
-        if self._forward_mode_differentiation:
-            return latent
         # Or XLA fuses the drawing of the vector into the model.
         return lax.optimization_barrier(latent)

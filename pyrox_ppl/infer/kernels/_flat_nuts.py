@@ -1,6 +1,5 @@
 """FlatNUTS: NumPyro's NUTS with all sites in one vector."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,16 +7,21 @@ import jax
 from jax import lax
 from jax.core import Tracer
 from numpyro.infer import NUTS
-from numpyro.infer.hmc import hmc
 from numpyro.infer.util import ParamInfo, initialize_model
 from numpyro.util import is_prng_key
 
+from pyrox_ppl._numpyro import (
+    AbstractVectorNUTS,
+    VectorStart,
+    init_strategy,
+    uses_forward_mode,
+)
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer._uniform_search import search, uniform_radius
 from pyrox_ppl.infer._vector import Vector, ravel
 
 
-class FlatNUTS(NUTS):
+class FlatNUTS(AbstractVectorNUTS):
     r"""NumPyro's NUTS, its state one vector instead of an array per site.
 
     The unconstrained values of all latent sites, in the order of their names, are the
@@ -101,77 +105,46 @@ class FlatNUTS(NUTS):
             init_strategy=init_strategy,
             **kwargs,
         )
-        # NumPyro's HMC looks sites up in `z` where it holds a model.
-        self._sites_model, self._model = model, None
 
-    @property
-    def model(self) -> Callable:
-        """The NumPyro model."""
-        return self._sites_model
-
-    def _init_state(
+    def _start(
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
-    ) -> Any:
-        radius = uniform_radius(self._init_strategy)
+    ) -> VectorStart:
+        radius, forward = uniform_radius(init_strategy(self)), uses_forward_mode(self)
         compiled = isinstance(rng_key, Tracer)
         searches = compiled and init_params is None and radius is not None
         # Where all is compiled, NumPyro's own search (a program per site) is not used,
         # and XLA drops it. Outside, it raises NumPyro's errors.
         info = initialize_model(
             rng_key,
-            self._sites_model,
+            self.model,
             dynamic_args=True,
-            init_strategy=self._init_strategy,
+            init_strategy=init_strategy(self),
             model_args=model_args,
             model_kwargs=model_kwargs,
-            forward_mode_differentiation=self._forward_mode_differentiation,
+            forward_mode_differentiation=forward,
             validate_grad=not (searches or (compiled and init_params is not None)),
         )
         found = info.param_info
         batched = not is_prng_key(rng_key)
         join = jax.vmap(ravel) if batched else ravel
         one = jax.tree.map(lambda v: v[0], found.z) if batched else found.z
-        unravel = Vector(one, fused=self._forward_mode_differentiation)
-
-        self._potential_fn_gen = _on_vector(info.potential_fn, unravel)
-        self._postprocess_fn = _on_vector(info.postprocess_fn, unravel)
-        self._init_fn, self._sample_fn = hmc(
-            potential_fn_gen=self._potential_fn_gen,
-            kinetic_fn=self._kinetic_fn,
-            algo=self._algo,
-        )
+        unravel = Vector(one, fused=forward)
+        potential_fn = _on_vector(info.potential_fn, unravel)
         if init_params is not None:
-            if not isinstance(init_params, dict):
-                return init_params
-            if init_params.keys() != one.keys():
-                raise ValueError(
-                    "init_params must have an unconstrained value for each of the "
-                    f"sites {sorted(one)}, got {sorted(init_params)}."
-                )
-            return join(init_params)
-        if radius is None or not searches:
-            return found._replace(z=join(found.z), z_grad=join(found.z_grad))
-        start = jax.eval_shape(ravel, one)
-        potential = self._potential_fn_gen(*model_args, **model_kwargs)
+            state = _join_given(init_params, one, join)
+        elif radius is None or not searches:
+            state = found._replace(z=join(found.z), z_grad=join(found.z_grad))
+        else:
+            like = jax.eval_shape(ravel, one)
+            potential = potential_fn(*model_args, **model_kwargs)
 
-        def find(rng_key: Any) -> ParamInfo:
-            return search(
-                rng_key, potential, start, radius, self._forward_mode_differentiation
-            )
+            def find(rng_key: Any) -> ParamInfo:
+                return search(rng_key, potential, like, radius, forward)
 
-        return lax.map(find, rng_key) if batched else find(rng_key)
-
-    def get_constrain_fn(
-        self,
-        model_args: tuple = (),
-        model_kwargs: dict | None = None,
-        *,
-        return_deterministic: bool = False,
-    ) -> Callable:
-        """The map from the vector to constrained values by site."""
-        if self._postprocess_fn is None:
-            raise RuntimeError("get_constrain_fn needs an initialised kernel.")
-        return self._postprocess_fn(*model_args, **(model_kwargs or {}))
+            state = lax.map(find, rng_key) if batched else find(rng_key)
+        return VectorStart(
+            potential_fn, _on_vector(info.postprocess_fn, unravel), state
+        )
 
     def wrap_model(self, wrapper: Callable) -> NUTS:
         """NUTS with these settings for ``wrapper(self.model)``, its state by site.
@@ -179,10 +152,19 @@ class FlatNUTS(NUTS):
         It is for kernels that change the model of another one, and these (``HMCECS``,
         ``HMCGibbs``) look sites up in the state, which a vector has not.
         """
-        kernel: Any = NUTS(self.model)
-        vars(kernel).update(vars(copy.copy(self)))
-        kernel._model = vars(kernel).pop("_sites_model")
-        return kernel.wrap_model(wrapper)
+        return self._by_site().wrap_model(wrapper)
+
+
+def _join_given(init_params: Any, sites: dict[str, Any], join: Callable) -> Any:
+    """The vector of initial values that the user gave by site, or as a vector."""
+    if not isinstance(init_params, dict):
+        return init_params
+    if init_params.keys() != sites.keys():
+        raise ValueError(
+            "init_params must have an unconstrained value for each of the sites "
+            f"{sorted(sites)}, got {sorted(init_params)}."
+        )
+    return join(init_params)
 
 
 def _on_vector(make: Callable, unravel: Callable) -> Callable:

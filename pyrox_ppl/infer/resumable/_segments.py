@@ -17,6 +17,7 @@ from jax import lax
 from numpyro.infer import HMC, MCMC
 from numpyro.util import is_prng_key, nested_attrgetter
 
+from pyrox_ppl._numpyro import takes_traced_arguments
 from pyrox_ppl.infer._arrays import is_sharded, strong
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._chains import over_chains, replicate
@@ -63,7 +64,7 @@ class Segments:
         if isinstance(mcmc, CompiledMCMC):
             is_data = is_array
         else:
-            is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
+            is_data = eqx.is_array_like if takes_traced_arguments(mcmc) else is_sharded
         self._data, *self._constant = take_arrays((args, kwargs), is_data)
         if mcmc.num_chains > 1 and mcmc.chain_method == "parallel":
             self._data = replicate(self._data, mcmc.num_chains)
