@@ -127,7 +127,7 @@ def takes_traced_arguments(mcmc: MCMC) -> bool:
 
 
 class AbstractFlattenedMCMC(MCMC):
-    """``MCMC`` whose subclass joins chains and draws; NumPyro does it array by array."""
+    """``MCMC`` whose subclass joins chains and draws: NumPyro does it by array."""
 
     def _flatten(self, states: Any) -> Any:
         """Join the first two axes of every array."""

@@ -1,9 +1,10 @@
-"""What a model is called with, split into traced arrays and what is part of the key."""
+"""The arguments of a model, split into traced arrays and what is part of a key."""
 
 import contextlib
 import enum
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,25 +13,22 @@ import numpy as np
 from jax.core import Tracer
 
 from pyrox_ppl._dict_order import unwrap_dicts, wrap_dicts
-from pyrox_ppl._numpyro import handler_stack
-from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
+from pyrox_ppl.infer._content_key import PLAIN, content_key
+
+_PACKAGE = str(Path(__file__).parents[2])
 
 
-class Static:
-    """The part of some arguments that is no array: hashable, compared exactly.
+class ByContent:
+    """A value that equals another one with the same content key.
 
-    It says which leaves are one array, too: the model sees tied leaves tied. Plain
-    values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
-    functions, callable objects and the static fields of modules by all that they hold
-    now. Anything else can change unseen, so that it equals nothing but itself: the
-    program is compiled anew for each call.
+    It is hashable whatever it holds, so that it can be a static argument of a program.
     """
 
-    def __init__(self, treedef: Any, leaves: tuple, key: Any) -> None:
-        self.treedef, self.leaves, self._key = treedef, leaves, key
+    def __init__(self, value: Any, key: Any) -> None:
+        self.value, self._key = value, key
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self._key == other._key
+        return isinstance(other, ByContent) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -80,8 +78,14 @@ def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
     return unwrap_dicts(jax.tree.unflatten(treedef, parts))
 
 
-def split(arguments: Any) -> tuple[list, Static]:
-    """The arrays of any pytree, and the rest of it."""
+def split(arguments: Any) -> tuple[list, ByContent]:
+    """The arrays of any pytree, and the rest of it, compared by its content.
+
+    The rest says which leaves are one array, so that the model sees tied leaves tied.
+    Plain values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
+    functions, callable objects and the static fields of modules by all that they hold
+    now. Anything else can change unnoticed, so it equals nothing but itself.
+    """
     arrays, treedef, leaves = take_arrays(arguments)
     keys, opaque = [], set()
     for leaf in leaves:
@@ -91,41 +95,25 @@ def split(arguments: Any) -> tuple[list, Static]:
     structure, unseen = content_key(_structure(treedef))
     opaque.update(unseen)
     if opaque:
-        warnings.warn(
-            f"arguments of type {sorted(opaque)} can change without notice, so the "
-            "program is compiled anew for each run: pass arrays, numbers, strings or "
-            "pytrees of them to compile once.",
-            stacklevel=4,
+        warn_of_recompiling(
+            f"there are arguments of type {sorted(opaque)}",
+            "pass arrays, numbers, strings or pytrees of them",
         )
-    return arrays, Static(treedef, leaves, (structure, tuple(keys)))
+    return arrays, ByContent((treedef, leaves), (structure, tuple(keys)))
 
 
-def join(arrays: list, static: Static) -> Any:
-    """What `split` took apart."""
-    return put_arrays(arrays, static.treedef, static.leaves)
+def join(arrays: list, static: ByContent) -> Any:
+    """The pytree that `split` took apart."""
+    return put_arrays(arrays, *static.value)
 
 
-class Surroundings:
-    """The keys of what a program is made from besides arguments: model, guide, ...
-
-    A program is found again where all that these reach is as it was.
-    """
-
-    def __init__(self) -> None:
-        self._has_run = False
-
-    def key(self, *parts: Any, leave_out: LeaveOut = lambda _: ()) -> Any:
-        """The key of the parts as they are now, and a mark of handlers outside."""
-        key, unseen = content_key(parts, leave_out)
-        if unseen and self._has_run:
-            warnings.warn(
-                f"the model reaches objects of type {sorted(unseen)}, which can change "
-                "without notice, so the program is compiled anew for each run: give "
-                "the model what it needs as arrays or plain values.",
-                stacklevel=4,
-            )
-        self._has_run = True
-        return key, object() if handler_stack() else None
+def warn_of_recompiling(what: str, advice: str) -> None:
+    """Warn the user that nothing compiled will be used again, and what to do."""
+    warnings.warn(
+        f"{what}, which can change without notice, so the program is compiled anew for "
+        f"each run: {advice} to compile once.",
+        skip_file_prefixes=(_PACKAGE,),
+    )
 
 
 def is_staged() -> bool:

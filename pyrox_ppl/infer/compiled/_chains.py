@@ -14,7 +14,7 @@ from pyrox_ppl.infer._arrays import is_sharded
 METHODS = ("auto", "parallel", "sequential", "vectorized")
 
 
-def choose(method: str | Callable, num_chains: int) -> str | Callable:
+def choose_method(method: str | Callable, num_chains: int) -> str | Callable:
     """The method that is used for what was asked.
 
     ``auto``: ``parallel`` where chains can be spread evenly over several devices; else
@@ -81,20 +81,6 @@ def check_init_params(init_params: Any, num_chains: int) -> None:
                 f"init_params must have a leading axis of the {num_chains} chains, got "
                 f"the shape {np.shape(leaf)}."
             )
-
-
-def is_placed(tree: Any) -> bool:
-    """Whether arrays were put on devices on purpose, to which results then keep."""
-    leaves = jax.tree.leaves(tree)
-    return any(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
-
-
-def laid_out(shapes: Any, method: str | Callable, num_chains: int) -> Any:
-    """The shapes of all chains' results, with the devices where they will be."""
-    if method != "parallel" or num_chains == 1:
-        return shapes
-    sharding = NamedSharding(mesh(num_chains), PartitionSpec("chain"))
-    return jax.tree.map(lambda shape: shape.update(sharding=sharding), shapes)
 
 
 def over_chains(

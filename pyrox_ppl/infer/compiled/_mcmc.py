@@ -12,36 +12,28 @@ from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
 from pyrox_ppl._numpyro import (
+    SET_BY_KERNELS,
     AbstractFlattenedMCMC,
-    Collection,
     init_strategy,
     record_run,
     take_collection,
 )
-from pyrox_ppl.infer.compiled._ahead import compile_both
-from pyrox_ppl.infer.compiled._arguments import (
-    Surroundings,
-    explained_tracing,
-    is_staged,
-    split,
-)
+from pyrox_ppl.infer.compiled._arguments import explained_tracing
 from pyrox_ppl.infer.compiled._chains import (
     check_init_params,
-    choose,
-    is_placed,
-    laid_out,
+    choose_method,
     replicate,
 )
+from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._nuts_program import (
     Carry,
     Chains,
+    MCMCPrograms,
     Plan,
     Shared,
-    check_fields,
-    compile_programs,
-    diagnostics,
-    of_an_earlier_run,
+    Source,
 )
+from pyrox_ppl.infer.compiled._programs import Key
 
 
 class CompiledMCMC(AbstractFlattenedMCMC):
@@ -147,9 +139,8 @@ class CompiledMCMC(AbstractFlattenedMCMC):
             progress_rate=progress_rate,
             jit_model_args=True,
         )
-        self.chain_method = choose(chain_method, num_chains)
-        self._compiled = compile_programs(self)
-        self._surroundings = Surroundings()
+        self.chain_method = choose_method(chain_method, num_chains)
+        self._programs = MCMCPrograms()
         self._origin: Any = None
 
     def run(
@@ -170,89 +161,14 @@ class CompiledMCMC(AbstractFlattenedMCMC):
                 chains if there are several.
             **kwargs: The keyword arguments of the model.
         """
+        collection = take_collection(self)
         if self.num_chains > 1 and is_prng_key(rng_key):
             rng_key = jax.random.split(rng_key, self.num_chains)
         check_init_params(init_params, self.num_chains)
         start = self.post_warmup_state
         if start is not None:
             start = start._replace(rng_key=rng_key)
-        collection = take_collection(self)
-        plan = self._plan(collection, tuple(extra_fields))
-        arrays, static = split((args, kwargs))
-        around = self._surroundings.key(
-            self.sampler, self.postprocess_fn, leave_out=of_an_earlier_run
-        )
-        key = (plan, static, around)
-        chains = Chains(rng_key, start, init_params)
-        if start is None or self._origin is None:
-            # After a warm-up of this object, params are those that it warmed up with.
-            self._origin = rng_key
-        shared = Shared(self._origin, arrays)
-        if self.chain_method == "parallel" and self.num_chains > 1:
-            shared = replicate(shared, self.num_chains)
-        with explained_tracing("CompiledMCMC"):
-            carry, valid = self._begin(key, chains, shared)
-            self._check_valid(valid, chains, args, kwargs)
-            if self.progress_bar:
-                done = self._iterate_with_bar(key, carry, shared, collection.phase)
-            else:
-                done = self._iterate(key, carry, shared)
-        draws, last_state = done
-        states = dict(zip(plan.fields, draws, strict=True))
-        record_run(self, states, last_state, args, kwargs)
-
-    def _begin(self, key: tuple, chains: Chains, shared: Shared) -> tuple:
-        if is_staged():
-            return self._compiled["begin staged"](key, chains, shared)
-
-        def then(begun: Any) -> tuple:
-            carry = laid_out(begun[0], key[0].chain_method, self.num_chains)
-            draws = (carry.draws,) if self.progress_bar else ()
-            return key, *draws, carry.state, np.int32(0), np.int32(0), shared
-
-        begin = self._compiled["begin"]
-        inputs = key, chains, shared
-        # Results of placed inputs are placed, too, which only chains' are foreseen.
-        if self.chain_method == "parallel" or not is_placed(inputs[1:]):
-            second = self._compiled["some" if self.progress_bar else "all"]
-            compile_both(begin, inputs, second, then)
-        return begin(*inputs)
-
-    def _iterate(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
-        bounds = np.int32(0), np.int32(key[0].upper)
-        return self._compiled["all"](key, carry.state, *bounds, shared)
-
-    def _iterate_with_bar(
-        self, key: tuple, carry: Carry, shared: Shared, phase: str | None
-    ) -> tuple:
-        plan: Plan = key[0]
-        step = self.progress_rate or max(plan.upper // 20, 1)
-        how = f", {plan.num_chains} chains {plan.chain_method}"
-        with tqdm.tqdm(total=plan.upper) as bar:
-            for first in range(0, plan.upper, step):
-                stop = min(first + step, plan.upper)
-                # Bounds are traced inputs, so that one program serves all of them.
-                bounds = np.int32(first), np.int32(stop)
-                carry = self._compiled["some"](
-                    key, carry.draws, carry.state, *bounds, shared
-                )
-                name = phase or ("warmup" if stop <= plan.lower else "sample")
-                bar.set_description(
-                    name + (how if plan.num_chains > 1 else ""), refresh=False
-                )
-                bar.set_postfix_str(diagnostics(carry.state), refresh=False)
-                bar.update(stop - first)
-        return self._compiled["order"](key, carry)
-
-    def _plan(self, collection: Collection, extra_fields: tuple[str, ...]) -> Plan:
-        """What the program depends on."""
-        kernel = self.sampler
-        drop = f"~{kernel.sample_field}."
-        asked = (kernel.sample_field, *kernel.default_fields, *extra_fields)
-        removed = [f.removeprefix(drop) for f in asked if f.startswith(drop)]
-        fields = [field for field in asked if not field.startswith(drop)]
-        check_fields(fields, self.sampler)
-        return Plan(
+        plan = Plan(
             num_warmup=self.num_warmup,
             lower=collection.lower,
             upper=collection.upper,
@@ -260,24 +176,64 @@ class CompiledMCMC(AbstractFlattenedMCMC):
             thinning=self.thinning,
             num_chains=self.num_chains,
             chain_method=self.chain_method,
-            fields=tuple(dict.fromkeys(fields)),
-            removed=tuple(dict.fromkeys(removed)),
+            fields=choose_fields(self.sampler, extra_fields),
         )
+        source = Source(self.sampler, self.postprocess_fn)
+        arrays, key = self._programs.key(
+            (args, kwargs), source, parts=source, plan=plan, leave_out=_set_by_init
+        )
+        if start is None or self._origin is None:
+            # After a warm-up of this object, params are those that it warmed up with.
+            self._origin = rng_key
+        shared = Shared(self._origin, arrays)
+        if self.chain_method == "parallel" and self.num_chains > 1:
+            shared = replicate(shared, self.num_chains)
+        chains = Chains(rng_key, start, init_params)
+        with explained_tracing("CompiledMCMC"):
+            carry, valid = self._programs.begin(key, chains, shared)
+            self._check_valid(valid, chains, args, kwargs)
+            if self.progress_bar:
+                done = self._run_with_bar(key, carry, shared, collection.phase)
+            else:
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(0), np.int32(plan.upper)
+                done = self._programs.run(key, carry.state, *bounds, shared)
+        draws, last_state = done
+        states = dict(zip(plan.fields.names, draws, strict=True))
+        record_run(self, states, last_state, args, kwargs)
+
+    def _run_with_bar(
+        self, key: Key, carry: Carry, shared: Shared, phase: str | None
+    ) -> tuple:
+        plan: Plan = key.plan
+        step = self.progress_rate or max(plan.upper // 20, 1)
+        how = f", {plan.num_chains} chains {plan.chain_method}"
+        with tqdm.tqdm(total=plan.upper) as bar:
+            for first in range(0, plan.upper, step):
+                stop = min(first + step, plan.upper)
+                bounds = np.int32(first), np.int32(stop)
+                carry = self._programs.advance(
+                    key, carry.draws, carry.state, *bounds, shared
+                )
+                name = phase or ("warmup" if stop <= plan.lower else "sample")
+                bar.set_description(
+                    name + (how if plan.num_chains > 1 else ""), refresh=False
+                )
+                bar.set_postfix_str(_diagnostics(carry.state), refresh=False)
+                bar.update(stop - first)
+        return self._programs.finish(key, carry)
 
     def _check_valid(
         self, valid: Any, chains: Chains, args: tuple, kwargs: dict[str, Any]
     ) -> None:
         """Raise NumPyro's own error, with its warnings by site, where it finds one."""
-        if isinstance(valid, Tracer):
+        if isinstance(valid, Tracer) or np.all(valid):
             return
-        valid = np.asarray(valid)
-        if valid.all():
-            return
+        bad = np.flatnonzero(~np.ravel(valid))
         if chains.init_params is None:
             keys = chains.rng_key
-            bad = int(np.argmin(np.ravel(valid)))
             initialize_model(
-                jax.random.split(keys if is_prng_key(keys) else keys[bad])[1],
+                jax.random.split(keys if is_prng_key(keys) else keys[bad[0]])[1],
                 self.sampler.model,
                 init_strategy=init_strategy(self.sampler),
                 model_args=args,
@@ -285,18 +241,25 @@ class CompiledMCMC(AbstractFlattenedMCMC):
             )
         raise RuntimeError(
             "Cannot find valid initial parameters: the log density or its gradient is "
-            f"not finite at the start of chains {np.flatnonzero(~np.ravel(valid))}. "
-            "Check the model, or give other init_params or another init_strategy."
+            f"not finite at the start of chains {bad}. Check the model, or give other "
+            "init_params or another init_strategy."
         )
 
     def _flatten(self, states: Any) -> Any:
-        return self._compiled["flat"](states)
+        return self._programs.flatten(states)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["_compiled"]
-        return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._compiled = compile_programs(self)
+def _set_by_init(value: Any) -> frozenset[str]:
+    """The attributes of a kernel that say nothing of what it will do."""
+    return SET_BY_KERNELS if isinstance(value, HMC) else frozenset()
+
+
+def _diagnostics(state: Any) -> str:
+    """What NumPyro's bar says, the mean over chains."""
+    steps, size, accepted = jax.device_get(
+        (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
+    )
+    return (
+        f"{np.mean(steps):.0f} steps of size {np.mean(size):.2e}. "
+        f"acc. prob={np.mean(accepted):.2f}"
+    )

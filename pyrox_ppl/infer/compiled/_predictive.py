@@ -1,7 +1,6 @@
 """CompiledPredictive: NumPyro's Predictive as a compiled program that is remembered."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +11,8 @@ from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._numpyro import batch_shape, handler_stack
-from pyrox_ppl.infer.compiled._arguments import (
-    Surroundings,
-    explained_tracing,
-    join,
-    split,
-)
+from pyrox_ppl.infer.compiled._arguments import explained_tracing, join
+from pyrox_ppl.infer.compiled._programs import Key, Programs, jit_with_key
 from pyrox_ppl.infer.guides._amortized import AmortizedGuide
 
 
@@ -80,7 +75,7 @@ class CompiledPredictive(Predictive):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._compiled, self._surroundings = _compile(self), Surroundings()
+        self._programs = PredictivePrograms()
 
     def __call__(self, rng_key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The predicted sites, by name; as NumPyro's ``Predictive``.
@@ -102,11 +97,12 @@ class CompiledPredictive(Predictive):
             )
         if handler_stack():
             return now(rng_key, *args, **kwargs)
-        model, guide = settings.pop("model"), settings.pop("guide")
-        arrays, static = split((settings, args, kwargs))
-        key = (static, self._surroundings.key(model, guide))
+        source = {name: settings.pop(name) for name in ("model", "guide")}
+        arrays, key = self._programs.key(
+            (settings, args, kwargs), source, parts=tuple(source.values())
+        )
         with explained_tracing("CompiledPredictive"):
-            return self._compiled(key, rng_key, arrays)
+            return self._programs.predict(key, rng_key, arrays)
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments, as the attributes are now."""
@@ -124,15 +120,6 @@ class CompiledPredictive(Predictive):
             settings["return_sites"] = sorted(self.return_sites)
         return settings
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        del state["_compiled"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._compiled = _compile(self)
-
 
 def _is_new(guide: Any) -> bool:
     """Whether a guide would set itself up when it is called."""
@@ -145,18 +132,20 @@ def _is_new(guide: Any) -> bool:
     return isinstance(guide, AutoGuide) and guide.prototype_trace is None
 
 
-def _compile(owner: CompiledPredictive) -> Callable:
-    """The jitted function; JAX keeps its programs as long as it is held."""
+class PredictivePrograms(Programs):
+    """The program of a CompiledPredictive."""
 
-    def program(key: tuple, rng_key: Any, arrays: list) -> dict[str, Any]:
-        settings, args, kwargs = join(arrays, key[0])
-        settings |= {"model": owner.model, "guide": owner.guide}
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = jit_with_key(self._predict)
+
+    def _predict(self, key: Key, rng_key: Any, arrays: list) -> dict[str, Any]:
+        settings, args, kwargs = join(arrays, key.arguments)
+        settings |= key.source.value
         predictive = Predictive(**settings)
         if _in_pairs(predictive):
             return _predict_pairs(predictive, settings, rng_key, args, kwargs)
         return predictive(rng_key, *args, **kwargs)
-
-    return jax.jit(program, static_argnums=0)
 
 
 def _in_pairs(predictive: Predictive) -> bool:

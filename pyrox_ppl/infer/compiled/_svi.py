@@ -11,24 +11,22 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
+from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer.compiled._arguments import (
-    Surroundings,
+    ByContent,
     explained_tracing,
     is_staged,
-    split,
 )
+from pyrox_ppl.infer.compiled._programs import Key
 from pyrox_ppl.infer.compiled._svi_program import (
     Begun,
     Steps,
+    SVIPrograms,
     can_begin_compiled,
-    compile_programs,
     no_losses,
     parts_of,
     supports_of,
 )
-
-# What the programs are made of: with another one they are others.
-_PARTS = ("model", "guide", "optim", "loss", "static_kwargs")
 
 
 class CompiledSVI(SVI):
@@ -99,8 +97,7 @@ class CompiledSVI(SVI):
         **static_kwargs: Any,
     ) -> None:
         super().__init__(model, guide, optim, loss, **static_kwargs)
-        self._compiled = compile_programs(self)
-        self._surroundings = Surroundings()
+        self._programs = SVIPrograms()
         self._set_by_init = SET_BY_GUIDES
 
     def init(
@@ -117,12 +114,12 @@ class CompiledSVI(SVI):
         Returns:
             NumPyro's ``SVIState``.
         """
-        first, before = self.constrain_fn is None, self._bounds()
         attributes = self._guides_attributes()
         begun = None
         if can_begin_compiled(self.guide) and not is_staged():
-            arrays, key = self._key(args, kwargs)
-            begun = self._call("begin", key, rng_key, init_params, arrays)
+            arrays, key = self._key(args, kwargs, plan=None)
+            with explained_tracing("CompiledSVI"):
+                begun = self._programs.begin(key, rng_key, init_params, arrays)
         if begun is not None and begun.finite:
             self._note(begun)
             state = begun.state
@@ -136,8 +133,6 @@ class CompiledSVI(SVI):
             for name, value in new.items()
             if old.get(name) is not value
         }
-        if not first and not _are_same(before, self._bounds()):
-            self._compiled = compile_programs(self)
         return state
 
     def run(
@@ -174,13 +169,16 @@ class CompiledSVI(SVI):
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
-        arrays, key = self._key(args, kwargs, steps)
-        if progress_bar:
-            state, losses = self._run_with_bar(key, state, arrays)
-            params = self.get_params(state)
-        else:
-            bounds = np.int32(0), np.int32(num_steps)
-            state, losses, params = self._call("all", key, state, *bounds, arrays)
+        arrays, key = self._key(args, kwargs, plan=steps)
+        with explained_tracing("CompiledSVI"):
+            if progress_bar:
+                state, losses = self._run_with_bar(key, state, arrays)
+                params = self.get_params(state)
+            else:
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(0), np.int32(num_steps)
+                run = self._programs.run
+                state, losses, params = run(key, state, *bounds, arrays)
         return SVIRunResult(params, state, losses)
 
     def get_params(self, svi_state: Any) -> dict[str, Any]:
@@ -192,17 +190,19 @@ class CompiledSVI(SVI):
         Returns:
             The values by name.
         """
-        return self._compiled["params"](svi_state)
+        key = content_key(self.optim)[0], self._key_of_bounds()
+        return self._programs.params(ByContent(self._plain(), key), svi_state)
 
-    def _run_with_bar(self, key: tuple, state: Any, arrays: list) -> tuple:
-        number = key[0].number
-        size, losses = max(number // 20, 1), jax.device_put(no_losses(key[0]))
+    def _run_with_bar(self, key: Key, state: Any, arrays: list) -> tuple:
+        number = key.plan.number
+        size, losses = max(number // 20, 1), jax.device_put(no_losses(key.plan))
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)
-                # Bounds are traced inputs, so that one program serves all of them.
                 bounds = np.int32(first), np.int32(stop)
-                state, losses = self._call("some", key, losses, state, *bounds, arrays)
+                state, losses = self._programs.advance(
+                    key, losses, state, *bounds, arrays
+                )
                 done = np.asarray(losses[:stop])
                 bar.set_postfix_str(
                     f"init loss: {done[0]:.4f}, avg. loss [{first + 1}-{stop}]: "
@@ -212,22 +212,29 @@ class CompiledSVI(SVI):
                 bar.update(stop - first)
         return state, losses
 
-    def _key(self, args: tuple, kwargs: dict, *plan: Any) -> tuple[list, tuple]:
+    def _key(
+        self, args: tuple, kwargs: dict, *, plan: Steps | None
+    ) -> tuple[list, Key]:
         """The arrays among the arguments, and what the program depends on besides."""
-        arrays, static = split((args, kwargs))
         guides = parts_of(self.guide)
 
         def leave_out(value: Any) -> frozenset[str]:
             is_guide = any(value is guide for guide in guides)
             return self._set_by_init if is_guide else frozenset()
 
-        parts = [getattr(self, name) for name in _PARTS]
-        around = self._surroundings.key(*parts, leave_out=leave_out)
-        return arrays, (*plan, static, around)
+        svi = self._plain()
+        parts = (svi.model, svi.guide, svi.optim, svi.loss, svi.static_kwargs)
+        # The first program finds the supports; the others have them as constants.
+        known = None if plan is None else self._key_of_bounds()
+        return self._programs.key(
+            (args, kwargs), svi, parts=(*parts, known), plan=plan, leave_out=leave_out
+        )
 
-    def _call(self, program: str, *inputs: Any) -> Any:
-        with explained_tracing("CompiledSVI"):
-            return self._compiled[program](*inputs)
+    def _plain(self) -> SVI:
+        """NumPyro's SVI of the same parts, as they are now."""
+        svi = SVI(self.model, self.guide, self.optim, self.loss, **self.static_kwargs)
+        svi.constrain_fn = self.constrain_fn
+        return svi
 
     def _note(self, begun: Begun) -> None:
         """Keep on this object and the guide what NumPyro's ``init`` would."""
@@ -240,29 +247,11 @@ class CompiledSVI(SVI):
     def _guides_attributes(self) -> list[dict[str, Any]]:
         return [attributes_of_guide(guide) for guide in parts_of(self.guide)]
 
-    def _bounds(self) -> list[Any]:
-        """The numbers in maps to supports, which are constants of the programs."""
+    def _key_of_bounds(self) -> Any:
+        """The key of the maps to supports: they may hold numbers from arguments."""
         maps = () if self.constrain_fn is None else self.constrain_fn.args
-        return jax.tree.leaves((maps, supports_of(self.guide)))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in _PARTS and "_compiled" in vars(self):
-            self._compiled = compile_programs(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        del state["_compiled"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._compiled = compile_programs(self)
-
-
-def _are_same(before: list[Any], now: list[Any]) -> bool:
-    if any(isinstance(bound, Tracer) for bound in [*before, *now]):
-        return False
-    return len(before) == len(now) and all(
-        np.array_equal(one, other) for one, other in zip(before, now, strict=True)
-    )
+        bounds = (maps, supports_of(self.guide))
+        if any(isinstance(bound, Tracer) for bound in jax.tree.leaves(bounds)):
+            return object()
+        # NumPy's arrays count by their contents, JAX's by identity.
+        return content_key(jax.tree.map(np.asarray, bounds))[0]

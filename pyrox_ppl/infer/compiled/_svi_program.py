@@ -1,9 +1,7 @@
-"""The programs that CompiledSVI compiles: begin (guide and state), step, read out."""
+"""The programs that CompiledSVI compiles: set up, take steps, read the params."""
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -21,9 +19,14 @@ from numpyro.infer.autoguide import (
 )
 
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
-from pyrox_ppl.infer.compiled._ahead import jit_quickly
-from pyrox_ppl.infer.compiled._arguments import join
+from pyrox_ppl.infer.compiled._arguments import ByContent, join
 from pyrox_ppl.infer.compiled._lift import Lifted
+from pyrox_ppl.infer.compiled._programs import (
+    Key,
+    Programs,
+    jit_quickly,
+    jit_with_key,
+)
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
 
 # What these keep of the model's first run are messages, arrays and bound functions.
@@ -92,15 +95,21 @@ def supports_of(guide: Any) -> list[Any]:
     ]
 
 
-def compile_programs(svi: SVI) -> dict[str, Callable]:
-    """The jitted functions; JAX keeps their programs as long as they are held.
+class SVIPrograms(Programs):
+    """The programs of a CompiledSVI. Those of the model take its key first."""
 
-    The first argument of those that call the model is the key: its last two entries
-    are what is no array among the model's arguments, and what the program is made of.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin = jit_quickly(self._begin)
+        self.run = jit_with_key(self._run)
+        # The losses are passed from piece to piece without a second copy. The state may
+        # be one that the user holds, so it is not given away.
+        self.advance = jit_with_key(self._advance, donated=1)
+        self.params = jit_with_key(self._params)
 
-    def begin(key: tuple, rng_key: Any, init_params: Any, arrays: list) -> Begun:
-        args, kwargs = join(arrays, key[-2])
+    def _begin(self, key: Key, rng_key: Any, init_params: Any, arrays: list) -> Begun:
+        svi: SVI = key.source.value
+        args, kwargs = join(arrays, key.arguments)
         guide = _copy(svi.guide)
         fresh = SVI(svi.model, guide, svi.optim, svi.loss, **svi.static_kwargs)
         state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
@@ -111,43 +120,33 @@ def compile_programs(svi: SVI) -> dict[str, Callable]:
         noted = [Lifted(_news(old, new)) for old, new in pairs]
         return Begun(state, finite, Lifted(fresh.constrain_fn), noted)
 
-    def some(
-        key: tuple, losses: Any, state: Any, first: Any, stop: Any, arrays: list
+    def _advance(
+        self, key: Key, losses: Any, state: Any, first: Any, stop: Any, arrays: list
     ) -> tuple:
-        steps: Steps = key[0]
-        args, kwargs = join(arrays, key[-2])
-        update = SVI.stable_update if steps.stable else SVI.update
+        """The steps from `first` to before `stop`: the state and all losses so far."""
+        steps: Steps = key.plan
+        svi: SVI = key.source.value
+        args, kwargs = join(arrays, key.arguments)
+        update = svi.stable_update if steps.stable else svi.update
 
         def body(i: jax.Array, carry: tuple) -> tuple:
+            state, losses = carry
             state, loss = update(
-                svi,
-                carry[0],
-                *args,
-                forward_mode_differentiation=steps.forward,
-                **kwargs,
+                state, *args, forward_mode_differentiation=steps.forward, **kwargs
             )
-            place = lax.dynamic_update_index_in_dim
-            return state, place(carry[1], loss.astype(carry[1].dtype), i, 0)
+            loss = loss.astype(losses.dtype)
+            return state, lax.dynamic_update_index_in_dim(losses, loss, i, 0)
 
         first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
         return lax.fori_loop(first, stop, body, (state, losses))
 
-    def all_(key: tuple, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
-        losses = no_losses(key[0])
-        state, losses = some(key, losses, state, first, stop, arrays)
-        return state, losses, params(state)
+    def _run(self, key: Key, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
+        losses = no_losses(key.plan)
+        state, losses = self._advance(key, losses, state, first, stop, arrays)
+        return state, losses, key.source.value.get_params(state)
 
-    def params(state: Any) -> dict[str, Any]:
-        return SVI.get_params(svi, state)
-
-    jit = partial(jax.jit, static_argnums=0)
-    return {
-        "begin": jit_quickly(begin),
-        "all": jit(all_),
-        # Of the losses there is one copy. The state may be one that the user holds.
-        "some": jit(some, donate_argnums=1),
-        "params": jax.jit(params),
-    }
+    def _params(self, source: ByContent, state: Any) -> dict[str, Any]:
+        return source.value.get_params(state)
 
 
 def _copy(guide: Any) -> Any:

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpyro.infer import HMC, MCMC
-from numpyro.util import is_prng_key, nested_attrgetter
+from numpyro.util import is_prng_key
 
 from pyrox_ppl._numpyro import takes_traced_arguments
 from pyrox_ppl.infer._arrays import is_sharded, strong
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._chains import over_chains, replicate
+from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._held_params import hold_params
 from pyrox_ppl.infer.compiled._mcmc import CompiledMCMC
 
@@ -70,16 +71,7 @@ class Segments:
             self._data = replicate(self._data, mcmc.num_chains)
         self.size = size
         self._together = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
-        fields = (
-            mcmc.sampler.sample_field,
-            *mcmc.sampler.default_fields,
-            *extra_fields,
-        )
-        without = f"~{mcmc.sampler.sample_field}."
-        self._fields = tuple(
-            dict.fromkeys(f for f in fields if not f.startswith(without))
-        )
-        self._removed = [f[len(without) :] for f in fields if f.startswith(without)]
+        self._fields = choose_fields(mcmc.sampler, extra_fields)
         self.start = strong(self._start(key, init_params))
         one = self.start
         if mcmc.num_chains > 1 and not self._together:
@@ -97,7 +89,7 @@ class Segments:
             shape = (self._mcmc.num_chains, total, *leaf.shape[leading:])
             return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
-        return jax.tree.map(whole, dict(zip(self._fields, kept, strict=True)))
+        return jax.tree.map(whole, dict(zip(self._fields.names, kept, strict=True)))
 
     def _start(self, key: jax.Array, init_params: Any) -> Any:
         mcmc = self._mcmc
@@ -127,7 +119,7 @@ class Segments:
         ensemble = mcmc.sampler.is_ensemble_kernel
         return mcmc.post_warmup_state._replace(rng_key=keys[0] if ensemble else keys)
 
-    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, list[Any]]:
+    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, tuple]:
         """`draws` times `steps` steps of one chain (or of all, vectorized)."""
         data = (self._args, self._kwargs)
         return self._segment(state, draws, steps, data)
@@ -150,25 +142,12 @@ class Segments:
         )
         return lax.fori_loop(0, draws, draw, (state, kept))
 
-    def _collect(self, state: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
-        values = [nested_attrgetter(field)(state) for field in self._fields]
+    def _collect(self, state: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
         constrain = self._mcmc.postprocess_fn
         if constrain is None:
             constrain = self._kernel.postprocess_fn(args, kwargs)
-        if not self._together:
-            values[0] = constrain(values[0])
-        elif jax.tree.leaves(values[0]):
-            values[0] = jax.vmap(constrain)(values[0])
-        else:
-            values[0] = jax.tree.map(
-                lambda leaf: jnp.broadcast_to(
-                    leaf, (self._mcmc.num_chains, *jnp.shape(leaf))
-                ),
-                constrain(values[0]),
-            )
-        if self._removed:
-            values[0] = {k: v for k, v in values[0].items() if k not in self._removed}
-        return values
+        chains = self._mcmc.num_chains if self._together else None
+        return self._fields.collect(state, constrain, chains)
 
     def run(self, state: Any, draws: int, steps: int) -> tuple[Any, dict[str, Any]]:
         """A segment of every chain.
@@ -185,7 +164,7 @@ class Segments:
             kept = jax.tree.map(lambda leaf: leaf[None], kept)
         elif self._together:
             kept = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), kept)
-        return state, dict(zip(self._fields, kept, strict=True))
+        return state, dict(zip(self._fields.names, kept, strict=True))
 
     def _compile(self) -> Callable:
         mcmc, constant = self._mcmc, self._constant
