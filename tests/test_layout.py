@@ -55,7 +55,6 @@ SHARED = {
     "_content_key": {"_arrays", "_names_read"},
     "_init_to_stored": set(),
     "_names_read": set(),
-    "_uniform_search": set(),
     "_vector": set(),
 }
 ROOMS = {
