@@ -1,4 +1,4 @@
-"""The arguments of a model, split into traced arrays and what is part of a key."""
+"""The arguments of a model: traced arrays, and a hashable rest."""
 
 import contextlib
 import enum
@@ -35,7 +35,7 @@ class ByContent:
 
 
 class Traced:
-    """Stands for an array that is a traced input."""
+    """The place of an array among the traced inputs."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -51,11 +51,11 @@ def is_array(leaf: Any) -> bool:
 def take_arrays(
     arguments: Any, is_traced: Callable[[Any], bool] = is_array
 ) -> tuple[list, Any, tuple]:
-    """The arrays of any pytree, each object once, and the structure and other leaves.
+    """Take the arrays out of a pytree: the arrays, the structure and the other leaves.
 
-    JAX would make two inputs of one array at two places, and the model could no longer
-    see that they are tied; and it would sort the keys of dictionaries, which a model
-    may loop over.
+    Each array object comes once. JAX would make two inputs of an array that stands at
+    two places, so the model could not see that they are tied. JAX would also sort the
+    keys of dictionaries, which a model may loop over.
     """
     leaves, treedef = jax.tree.flatten(wrap_dicts(arguments))
     arrays: list[Any] = []
@@ -73,13 +73,13 @@ def take_arrays(
 
 
 def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
-    """What `take_arrays` took apart."""
+    """Put the arrays back: the inverse of `take_arrays`."""
     parts = [arrays[one.place] if isinstance(one, Traced) else one for one in leaves]
     return unwrap_dicts(jax.tree.unflatten(treedef, parts))
 
 
-def split(arguments: Any) -> tuple[list, ByContent]:
-    """The arrays of any pytree, and the rest of it, compared by its content.
+def split_arguments(arguments: Any) -> tuple[list, ByContent]:
+    """Split a pytree into its arrays and the rest, which is compared by its content.
 
     The rest says which leaves are one array, so that the model sees tied leaves tied.
     Plain values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
@@ -102,8 +102,8 @@ def split(arguments: Any) -> tuple[list, ByContent]:
     return arrays, ByContent((treedef, leaves), (structure, tuple(keys)))
 
 
-def join(arrays: list, static: ByContent) -> Any:
-    """The pytree that `split` took apart."""
+def join_arguments(arrays: list, static: ByContent) -> Any:
+    """Put the arrays back: the inverse of `split_arguments`."""
     return put_arrays(arrays, *static.value)
 
 
@@ -117,13 +117,13 @@ def warn_of_recompiling(what: str, advice: str) -> None:
 
 
 def is_staged() -> bool:
-    """Whether a ``jit`` or the like is being traced around the caller."""
+    """Whether the caller is being traced, by a ``jit`` or another transform."""
     return isinstance(jax.device_put(np.zeros(())), Tracer)
 
 
 @contextlib.contextmanager
-def explained_tracing(where: str) -> Iterator[None]:
-    """Add what to do to JAX's error about a traced value in Python code."""
+def explain_tracing_errors(where: str) -> Iterator[None]:
+    """Add advice to JAX's error about a traced value in Python code."""
     try:
         yield
     except (TypeError, IndexError) as error:
@@ -138,7 +138,7 @@ def explained_tracing(where: str) -> Iterator[None]:
 
 
 def _structure(treedef: Any) -> Any:
-    """A tree's structure with what its nodes keep beside children: static fields."""
+    """The structure of a tree, with what its nodes hold besides children."""
     data = treedef.node_data()
     if data is None:
         return "leaf" if treedef.num_leaves else None

@@ -18,7 +18,7 @@ from pyrox_ppl._numpyro import (
     record_run,
     take_collection,
 )
-from pyrox_ppl.infer.compiled._arguments import explained_tracing
+from pyrox_ppl.infer.compiled._arguments import explain_tracing_errors
 from pyrox_ppl.infer.compiled._chains import (
     check_init_params,
     choose_method,
@@ -27,7 +27,7 @@ from pyrox_ppl.infer.compiled._chains import (
 from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._nuts_program import (
     Carry,
-    Chains,
+    ChainStart,
     MCMCPrograms,
     Plan,
     Shared,
@@ -40,48 +40,51 @@ class CompiledMCMC(AbstractFlattenedMCMC):
     r"""NumPyro's ``MCMC`` as two programs, compiled once.
 
     NumPyro finds initial values operation by operation (hundreds of compilations), and
-    compiles again for each ``run``. This class compiles a program that finds initial
-    values and one that warms up and samples, with the arguments of the model as their
-    inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
-    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key
-    and chain method, up to rounding, which chaos enlarges in a long run. A ``param``
-    site with a random initial value is drawn once per run, by the key of the first
-    chain. Every method and attribute is NumPyro's.
+    compiles again for each ``run``. This class compiles one program that finds initial
+    values and one that warms up and samples. The arguments of the model are inputs of
+    both, so a later ``run`` with arguments of the same shapes and types compiles
+    nothing. The draws are those of NumPyro's ``MCMC`` with the same kernel, key and
+    chain method, up to rounding, which chaos enlarges in a long run. A ``param`` site
+    with a random initial value is drawn once per run, with the key of the first chain.
+    Every method and attribute is NumPyro's.
 
-    What counts as the same: arguments that are arrays by shape and dtype, and by which
-    of them are one array; numbers, strings and flags by type and value (a new value is
-    compiled anew). Functions, callable objects, static fields and the model itself
-    count by all that they reach: closures, attributes, globals, modules, the
-    environment. What changes there is compiled anew. Pass what changes often as an
-    argument, above all a NumPy array, of which JAX keeps the first contents. What
-    cannot be looked into (a generator, a file) is compiled anew, with a warning.
+    A program is used again if everything it depends on is the same:
+
+    - array arguments by shape and dtype, and by which of them are one array;
+    - numbers, strings and flags by type and value;
+    - functions, callable objects, static fields and the model itself by all that they
+      reach: closures, attributes, globals, modules, the environment.
+
+    Pass what changes often as an argument, above all a NumPy array: JAX keeps the first
+    contents of one that the model closes over. An object that cannot be inspected (a
+    generator, a file) makes each run compile anew, with a warning.
 
     **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
 
-    **Sites**: as the model has them.
+    **Sites**: those of the model.
 
     Args:
         sampler: A NumPyro ``NUTS`` or ``HMC``, or a :class:`FlatNUTS`, made from a
             model.
         num_warmup: Warm-up steps.
         num_samples: Draws per chain, before thinning.
-        num_chains: Chains.
+        num_chains: The number of chains.
         thinning: Iterations per draw that is kept.
-        postprocess_fn: As NumPyro has it.
+        postprocess_fn: As in NumPyro's ``MCMC``.
         chain_method: NumPyro's ``"parallel"`` (any number of chains that can be spread
-            evenly over devices), ``"sequential"``, ``"vectorized"``, a callable; or
+            evenly over devices), ``"sequential"`` or ``"vectorized"``; a callable; or
             ``"auto"``: parallel where there are several devices for it, else
-            vectorised on an accelerator and sequential on a CPU. Which it is stands in
-            the attribute ``chain_method`` and at the progress bar.
+            vectorised on an accelerator and sequential on a CPU. The attribute
+            ``chain_method`` and the progress bar say which one it is.
         progress_bar: Whether to show one.
-        progress_rate: Iterations per update of it; a twentieth by default.
+        progress_rate: Iterations per update of the bar; a twentieth of all by default.
 
     Raises:
-        TypeError: If the kernel is none of these. On ``run``: JAX's own error if the
+        TypeError: If the kernel is none of these. On ``run``, JAX's own error if the
             model's Python code needs the values of its array arguments.
         RuntimeError: On ``run``, if no initial values of finite density are found.
-        ValueError: If an argument is out of its range, or an array is laid out over
-            several devices and the chains are to be, too.
+        ValueError: If an argument is out of range. On ``run``, if both the chains and
+            an array are to be spread over devices.
 
     References:
         Phan, D., Pradhan, N. and Jankowiak, M. (2019). Composable Effects for Flexible
@@ -119,7 +122,7 @@ class CompiledMCMC(AbstractFlattenedMCMC):
         if not isinstance(sampler, HMC) or sampler.model is None:
             raise TypeError(
                 "CompiledMCMC takes a NUTS, HMC or FlatNUTS kernel made from a model, "
-                f"got {sampler!r}: run other kernels by numpyro.infer.MCMC."
+                f"got {sampler!r}: run other kernels with numpyro.infer.MCMC."
             )
         if not isinstance(num_chains, int) or num_chains < 1:
             raise ValueError(
@@ -183,13 +186,13 @@ class CompiledMCMC(AbstractFlattenedMCMC):
             (args, kwargs), source, parts=source, plan=plan, leave_out=_set_by_init
         )
         if start is None or self._origin is None:
-            # After a warm-up of this object, params are those that it warmed up with.
+            # Sampling after a warm-up keeps the params of the warm-up.
             self._origin = rng_key
         shared = Shared(self._origin, arrays)
         if self.chain_method == "parallel" and self.num_chains > 1:
             shared = replicate(shared, self.num_chains)
-        chains = Chains(rng_key, start, init_params)
-        with explained_tracing("CompiledMCMC"):
+        chains = ChainStart(rng_key, start, init_params)
+        with explain_tracing_errors("CompiledMCMC"):
             carry, valid = self._programs.begin(key, chains, shared)
             self._check_valid(valid, chains, args, kwargs)
             if self.progress_bar:
@@ -224,12 +227,17 @@ class CompiledMCMC(AbstractFlattenedMCMC):
         return self._programs.finish(key, carry)
 
     def _check_valid(
-        self, valid: Any, chains: Chains, args: tuple, kwargs: dict[str, Any]
+        self, valid: Any, chains: ChainStart, args: tuple, kwargs: dict[str, Any]
     ) -> None:
-        """Raise NumPyro's own error, with its warnings by site, where it finds one."""
-        if isinstance(valid, Tracer) or np.all(valid):
+        """Raise if a chain starts where the density or its gradient is not finite.
+
+        NumPyro's own error comes first if it finds one: it names the site.
+        """
+        if isinstance(valid, Tracer):
             return
-        bad = np.flatnonzero(~np.ravel(valid))
+        bad = np.flatnonzero(~np.asarray(valid))
+        if bad.size == 0:
+            return
         if chains.init_params is None:
             keys = chains.rng_key
             initialize_model(
@@ -250,12 +258,12 @@ class CompiledMCMC(AbstractFlattenedMCMC):
 
 
 def _set_by_init(value: Any) -> frozenset[str]:
-    """The attributes of a kernel that say nothing of what it will do."""
+    """The attributes of a kernel that a run finds anew, so they decide nothing."""
     return SET_BY_KERNELS if isinstance(value, HMC) else frozenset()
 
 
 def _diagnostics(state: Any) -> str:
-    """What NumPyro's bar says, the mean over chains."""
+    """The text of NumPyro's progress bar, averaged over chains."""
     steps, size, accepted = jax.device_get(
         (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
     )

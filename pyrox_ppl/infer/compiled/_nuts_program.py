@@ -10,8 +10,8 @@ from numpyro.infer import HMC
 from numpyro.infer.util import ParamInfo
 
 from pyrox_ppl._numpyro import copy_kernel
-from pyrox_ppl.infer.compiled._arguments import join
-from pyrox_ppl.infer.compiled._chains import over_chains
+from pyrox_ppl.infer.compiled._arguments import join_arguments
+from pyrox_ppl.infer.compiled._chains import map_over_chains
 from pyrox_ppl.infer.compiled._fields import Fields
 from pyrox_ppl.infer.compiled._held_params import hold_params
 from pyrox_ppl.infer.compiled._programs import (
@@ -31,7 +31,7 @@ class Plan(NamedTuple):
         upper: The number of iterations.
         size: The length of the collection.
         thinning: Iterations per draw that is kept.
-        num_chains: Chains.
+        num_chains: ChainStart.
         chain_method: As `_chains.choose_method` returns it.
         fields: What is collected of the state.
     """
@@ -59,8 +59,8 @@ class Source(NamedTuple):
     postprocess_fn: Callable | None
 
 
-class Chains(NamedTuple):
-    """What is mapped over chains at the start; None stands for what is not given."""
+class ChainStart(NamedTuple):
+    """What a chain starts from: a key, and a state or initial values if given."""
 
     rng_key: Any
     start: Any
@@ -68,7 +68,7 @@ class Chains(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """A chain between iterations: the kernel's state, the draws so far (or None)."""
+    """A chain between iterations: the kernel's state, and the draws or None."""
 
     state: Any
     draws: Any
@@ -94,8 +94,8 @@ class MCMCPrograms(Programs):
         self.finish = jit_with_key(self._finish)
         self.flatten = jax.jit(self._flatten)
 
-    def _begin(self, key: Key, chains: Chains, shared: Shared) -> tuple:
-        """No iteration yet, and which chains begin at a point of finite density."""
+    def _begin(self, key: Key, chains: ChainStart, shared: Shared) -> tuple:
+        """Chains before the first iteration, and which start at finite density."""
         return _Iterations(key).begin(chains, shared)
 
     def _run(
@@ -131,25 +131,25 @@ class _Iterations:
         self._source: Source = key.source.value
         self._arguments = key.arguments
 
-    def begin(self, chains: Chains, shared: Shared) -> tuple[Carry, jax.Array]:
+    def begin(self, chains: ChainStart, shared: Shared) -> tuple[Carry, jax.Array]:
         return self._over_chains(self._begin)(chains, shared)
 
     def advance(self, carry: Carry, first: Any, stop: Any, shared: Shared) -> Carry:
         return self._over_chains(self._advance)(carry, (first, stop, shared))
 
     def _over_chains(self, one: Callable) -> Callable:
-        return over_chains(one, self._plan.chain_method, self._plan.num_chains)
+        return map_over_chains(one, self._plan.chain_method, self._plan.num_chains)
 
     def _prepare(self, shared: Shared) -> tuple[HMC, tuple]:
         """A copy of the kernel, with the params of this run, and the data."""
-        data = join(shared.arrays, self._arguments)
+        data = join_arguments(shared.arrays, self._arguments)
         kernel = copy_kernel(self._source.kernel)
         return hold_params(kernel, shared.origin, *data), data
 
     def _init(self, kernel: HMC, rng_key: Any, init_params: Any, data: tuple) -> Any:
         return kernel.init(rng_key, self._plan.num_warmup, init_params, *data)
 
-    def _begin(self, chain: Chains, shared: Shared) -> tuple[Carry, jax.Array]:
+    def _begin(self, chain: ChainStart, shared: Shared) -> tuple[Carry, jax.Array]:
         kernel, data = self._prepare(shared)
         state = self._init(kernel, chain.rng_key, chain.init_params, data)
         if chain.start is not None:
@@ -169,8 +169,8 @@ class _Iterations:
         plan = self._plan
         first, stop, shared = given
         kernel, data = self._prepare(shared)
-        # The kernel's functions close over what `init` finds. XLA drops the rest, and
-        # where the gradient is known, it is not traced either.
+        # `init` makes the functions that `sample` calls; its state is not needed, so
+        # XLA drops it. With a known gradient it is not even traced.
         state = carry.state
         start = ParamInfo(state.z, state.potential_energy, state.z_grad)
         self._init(kernel, state.rng_key, start, data)
@@ -181,7 +181,7 @@ class _Iterations:
             state = kernel.sample(carry.state, *data)
             if not collects:
                 return Carry(state, carry.draws)
-            # What is written before the first draw is written over by it.
+            # Iterations that are not kept write to a place that the next draw fills.
             place = jnp.maximum((i - lowest) // plan.thinning, 0)
             draws = jax.tree.map(
                 lambda all_, one: lax.dynamic_update_index_in_dim(
@@ -205,7 +205,7 @@ class _Iterations:
 
 
 def _finite(state: Any, num_vectorized: int | None) -> jax.Array:
-    """Whether the energy and its whole gradient are finite, per chain."""
+    """Whether the energy and all of its gradient are finite, for each chain."""
     energy = state.potential_energy
     finite = jnp.isfinite(energy)
     chain_axes = 0 if num_vectorized is None else 1

@@ -10,7 +10,7 @@ from pyrox_ppl.infer._content_key import LeaveOut, content_key
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
     is_staged,
-    split,
+    split_arguments,
     warn_of_recompiling,
 )
 
@@ -62,7 +62,7 @@ class Programs:
             plan: What the run does.
             leave_out: The attributes of an object in `parts` that do not count.
         """
-        arrays, static = split(arguments)
+        arrays, static = split_arguments(arguments)
         content, unseen = content_key(parts, leave_out)
         if unseen and self._has_run:
             warn_of_recompiling(

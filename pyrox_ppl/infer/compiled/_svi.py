@@ -14,18 +14,18 @@ from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
-    explained_tracing,
+    explain_tracing_errors,
     is_staged,
 )
 from pyrox_ppl.infer.compiled._programs import Key
 from pyrox_ppl.infer.compiled._svi_program import (
-    Begun,
+    Start,
     Steps,
     SVIPrograms,
     can_begin_compiled,
-    no_losses,
-    parts_of,
-    supports_of,
+    empty_losses,
+    guide_parts,
+    latent_supports,
 )
 
 
@@ -34,23 +34,22 @@ class CompiledSVI(SVI):
 
     NumPyro runs the model and sets up the guide operation by operation (hundreds of
     compilations), and ``svi.run`` compiles its loop anew each time. This class compiles
-    a program that does all of ``init``, and one that takes the steps, with the
-    arguments of the model as their inputs, and keeps them: a later ``run`` of as many
-    steps with arguments of the same shapes and types compiles nothing. States, losses
-    and parameters are those of NumPyro's ``SVI`` with the same guide and key, up to
-    rounding (:class:`AutoFlatNormal` is not ``AutoNormal``: its steps are its own); but
-    each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
-    values of their first. ``update``, ``evaluate`` and the rest are NumPyro's own.
+    one program that does all of ``init`` and one that takes the steps. The arguments of
+    the model are inputs of both, so a later ``run`` of as many steps, with arguments of
+    the same shapes and types, compiles nothing. States, losses and parameters are those
+    of NumPyro's ``SVI`` with the same guide and key, up to rounding. But each ``init``
+    sets the guide up anew, where NumPyro's guides keep the initial values of their
+    first run. ``update``, ``evaluate`` and the rest are NumPyro's own.
 
-    With :class:`AutoFlatNormal` a model of many sites compiles faster still. What
-    counts as the same arguments is said at :class:`CompiledMCMC`.
+    With :class:`AutoFlatNormal` a model of many sites compiles faster still.
+    :class:`CompiledMCMC` says when a program is used again.
 
-    A guide is set up in the compiled program where it is a function, NumPyro's
-    ``AutoNormal`` or ``AutoDelta``, :class:`AutoFlatNormal`, or an ``AutoGuideList``
-    of them. For others ``init`` is NumPyro's own: it is not known what they keep of
-    their first run, or, for guides over one vector, they would order it otherwise.
+    The program sets up guides that are functions, NumPyro's ``AutoNormal`` and
+    ``AutoDelta``, :class:`AutoFlatNormal`, and an ``AutoGuideList`` of them. For other
+    guides ``init`` is NumPyro's own: they may keep something of their first run that a
+    program cannot return, or order their vector otherwise in a compiled run.
 
-    **Sites**: as model and guide have them.
+    **Sites**: those of model and guide.
 
     Args:
         model: The NumPyro model.
@@ -62,8 +61,9 @@ class CompiledSVI(SVI):
     Raises:
         RuntimeError: On ``init`` and ``run``, if no initial values of finite density
             are found.
-        ValueError: On ``run``, if the number of steps is not positive. JAX's own error
-            if the model's Python code needs the values of its array arguments.
+        ValueError: On ``run``, if the number of steps is not positive.
+        TypeError: On ``init`` and ``run``, JAX's own error if the model's Python code
+            needs the values of its array arguments.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C. and Paisley, J. (2013). Stochastic
@@ -115,17 +115,17 @@ class CompiledSVI(SVI):
             NumPyro's ``SVIState``.
         """
         attributes = self._guides_attributes()
-        begun = None
+        start = None
         if can_begin_compiled(self.guide) and not is_staged():
             arrays, key = self._key(args, kwargs, plan=None)
-            with explained_tracing("CompiledSVI"):
-                begun = self._programs.begin(key, rng_key, init_params, arrays)
-        if begun is not None and begun.finite:
-            self._note(begun)
-            state = begun.state
+            with explain_tracing_errors("CompiledSVI"):
+                start = self._programs.begin(key, rng_key, init_params, arrays)
+        if start is not None and start.finite:
+            self._set_up(start)
+            state = start.state
         else:
-            # What is not finite may mean that there are no initial values: NumPyro says
-            # so, and at which site.
+            # If no initial values are finite, NumPyro raises an error that names the
+            # site.
             state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         self._set_by_init |= {
             name
@@ -153,10 +153,10 @@ class CompiledSVI(SVI):
             rng_key: A PRNG key.
             num_steps: The number of steps.
             *args: The arguments of model and guide.
-            progress_bar: Whether to show one; it costs a small program more.
-            stable_update: Leave out steps that are not finite.
-            forward_mode_differentiation: As NumPyro's ``SVI.run`` has it.
-            init_state: A state to go on from.
+            progress_bar: Whether to show one; it costs one more small program.
+            stable_update: Whether to leave out steps that are not finite.
+            forward_mode_differentiation: As in NumPyro's ``SVI.run``.
+            init_state: A state to continue from.
             init_params: Initial values of ``param`` sites by name.
             **kwargs: The keyword arguments of model and guide.
 
@@ -170,7 +170,7 @@ class CompiledSVI(SVI):
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
         arrays, key = self._key(args, kwargs, plan=steps)
-        with explained_tracing("CompiledSVI"):
+        with explain_tracing_errors("CompiledSVI"):
             if progress_bar:
                 state, losses = self._run_with_bar(key, state, arrays)
                 params = self.get_params(state)
@@ -195,7 +195,7 @@ class CompiledSVI(SVI):
 
     def _run_with_bar(self, key: Key, state: Any, arrays: list) -> tuple:
         number = key.plan.number
-        size, losses = max(number // 20, 1), jax.device_put(no_losses(key.plan))
+        size, losses = max(number // 20, 1), jax.device_put(empty_losses(key.plan))
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)
@@ -215,8 +215,8 @@ class CompiledSVI(SVI):
     def _key(
         self, args: tuple, kwargs: dict, *, plan: Steps | None
     ) -> tuple[list, Key]:
-        """The arrays among the arguments, and what the program depends on besides."""
-        guides = parts_of(self.guide)
+        """The arrays among the arguments, and what else the program depends on."""
+        guides = guide_parts(self.guide)
 
         def leave_out(value: Any) -> frozenset[str]:
             is_guide = any(value is guide for guide in guides)
@@ -224,7 +224,7 @@ class CompiledSVI(SVI):
 
         svi = self._plain()
         parts = (svi.model, svi.guide, svi.optim, svi.loss, svi.static_kwargs)
-        # The first program finds the supports; the others have them as constants.
+        # The first program finds the supports. The others hold them as constants.
         known = None if plan is None else self._key_of_bounds()
         return self._programs.key(
             (args, kwargs), svi, parts=(*parts, known), plan=plan, leave_out=leave_out
@@ -236,22 +236,22 @@ class CompiledSVI(SVI):
         svi.constrain_fn = self.constrain_fn
         return svi
 
-    def _note(self, begun: Begun) -> None:
-        """Keep on this object and the guide what NumPyro's ``init`` would."""
-        for guide, noted in zip(parts_of(self.guide), begun.guides, strict=True):
-            news = noted.value()
-            if news:
-                vars(guide).update(news)
-        self.constrain_fn = begun.constrain.value()
+    def _set_up(self, start: Start) -> None:
+        """Set on this object and the guide what NumPyro's ``init`` would."""
+        for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
+            attributes = output.value()
+            if attributes:
+                vars(guide).update(attributes)
+        self.constrain_fn = start.constrain_fn.value()
 
     def _guides_attributes(self) -> list[dict[str, Any]]:
-        return [attributes_of_guide(guide) for guide in parts_of(self.guide)]
+        return [attributes_of_guide(guide) for guide in guide_parts(self.guide)]
 
     def _key_of_bounds(self) -> Any:
         """The key of the maps to supports: they may hold numbers from arguments."""
         maps = () if self.constrain_fn is None else self.constrain_fn.args
-        bounds = (maps, supports_of(self.guide))
+        bounds = (maps, latent_supports(self.guide))
         if any(isinstance(bound, Tracer) for bound in jax.tree.leaves(bounds)):
             return object()
-        # NumPy's arrays count by their contents, JAX's by identity.
+        # A key compares NumPy's arrays by their contents, but JAX's by identity.
         return content_key(jax.tree.map(np.asarray, bounds))[0]

@@ -19,8 +19,8 @@ from numpyro.infer.autoguide import (
 )
 
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
-from pyrox_ppl.infer.compiled._arguments import ByContent, join
-from pyrox_ppl.infer.compiled._lift import Lifted
+from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
+from pyrox_ppl.infer.compiled._object_output import ObjectOutput
 from pyrox_ppl.infer.compiled._programs import (
     Key,
     Programs,
@@ -29,20 +29,21 @@ from pyrox_ppl.infer.compiled._programs import (
 )
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
 
-# What these keep of the model's first run are messages, arrays and bound functions.
-# The guides over a vector, but for ours, put sites in another order in a compiled run.
-LIFTABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
+# These guides keep messages, arrays and bound functions of the model's first run, which
+# a program can return. NumPyro's guides over a vector would order their sites otherwise
+# in a compiled run.
+RETURNABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
 
 _VALUES = ("value", "args", "kwargs", "fn")
 
 
 class Steps(NamedTuple):
-    """What the program of the steps depends on besides arrays and model.
+    """What a run does; part of the key of its programs.
 
     Attributes:
-        number: The number of steps of the run, that of its losses.
+        number: The number of steps, and of losses.
         stable: Whether steps that are not finite are left out.
-        forward: Whether derivatives are taken forwards.
+        forward: Whether forward-mode differentiation is used.
     """
 
     number: int
@@ -50,45 +51,51 @@ class Steps(NamedTuple):
     forward: bool
 
 
-class Begun(NamedTuple):
-    """A state, whether all is finite there, and what NumPyro notes on objects."""
+class Start(NamedTuple):
+    """The result of the first program.
+
+    Attributes:
+        state: NumPyro's initial state.
+        finite: Whether all of it is finite.
+        constrain_fn: What ``SVI.init`` sets on the SVI object.
+        guides: The attributes that it sets on each guide.
+    """
 
     state: Any
     finite: jax.Array
-    constrain: Lifted
-    guides: list[Lifted]
+    constrain_fn: ObjectOutput
+    guides: list[ObjectOutput]
 
 
 def can_begin_compiled(guide: Any) -> bool:
-    """Whether what a guide keeps of its first run can be brought out.
+    """Whether a program can return what a guide keeps of its first run.
 
-    That is known of functions, which keep nothing, of some of NumPyro's guides, and of
-    all of them once they have run.
+    Functions keep nothing, some guides are known, and a guide that has run is set up.
     """
     if isinstance(guide, AutoGuideList):
         return all(can_begin_compiled(part) for part in guide)
     if isinstance(guide, AutoGuide):
-        return guide.prototype_trace is not None or type(guide) in LIFTABLE
+        return guide.prototype_trace is not None or type(guide) in RETURNABLE
     return isinstance(guide, FunctionType)
 
 
-def no_losses(steps: Steps) -> np.ndarray:
+def empty_losses(steps: Steps) -> np.ndarray:
     """The losses before the first step, in JAX's default precision."""
     return np.zeros(steps.number, jnp.result_type(float))
 
 
-def parts_of(guide: Any) -> list[Any]:
-    """The guide, and those that it is a list of."""
+def guide_parts(guide: Any) -> list[Any]:
+    """The guide, and its parts if it is a list of guides."""
     if isinstance(guide, AutoGuideList):
-        return [guide, *(part for one in guide for part in parts_of(one))]
+        return [guide, *(part for one in guide for part in guide_parts(one))]
     return [guide]
 
 
-def supports_of(guide: Any) -> list[Any]:
+def latent_supports(guide: Any) -> list[Any]:
     """The supports of the latent sites that a guide has seen."""
     return [
         site["fn"].support
-        for part in parts_of(guide)
+        for part in guide_parts(guide)
         if isinstance(part, AutoGuide) and part.prototype_trace is not None
         for site in part.prototype_trace.values()
         if site["type"] == "sample" and not site["is_observed"]
@@ -107,18 +114,19 @@ class SVIPrograms(Programs):
         self.advance = jit_with_key(self._advance, donated=1)
         self.params = jit_with_key(self._params)
 
-    def _begin(self, key: Key, rng_key: Any, init_params: Any, arrays: list) -> Begun:
+    def _begin(self, key: Key, rng_key: Any, init_params: Any, arrays: list) -> Start:
         svi: SVI = key.source.value
-        args, kwargs = join(arrays, key.arguments)
-        guide = _copy(svi.guide)
+        args, kwargs = join_arguments(arrays, key.arguments)
+        guide = _copy_guide(svi.guide)
         fresh = SVI(svi.model, guide, svi.optim, svi.loss, **svi.static_kwargs)
         state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
+        # AutoFlatNormal knows it from its search. Else it takes one more evaluation.
         finite = vars(guide).pop("_start_is_finite", None)
         if finite is None:
             finite = jnp.isfinite(fresh.evaluate(state, *args, **kwargs)).all()
-        pairs = zip(parts_of(svi.guide), parts_of(guide), strict=True)
-        noted = [Lifted(_news(old, new)) for old, new in pairs]
-        return Begun(state, finite, Lifted(fresh.constrain_fn), noted)
+        pairs = zip(guide_parts(svi.guide), guide_parts(guide), strict=True)
+        guides = [ObjectOutput(_attributes_set(old, new)) for old, new in pairs]
+        return Start(state, finite, ObjectOutput(fresh.constrain_fn), guides)
 
     def _advance(
         self, key: Key, losses: Any, state: Any, first: Any, stop: Any, arrays: list
@@ -126,7 +134,7 @@ class SVIPrograms(Programs):
         """The steps from `first` to before `stop`: the state and all losses so far."""
         steps: Steps = key.plan
         svi: SVI = key.source.value
-        args, kwargs = join(arrays, key.arguments)
+        args, kwargs = join_arguments(arrays, key.arguments)
         update = svi.stable_update if steps.stable else svi.update
 
         def body(i: jax.Array, carry: tuple) -> tuple:
@@ -141,7 +149,7 @@ class SVIPrograms(Programs):
         return lax.fori_loop(first, stop, body, (state, losses))
 
     def _run(self, key: Key, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
-        losses = no_losses(key.plan)
+        losses = empty_losses(key.plan)
         state, losses = self._advance(key, losses, state, first, stop, arrays)
         return state, losses, key.source.value.get_params(state)
 
@@ -149,42 +157,43 @@ class SVIPrograms(Programs):
         return source.value.get_params(state)
 
 
-def _copy(guide: Any) -> Any:
+def _copy_guide(guide: Any) -> Any:
     """A copy of a guide, not set up, with dictionaries and parts of its own."""
     if not isinstance(guide, AutoGuide):
         return guide
     fresh = copy.copy(guide)
-    if type(guide) in (*LIFTABLE, AutoGuideList):
+    if type(guide) in (*RETURNABLE, AutoGuideList):
         fresh.prototype_trace = None
     for name, value in vars(guide).items():
         if type(value) is dict:
             vars(fresh)[name] = dict(value)
     if isinstance(guide, AutoGuideList):
-        replace_parts(fresh, [_copy(part) for part in guide])
+        replace_parts(fresh, [_copy_guide(part) for part in guide])
     return fresh
 
 
-def _news(old: Any, new: Any) -> dict[str, Any]:
+def _attributes_set(old: Any, new: Any) -> dict[str, Any]:
     """The attributes that a copy of a guide has set."""
     if old is new:
         return {}
     before = attributes_of_guide(old)
-    news = {
+    new_values = {
         name: value
         for name, value in attributes_of_guide(new).items()
         if before.get(name) is not value
     }
-    if "prototype_trace" in news:
-        sites = news["prototype_trace"].items()
-        news["prototype_trace"] = OrderedDict((n, _shapes_of(s)) for n, s in sites)
-    return news
+    if "prototype_trace" in new_values:
+        sites = new_values["prototype_trace"].items()
+        zeros = OrderedDict((name, _with_zeros(site)) for name, site in sites)
+        new_values["prototype_trace"] = zeros
+    return new_values
 
 
-def _shapes_of(site: dict[str, Any]) -> dict[str, Any]:
-    """A site whose values are zeros, but for the distribution of a latent one.
+def _with_zeros(site: dict[str, Any]) -> dict[str, Any]:
+    """A site with zeros as its values; a latent site keeps its distribution.
 
-    Of a prototype guides look at shapes and latent sites' supports alone, and the model
-    would be run for its values.
+    Guides look only at the shapes of a prototype and at the supports of its latent
+    sites. To return its values, the program would have to run the model for them.
     """
     latent = site["type"] == "sample" and not site["is_observed"]
     kept = {"fn": site["fn"]} if latent else {}
