@@ -7,10 +7,10 @@ from typing import Any, Self, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from numpyro.primitives import _PYRO_STACK
 
 from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl._message import is_plate, read_value
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import (
     Read,
     check_name,
@@ -113,7 +113,7 @@ def bind[Module](
     """
     if name is not None:
         check_name(name)
-    if not _PYRO_STACK and plate is None:
+    if not handler_stack() and plate is None:
         return module  # a deterministic call costs nothing extra
     if isinstance(module, AbstractModule) and module._bound:
         if plate is not None:
@@ -133,7 +133,7 @@ def bind_except[Module](module: Module, replaced: Collection[str]) -> Module:
     `replaced` holds their dotted paths in the module. They are not read, because each
     read could make a site whose value nobody uses.
     """
-    if not _PYRO_STACK or (isinstance(module, AbstractModule) and module._bound):
+    if not handler_stack() or (isinstance(module, AbstractModule) and module._bound):
         return module
     return _bind(module, class_name(module), None, replaced)
 
@@ -191,7 +191,7 @@ def _check_transforms(reads: list[Read], module: Any) -> None:
     A staging transform would leak the values, or skip the read on a cache hit; under a
     ``vmap`` over the module all members would share one value.
     """
-    for handler in _PYRO_STACK:
+    for handler in handler_stack():
         mark = getattr(handler, "entered_at", None)
         if mark is None:
             continue
@@ -218,7 +218,7 @@ def _check_transforms(reads: list[Read], module: Any) -> None:
 
 def _active_plate(name: str) -> Any:
     """Find a plate on NumPyro's stack by its name."""
-    plates = {h.name: h for h in _PYRO_STACK if is_plate(h)}
+    plates = {h.name: h for h in handler_stack() if is_plate(h)}
     if name not in plates:
         raise ValueError(
             f"bind(..., plate={name!r}) must be called inside `with numpyro.plate("
@@ -250,7 +250,7 @@ def _bound_modules(module: Any) -> list[Any]:
 
 def _report_bound(modules: list[Any], *, called: bool) -> None:
     """Report modules that are not read to the open blocks, for their error messages."""
-    for handler in _PYRO_STACK:
+    for handler in handler_stack():
         if getattr(handler, "entered_at", None) is not None:
             for module in modules:
                 handler.record_bound_module(type(module).__name__, called)

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
+from numpyro.primitives import Messenger, apply_stack
 from numpyro.util import identity
 
+from pyrox_ppl._numpyro import handler_stack, use_handlers
 from pyrox_ppl._parameter import Read
 
 
@@ -50,7 +51,7 @@ def read_value(read: Read, plate: Any) -> jax.Array:
         "plate": plate,
     }
     with _hide_other_plates(plate):
-        for handler in reversed(_PYRO_STACK):
+        for handler in reversed(handler_stack()):
             handler.process_message(message)
             if message["type"] != "parameter" or message["value"] is not None:
                 break
@@ -63,7 +64,7 @@ def read_value(read: Read, plate: Any) -> jax.Array:
             apply_stack(message)
         elif message["value"] is None:
             message["value"] = stored
-    for handler in _PYRO_STACK:
+    for handler in handler_stack():
         record_read = getattr(handler, "record_read", None)
         if record_read is not None:
             record_read(parameter, message)
@@ -100,15 +101,12 @@ def _hide_other_plates(plate: Any) -> Iterator[None]:
     ``reparam`` makes for it. NumPyro's ``infer={"block_plates": ...}`` does not reach
     the latter.
     """
-    before = list(_PYRO_STACK)
-    _PYRO_STACK[:] = [h for h in before if not is_plate(h) or h is plate]
-    if _PYRO_STACK and getattr(_PYRO_STACK[0], "entered_at", None) is not None:
+    stack = [h for h in handler_stack() if not is_plate(h) or h is plate]
+    if stack and getattr(stack[0], "entered_at", None) is not None:
         # No NumPyro handler outside the blocks could draw a value.
-        _PYRO_STACK.insert(0, _RequireKey())
-    try:
+        stack.insert(0, _RequireKey())
+    with use_handlers(stack):
         yield
-    finally:
-        _PYRO_STACK[:] = before
 
 
 def is_plate(handler: Any) -> bool:

@@ -20,6 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CORE = {
     "_dict_order",
     "_message",
+    "_numpyro",
     "_parameter",
     "_prior",
     "_transform",
@@ -32,7 +33,8 @@ ALLOWED = {
     "_version": set(),
     "_dict_order": set(),
     "_parameter": set(),
-    "_message": {"_parameter"},
+    "_message": {"_numpyro", "_parameter"},
+    "_numpyro": set(),
     "_prior": {"_parameter"},
     "_transform": set(),
     "_where": {"_parameter"},
@@ -53,7 +55,6 @@ SHARED = {
     "_content_key": {"_arrays", "_names_read"},
     "_init_to_stored": set(),
     "_names_read": set(),
-    "_uniform_search": set(),
     "_vector": set(),
 }
 ROOMS = {

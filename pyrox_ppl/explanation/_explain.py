@@ -14,8 +14,9 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import Predictive
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.explanation._explanation import (
     ExplainedParameter,
@@ -127,7 +128,7 @@ class _Recorder(Messenger):
         """Record a parameter, unless this is a second read."""
         # `do` adds this suffix to the name of the value that it fixes.
         handler, name = None, msg["name"].removesuffix("__CF")
-        for other in _PYRO_STACK:
+        for other in handler_stack():
             if not isinstance(other, AbstractParameterHandler):
                 continue
             for answer in other.block.answers.values():

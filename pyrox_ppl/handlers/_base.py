@@ -10,8 +10,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from numpyro.distributions import Distribution
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import Parameter, is_generator
 from pyrox_ppl._transform import TraceMark, inside_block
 from pyrox_ppl._where import Where, matches_parameter, parse_where
@@ -104,13 +105,13 @@ class AbstractParameterHandler(Messenger):
         if not self._is_selected(parameter):
             return
         here = self._depth()
-        for handler in _PYRO_STACK[:here]:
+        for handler in handler_stack()[:here]:
             if isinstance(handler, AbstractParameterHandler):
                 handler.block.taken_by[parameter.name] = self._label
         if parameter.name in block.answers:
             recall(msg, block.answers[parameter.name], here)
             return
-        inside = tuple(_PYRO_STACK[here + 1 :])
+        inside = tuple(handler_stack()[here + 1 :])
         first = Answer(msg["stored"], msg["plate"], msg, inside)
         block.answers[parameter.name] = first
         self.answer(msg, parameter)
@@ -181,7 +182,7 @@ class AbstractParameterHandler(Messenger):
 
     def _depth(self) -> int:
         """Find the position of this handler on NumPyro's stack."""
-        return next(i for i, handler in enumerate(_PYRO_STACK) if handler is self)
+        return next(i for i, handler in enumerate(handler_stack()) if handler is self)
 
     def _is_selected(self, parameter: Parameter) -> bool:
         matching = [p for p in self._patterns if matches_parameter(parameter, p)]

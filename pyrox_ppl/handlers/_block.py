@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.core import Tracer
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
+from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._transform import TraceMark
 from pyrox_ppl.handlers._stack import ask_value, make_site, walk_handlers
@@ -102,7 +103,7 @@ def recall(msg: dict[str, Any], first: Answer, here: int) -> None:
     msg["value"] = value = first.message["value"]
     site_type = "param" if first.message["type"] == "param" else "sample"
     site = make_site(msg, site_type)
-    for handler, heard in walk_handlers(site, _PYRO_STACK[here + 1 :]):
+    for handler, heard in walk_handlers(site, handler_stack()[here + 1 :]):
         # A handler that also enclosed the first read has already acted on the value.
         if not any(handler is other for other in first.inside):
             given = ask_value(handler, heard)

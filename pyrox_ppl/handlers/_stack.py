@@ -8,9 +8,10 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 from numpyro import handlers
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
 from pyrox_ppl._message import is_plate
+from pyrox_ppl._numpyro import handler_stack, use_handlers
 
 
 def make_site(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
@@ -28,14 +29,14 @@ def make_site(msg: dict[str, Any], site_type: str = "sample") -> dict[str, Any]:
 
 
 def walk_handlers(
-    site: dict[str, Any], stack: Sequence[Messenger] = _PYRO_STACK
+    site: dict[str, Any], stack: Sequence[Messenger] | None = None
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield every handler that a site will reach, innermost first, and its message.
 
     Scopes rename the site on its way out; a ``block`` that hides it stops it.
     """
     heard = {**site, "cond_indep_stack": []}
-    for handler in reversed(stack):
+    for handler in reversed(handler_stack() if stack is None else stack):
         if isinstance(handler, handlers.block) and handler.hide_fn(heard):
             return
         yield handler, heard
@@ -89,7 +90,7 @@ def _are_different(
         return not replayed
     if before["type"] != "param":
         # `lift` turns every param, including this one, into a sample site.
-        lifted = any(isinstance(handler, handlers.lift) for handler in _PYRO_STACK)
+        lifted = any(isinstance(handler, handlers.lift) for handler in handler_stack())
         return not (replayed or (lifted and stored is msg["stored"]))
     if stored is None:
         return False  # the user's own `numpyro.param`, shared on purpose
@@ -139,15 +140,12 @@ def stand_at_read(
     body whose name starts with either gets these prefixes once; other sites get none.
     Handlers of the type `skip`, and every plate except `plate`, leave the stack.
     """
-    before = list(_PYRO_STACK)
+    before = handler_stack()
     inside = (h for h in before[here:] if not isinstance(h, skip))
     scoped = (_ScopeOwnSites(h) if isinstance(h, handlers.scope) else h for h in inside)
     stack = [*before[:here], *scoped, _MarkOwnSites(own, full)]
-    _PYRO_STACK[:] = [h for h in stack if not is_plate(h) or h is plate]
-    try:
+    with use_handlers([h for h in stack if not is_plate(h) or h is plate]):
         yield
-    finally:
-        _PYRO_STACK[:] = before
 
 
 class _MarkOwnSites(Messenger):

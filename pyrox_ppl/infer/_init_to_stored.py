@@ -12,30 +12,31 @@ from numpyro.infer.initialization import init_to_median
 def init_to_stored(site: dict[str, Any] | None = None, num_samples: int = 15) -> Any:
     r"""Start a parameter at the module's own array, any other site at its prior median.
 
-    An initial value for NumPyro's kernels (``NUTS(model, init_strategy=...)``) and
-    guides (``AutoNormal(model, init_loc_fn=...)``), as ``init_to_median`` is one. A
-    network's initialiser chose its weights so that signals keep their scale from layer
-    to layer. NumPyro's default, uniform between -2 and 2, saturates it. It is the
-    default of :class:`FlatNUTS`, :class:`AutoFlatNormal` and :class:`AmortizedGuide`.
+    It is used as NumPyro's ``init_to_median`` is: in kernels
+    (``NUTS(model, init_strategy=init_to_stored)``) and in guides
+    (``AutoNormal(model, init_loc_fn=init_to_stored)``). A network's initialiser chose
+    the weights so that signals keep their scale from layer to layer; NumPyro's default,
+    uniform between -2 and 2, saturates the network. :class:`FlatNUTS`,
+    :class:`AutoFlatNormal` and :class:`AmortizedGuide` use it by default.
 
     - A parameter that the prior samples in its standard form
-      (:class:`~pyrox_ppl.priors.NonCentered`) starts at the noise that makes the stored
-      array of it: :math:`(\theta - \mu) / \sigma`, with :math:`\mu` and :math:`\sigma`
-      at their own start.
+      (:class:`~pyrox_ppl.priors.NonCentered`) starts at the noise that gives the stored
+      array: :math:`(\theta - \mu) / \sigma`, with :math:`\mu` and :math:`\sigma` at
+      their own starting values.
     - The members of a plate (``bind(..., plate=name)``) all start at the stored array.
     - An entry that the prior excludes (a negative one under a ``HalfNormal``) starts at
-      the prior's median; so does the whole parameter where the support is not one of
-      single entries.
-    - NumPyro's own ``reparam`` does not say what a site that it adds belongs to: this
-      starts at its median, not at the stored array.
+      the prior's median. Where the entries depend on one another, as in a simplex, the
+      whole parameter does.
+    - A site that NumPyro's own ``reparam`` adds starts at its median: it does not say
+      which parameter it belongs to.
 
     All chains start parameters at the same point, as with ``init_to_value``. So R-hat
-    cannot tell whether chains would agree from far apart: where that is the question,
-    give each its own ``init_params``, or ``init_to_sample``.
+    cannot tell whether chains from distant points would agree. To learn that, give each
+    chain its own ``init_params``, or use ``init_to_sample``.
 
     Args:
-        site: A site of a model; without it, the function for all sites is returned.
-        num_samples: How many prior draws NumPyro takes for a median.
+        site: A site of a model; None to return the function of sites itself.
+        num_samples: The number of prior draws that NumPyro takes the median of.
 
     Returns:
         The value of the site, or a function of sites.
@@ -71,9 +72,9 @@ def init_to_stored(site: dict[str, Any] | None = None, num_samples: int = 15) ->
 
 
 def _stored(site: dict[str, Any]) -> jax.Array:
-    """The stored array, or the noise that makes it, in the site's shape and dtype."""
+    """The stored array, or the noise that gives it, in the site's shape and dtype."""
     stored, shape = jnp.asarray(site["stored"]), site["fn"].shape()
-    # NumPyro draws in JAX's default precision at least.
+    # NumPyro draws sites in JAX's default precision or a higher one.
     stored = stored.astype(jnp.promote_types(stored.dtype, jnp.result_type(float)))
     value = jnp.broadcast_to(stored, shape)
     if "loc_scale" in site:
@@ -89,9 +90,10 @@ def _is_real(support: Any) -> bool:
 
 
 def _where_allowed(support: Any, value: jax.Array, median: jax.Array) -> jax.Array:
-    """The value where it is inside the support, and off its edge, else the median.
+    """The value where it lies strictly inside the support, else the median.
 
-    An event of entries that depend on one another is allowed as a whole.
+    An event whose entries depend on one another is replaced as a whole. A value on the
+    edge is replaced, because its unconstrained value is infinite.
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint

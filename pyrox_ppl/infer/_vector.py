@@ -1,22 +1,26 @@
-"""All sites of a model as one vector, in the order of their names."""
+"""All sites of a model as one vector: the map to sites, and a search for a start."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import ParamInfo
 
 
-class Vector:
-    """The map from a vector to values by site. It pickles, as JAX's own does not.
+class Unravel:
+    """The map from a vector to values by site, in the order of the names of the sites.
 
-    Without the barrier XLA fuses the pieces of the vector into the model, and the
-    joining of their gradients into its gradient, which takes it long to compile.
+    It pickles, unlike the function that JAX's ``ravel_pytree`` returns. With `fused`,
+    XLA may compute it together with the model.
     """
 
-    def __init__(self, sites: Any, *, fused: bool) -> None:
+    def __init__(self, sites: dict[str, Any], *, fused: bool) -> None:
         self._shapes = {
             name: (jnp.shape(sites[name]), jnp.result_type(sites[name]))
             for name in sorted(sites)
@@ -30,9 +34,52 @@ class Vector:
             stop = start + math.prod(shape)
             sites[name] = vector[start:stop].reshape(shape).astype(dtype)
             start = stop
-        return sites if self._fused else lax.optimization_barrier(sites)
+        if self._fused:
+            return sites
+        # Without the barrier XLA fuses each slice into the model, and each gradient
+        # into the joining of all of them, which takes it long to compile.
+        return lax.optimization_barrier(sites)
 
 
-def ravel(sites: Any) -> jax.Array:
-    """Values by site as a vector."""
+def ravel(sites: dict[str, Any]) -> jax.Array:
+    """Join values by site into one vector, in the order of the names of the sites."""
     return jnp.asarray(ravel_pytree(sites)[0])
+
+
+def uniform_radius(strategy: Callable) -> float | None:
+    """The radius of an ``init_to_uniform``; None if the strategy is another one."""
+    made = strategy if isinstance(strategy, partial) else strategy()
+    return float(made.keywords["radius"]) if made.func is init_to_uniform else None
+
+
+def search_uniformly(
+    rng_key: Any, potential: Callable, like: Any, radius: float, *, forward: bool
+) -> ParamInfo:
+    """Draw up to 100 vectors until energy and gradient are finite; return the last one.
+
+    NumPyro's ``find_valid_initial_params`` does the same with a draw for each site,
+    which makes one operation per site in the compiled program.
+    """
+
+    def attempt(state: tuple) -> tuple:
+        i, key, _, _ = state
+        key, subkey = jax.random.split(key)
+        z = jax.random.uniform(subkey, like.shape, like.dtype, -radius, radius)
+        energy, grad = _value_and_grad(potential, z, forward)
+        valid = jnp.isfinite(energy) & jnp.all(jnp.isfinite(grad))
+        return i + 1, key, ParamInfo(z, energy, grad), valid
+
+    def is_unfinished(state: tuple) -> jax.Array:
+        return (state[0] < 100) & ~state[3]
+
+    zeros = jnp.zeros(like.shape, like.dtype)
+    energy = jax.eval_shape(potential, zeros)
+    before = ParamInfo(zeros, jnp.zeros(energy.shape, energy.dtype), zeros)
+    start = (jnp.asarray(0), rng_key, before, jnp.asarray(False))
+    return lax.while_loop(is_unfinished, attempt, start)[2]
+
+
+def _value_and_grad(potential: Callable, z: jax.Array, forward: bool) -> tuple:
+    if forward:
+        return potential(z), jax.jacfwd(potential)(z)
+    return jax.value_and_grad(potential)(z)

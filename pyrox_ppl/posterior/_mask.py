@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
+from pyrox_ppl._numpyro import mask_of_distribution
+
 
 def elements_of(fn: Any) -> np.ndarray | None:
     """The mask of a distribution, of the shape of its values; None where it has none.
@@ -13,7 +15,7 @@ def elements_of(fn: Any) -> np.ndarray | None:
     """
     match fn:
         case MaskedDistribution():
-            own = np.broadcast_to(np.asarray(fn._mask), fn.batch_shape)
+            own = np.broadcast_to(mask_of_distribution(fn), fn.batch_shape)
             own = own.reshape(own.shape + (1,) * len(fn.event_shape))
             below = elements_of(fn.base_dist)
             own = np.broadcast_to(own, fn.shape())

@@ -11,6 +11,7 @@ import numpyro
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import MCMC
 
+from pyrox_ppl._numpyro import has_collected
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
 from pyrox_ppl.prediction._draws import Draws
@@ -62,7 +63,7 @@ def of_mcmc(
         )
     if mcmc.last_state is None:
         raise ValueError("this MCMC has no draws: call mcmc.run(...) first.")
-    if mcmc._states is None or not mcmc.get_samples():
+    if not has_collected(mcmc) or not mcmc.get_samples():
         raise ValueError(
             "this MCMC has only adapted, and collected nothing: call mcmc.run(...), or "
             "mcmc.warmup(..., collect_warmup=True) to see the warmup."

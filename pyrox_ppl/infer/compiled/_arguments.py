@@ -1,43 +1,41 @@
-"""What a model is called with, split into traced arrays and what is part of the key."""
+"""The arguments of a model: traced arrays, and a hashable rest."""
 
 import contextlib
 import enum
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from numpyro.primitives import _PYRO_STACK
 
 from pyrox_ppl._dict_order import unwrap_dicts, wrap_dicts
-from pyrox_ppl.infer._content_key import PLAIN, LeaveOut, content_key
+from pyrox_ppl.infer._content_key import PLAIN, content_key
+
+_PACKAGE = str(Path(__file__).parents[2])
 
 
-class Static:
-    """The part of some arguments that is no array: hashable, compared exactly.
+class ByContent:
+    """A value that equals another one with the same content key.
 
-    It says which leaves are one array, too: the model sees tied leaves tied. Plain
-    values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
-    functions, callable objects and the static fields of modules by all that they hold
-    now. Anything else can change unseen, so that it equals nothing but itself: the
-    program is compiled anew for each call.
+    It is hashable whatever it holds, so that it can be a static argument of a program.
     """
 
-    def __init__(self, treedef: Any, leaves: tuple, key: Any) -> None:
-        self.treedef, self.leaves, self._key = treedef, leaves, key
+    def __init__(self, value: Any, key: Any) -> None:
+        self.value, self._key = value, key
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self._key == other._key
+        return isinstance(other, ByContent) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
 
 
 class Traced:
-    """Stands for an array that is a traced input."""
+    """The place of an array among the traced inputs."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -53,11 +51,11 @@ def is_array(leaf: Any) -> bool:
 def take_arrays(
     arguments: Any, is_traced: Callable[[Any], bool] = is_array
 ) -> tuple[list, Any, tuple]:
-    """The arrays of any pytree, each object once, and the structure and other leaves.
+    """Take the arrays out of a pytree: the arrays, the structure and the other leaves.
 
-    JAX would make two inputs of one array at two places, and the model could no longer
-    see that they are tied; and it would sort the keys of dictionaries, which a model
-    may loop over.
+    Each array object comes once. JAX would make two inputs of an array that stands at
+    two places, so the model could not see that they are tied. JAX would also sort the
+    keys of dictionaries, which a model may loop over.
     """
     leaves, treedef = jax.tree.flatten(wrap_dicts(arguments))
     arrays: list[Any] = []
@@ -75,13 +73,19 @@ def take_arrays(
 
 
 def put_arrays(arrays: list, treedef: Any, leaves: tuple) -> Any:
-    """What `take_arrays` took apart."""
+    """Put the arrays back: the inverse of `take_arrays`."""
     parts = [arrays[one.place] if isinstance(one, Traced) else one for one in leaves]
     return unwrap_dicts(jax.tree.unflatten(treedef, parts))
 
 
-def split(arguments: Any) -> tuple[list, Static]:
-    """The arrays of any pytree, and the rest of it."""
+def split_arguments(arguments: Any) -> tuple[list, ByContent]:
+    """Split a pytree into its arrays and the rest, which is compared by its content.
+
+    The rest says which leaves are one array, so that the model sees tied leaves tied.
+    Plain values are compared by type and value (``1``, ``1.0`` and ``True`` differ),
+    functions, callable objects and the static fields of modules by all that they hold
+    now. Anything else can change unnoticed, so it equals nothing but itself.
+    """
     arrays, treedef, leaves = take_arrays(arguments)
     keys, opaque = [], set()
     for leaf in leaves:
@@ -91,51 +95,35 @@ def split(arguments: Any) -> tuple[list, Static]:
     structure, unseen = content_key(_structure(treedef))
     opaque.update(unseen)
     if opaque:
-        warnings.warn(
-            f"arguments of type {sorted(opaque)} can change without notice, so the "
-            "program is compiled anew for each run: pass arrays, numbers, strings or "
-            "pytrees of them to compile once.",
-            stacklevel=4,
+        warn_of_recompiling(
+            f"there are arguments of type {sorted(opaque)}",
+            "pass arrays, numbers, strings or pytrees of them",
         )
-    return arrays, Static(treedef, leaves, (structure, tuple(keys)))
+    return arrays, ByContent((treedef, leaves), (structure, tuple(keys)))
 
 
-def join(arrays: list, static: Static) -> Any:
-    """What `split` took apart."""
-    return put_arrays(arrays, static.treedef, static.leaves)
+def join_arguments(arrays: list, static: ByContent) -> Any:
+    """Put the arrays back: the inverse of `split_arguments`."""
+    return put_arrays(arrays, *static.value)
 
 
-class Surroundings:
-    """The keys of what a program is made from besides arguments: model, guide, ...
-
-    A program is found again where all that these reach is as it was.
-    """
-
-    def __init__(self) -> None:
-        self._has_run = False
-
-    def key(self, *parts: Any, leave_out: LeaveOut = lambda _: ()) -> Any:
-        """The key of the parts as they are now, and a mark of handlers outside."""
-        key, unseen = content_key(parts, leave_out)
-        if unseen and self._has_run:
-            warnings.warn(
-                f"the model reaches objects of type {sorted(unseen)}, which can change "
-                "without notice, so the program is compiled anew for each run: give "
-                "the model what it needs as arrays or plain values.",
-                stacklevel=4,
-            )
-        self._has_run = True
-        return key, object() if _PYRO_STACK else None
+def warn_of_recompiling(what: str, advice: str) -> None:
+    """Warn the user that nothing compiled will be used again, and what to do."""
+    warnings.warn(
+        f"{what}, which can change without notice, so the program is compiled anew for "
+        f"each run: {advice} to compile once.",
+        skip_file_prefixes=(_PACKAGE,),
+    )
 
 
 def is_staged() -> bool:
-    """Whether a ``jit`` or the like is being traced around the caller."""
+    """Whether the caller is being traced, by a ``jit`` or another transform."""
     return isinstance(jax.device_put(np.zeros(())), Tracer)
 
 
 @contextlib.contextmanager
-def explained_tracing(where: str) -> Iterator[None]:
-    """Add what to do to JAX's error about a traced value in Python code."""
+def explain_tracing_errors(where: str) -> Iterator[None]:
+    """Add advice to JAX's error about a traced value in Python code."""
     try:
         yield
     except (TypeError, IndexError) as error:
@@ -150,7 +138,7 @@ def explained_tracing(where: str) -> Iterator[None]:
 
 
 def _structure(treedef: Any) -> Any:
-    """A tree's structure with what its nodes keep beside children: static fields."""
+    """The structure of a tree, with what its nodes hold besides children."""
     data = treedef.node_data()
     if data is None:
         return "leaf" if treedef.num_leaves else None

@@ -1,4 +1,4 @@
-"""How chains are run: the choice from devices, and a map over chains."""
+"""How chains run: the choice of a method, and a map over chains."""
 
 import warnings
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from pyrox_ppl.infer._arrays import is_sharded
 METHODS = ("auto", "parallel", "sequential", "vectorized")
 
 
-def choose(method: str | Callable, num_chains: int) -> str | Callable:
-    """The method that is used for what was asked.
+def choose_method(method: str | Callable, num_chains: int) -> str | Callable:
+    """The method that a request leads to on the devices at hand.
 
-    ``auto``: ``parallel`` where chains can be spread evenly over several devices; else
-    ``vectorized`` on an accelerator and ``sequential`` on a CPU, where a vectorised
-    NUTS waits for the longest tree of all chains.
+    ``auto`` stands for ``parallel`` where the chains can be spread evenly over several
+    devices, else for ``vectorized`` on an accelerator and ``sequential`` on a CPU: a
+    vectorised NUTS waits for the longest tree of all chains.
     """
     if callable(method):
         return method
@@ -27,17 +27,17 @@ def choose(method: str | Callable, num_chains: int) -> str | Callable:
         raise ValueError(
             f"chain_method must be a callable or one of {METHODS}, got {method!r}."
         )
-    spread = devices(num_chains)
+    devices = chain_devices(num_chains)
     if method == "auto":
         if num_chains == 1:
             return "sequential"
-        if len(spread) > 1:
+        if len(devices) > 1:
             return "parallel"
         return "sequential" if jax.default_backend() == "cpu" else "vectorized"
-    if method == "parallel" and num_chains > 1 and len(spread) == 1:
+    if method == "parallel" and num_chains > 1 and len(devices) == 1:
         warnings.warn(
             f"{num_chains} chains cannot be spread over {jax.local_device_count()} "
-            "device(s): they are drawn sequentially. On a CPU call "
+            "device(s), so they run one after the other. On a CPU, call "
             f"`numpyro.set_host_device_count({num_chains})` before JAX starts.",
             stacklevel=4,
         )
@@ -45,34 +45,35 @@ def choose(method: str | Callable, num_chains: int) -> str | Callable:
     return method
 
 
-def devices(num_chains: int) -> list[Any]:
+def chain_devices(num_chains: int) -> list[Any]:
     """The most local devices over which the chains can be spread evenly."""
     local = jax.local_devices()
     number = max(n for n in range(1, len(local) + 1) if num_chains % n == 0)
     return local[:number]
 
 
-def mesh(num_chains: int) -> Mesh:
+def chain_mesh(num_chains: int) -> Mesh:
     """A mesh of one axis over these devices."""
-    return Mesh(np.array(devices(num_chains)), ("chain",))
+    return Mesh(np.array(chain_devices(num_chains)), ("chain",))
 
 
 def replicate(tree: Any, num_chains: int) -> Any:
-    """Put the data that all chains share on every device that they are spread over.
+    """Copy the data that all chains share to each of their devices.
 
     Raises:
-        ValueError: If an array is laid out over several devices itself.
+        ValueError: If an array is itself spread over several devices.
     """
     if any(is_sharded(leaf) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
-            "an argument is laid out over several devices, and so would the chains "
-            "be: give chain_method='sequential' or 'vectorized'."
+            "chain_method='parallel' spreads the chains over the devices, but an "
+            "argument is spread over them already: pass chain_method='sequential' or "
+            "'vectorized'."
         )
-    return jax.device_put(tree, NamedSharding(mesh(num_chains), PartitionSpec()))
+    return jax.device_put(tree, NamedSharding(chain_mesh(num_chains), PartitionSpec()))
 
 
 def check_init_params(init_params: Any, num_chains: int) -> None:
-    """Raise if initial values are not there for each of several chains."""
+    """Raise unless each of several chains has its own initial values."""
     if num_chains == 1:
         return
     for leaf in jax.tree.leaves(init_params):
@@ -83,45 +84,31 @@ def check_init_params(init_params: Any, num_chains: int) -> None:
             )
 
 
-def is_placed(tree: Any) -> bool:
-    """Whether arrays were put on devices on purpose, to which results then keep."""
-    leaves = jax.tree.leaves(tree)
-    return any(isinstance(leaf, jax.Array) and leaf.committed for leaf in leaves)
-
-
-def laid_out(shapes: Any, method: str | Callable, num_chains: int) -> Any:
-    """The shapes of all chains' results, with the devices where they will be."""
-    if method != "parallel" or num_chains == 1:
-        return shapes
-    sharding = NamedSharding(mesh(num_chains), PartitionSpec("chain"))
-    return jax.tree.map(lambda shape: shape.update(sharding=sharding), shapes)
-
-
-def over_chains(
+def map_over_chains(
     fn: Callable, method: str | Callable, num_chains: int
 ) -> Callable[[Any, Any], Any]:
-    """Make ``fn(of_one_chain, shared)`` a function of all chains, by their first axis.
+    """Turn ``fn(chain, shared)`` into a function of all chains, along the first axis.
 
-    With one chain, or where the kernel itself is vectorised, it is `fn` unchanged.
+    It stays as it is for one chain, and where the kernel itself is vectorised.
     """
     if num_chains == 1 or method == "vectorized":
         return fn
     if method == "sequential":
         return lambda chains, shared: lax.map(lambda one: fn(one, shared), chains)
     if method == "parallel":
-        spread = mesh(num_chains)
+        mesh = chain_mesh(num_chains)
         chain, everywhere = PartitionSpec("chain"), PartitionSpec()
 
-        def here(chains: Any, shared: Any) -> Any:
-            if num_chains > spread.size:
+        def run_on_device(chains: Any, shared: Any) -> Any:
+            if num_chains > mesh.size:
                 return lax.map(lambda one: fn(one, shared), chains)
             result = fn(jax.tree.map(lambda x: x[0], chains), shared)
             return jax.tree.map(lambda x: x[None], result)
 
-        # Chains do not talk to one another, so nothing is to be checked across them.
+        # Chains do not communicate, so JAX need not track what varies across devices.
         return jax.shard_map(
-            here,
-            mesh=spread,
+            run_on_device,
+            mesh=mesh,
             in_specs=(chain, everywhere),
             out_specs=chain,
             check_vma=False,

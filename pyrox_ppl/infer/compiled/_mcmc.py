@@ -7,82 +7,84 @@ import jax
 import numpy as np
 import tqdm
 from jax.core import Tracer
-from numpyro.infer import HMC, MCMC
+from numpyro.infer import HMC
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
-from pyrox_ppl.infer.compiled._ahead import compile_both
-from pyrox_ppl.infer.compiled._arguments import (
-    Surroundings,
-    explained_tracing,
-    is_staged,
-    split,
+from pyrox_ppl._numpyro import (
+    SET_BY_KERNELS,
+    AbstractFlattenedMCMC,
+    init_strategy,
+    record_run,
+    take_collection,
 )
+from pyrox_ppl.infer.compiled._arguments import explain_tracing_errors
 from pyrox_ppl.infer.compiled._chains import (
     check_init_params,
-    choose,
-    is_placed,
-    laid_out,
+    choose_method,
     replicate,
 )
+from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._nuts_program import (
     Carry,
-    Chains,
+    ChainStart,
+    MCMCPrograms,
     Plan,
     Shared,
-    check_fields,
-    compile_programs,
-    diagnostics,
-    of_an_earlier_run,
+    Source,
 )
+from pyrox_ppl.infer.compiled._programs import Key
 
 
-class CompiledMCMC(MCMC):
+class CompiledMCMC(AbstractFlattenedMCMC):
     r"""NumPyro's ``MCMC`` as two programs, compiled once.
 
     NumPyro finds initial values operation by operation (hundreds of compilations), and
-    compiles again for each ``run``. This class compiles a program that finds initial
-    values and one that warms up and samples, with the arguments of the model as their
-    inputs, and keeps them: a later ``run`` with arguments of the same shapes and types
-    compiles nothing. Draws are those of NumPyro's ``MCMC`` with the same kernel, key
-    and chain method, up to rounding, which chaos enlarges in a long run. A ``param``
-    site with a random initial value is drawn once per run, by the key of the first
-    chain. Every method and attribute is NumPyro's.
+    compiles again for each ``run``. This class compiles one program that finds initial
+    values and one that warms up and samples. The arguments of the model are inputs of
+    both, so a later ``run`` with arguments of the same shapes and types compiles
+    nothing. The draws are those of NumPyro's ``MCMC`` with the same kernel, key and
+    chain method, up to rounding, which chaos enlarges in a long run. A ``param`` site
+    with a random initial value is drawn once per run, with the key of the first chain.
+    Every method and attribute is NumPyro's.
 
-    What counts as the same: arguments that are arrays by shape and dtype, and by which
-    of them are one array; numbers, strings and flags by type and value (a new value is
-    compiled anew). Functions, callable objects, static fields and the model itself
-    count by all that they reach: closures, attributes, globals, modules, the
-    environment. What changes there is compiled anew. Pass what changes often as an
-    argument, above all a NumPy array, of which JAX keeps the first contents. What
-    cannot be looked into (a generator, a file) is compiled anew, with a warning.
+    A program is used again if everything it depends on is the same:
+
+    - array arguments by shape and dtype, and by which of them are one array;
+    - numbers, strings and flags by type and value;
+    - functions, callable objects, static fields and the model itself by all that they
+      reach: closures, attributes, globals, modules, the environment.
+
+    Pass what changes often as an argument, above all a NumPy array: JAX keeps the first
+    contents of one that the model closes over. An object that cannot be inspected (a
+    generator, a file) makes each run compile anew, with a warning.
 
     **Shapes**: of draws, ``(draw, *site)`` or ``(chain, draw, *site)``.
 
-    **Sites**: as the model has them.
+    **Sites**: those of the model.
 
     Args:
         sampler: A NumPyro ``NUTS`` or ``HMC``, or a :class:`FlatNUTS`, made from a
             model.
         num_warmup: Warm-up steps.
         num_samples: Draws per chain, before thinning.
-        num_chains: Chains.
+        num_chains: The number of chains.
         thinning: Iterations per draw that is kept.
-        postprocess_fn: As NumPyro has it.
+        postprocess_fn: As in NumPyro's ``MCMC``.
         chain_method: NumPyro's ``"parallel"`` (any number of chains that can be spread
-            evenly over devices), ``"sequential"``, ``"vectorized"``, a callable; or
+            evenly over devices), ``"sequential"`` or ``"vectorized"``; a callable; or
             ``"auto"``: parallel where there are several devices for it, else
-            vectorised on an accelerator and sequential on a CPU. Which it is stands in
-            the attribute ``chain_method`` and at the progress bar.
+            vectorised on an accelerator and sequential on a CPU. The attribute
+            ``chain_method`` and the progress bar say which one it is.
         progress_bar: Whether to show one.
-        progress_rate: Iterations per update of it; a twentieth by default.
+        progress_rate: Iterations per update of the bar; a twentieth of all by default.
 
     Raises:
-        TypeError: If the kernel is none of these. On ``run``: JAX's own error if the
+        TypeError: If the kernel is none of these. On ``run``, JAX's own error if the
             model's Python code needs the values of its array arguments.
         RuntimeError: On ``run``, if no initial values of finite density are found.
-        ValueError: If an argument is out of its range, or an array is laid out over
-            several devices and the chains are to be, too.
+        ValueError: If an argument is out of range. On ``run``, if both the chains and
+            an array are to be spread over devices.
 
     References:
         Phan, D., Pradhan, N. and Jankowiak, M. (2019). Composable Effects for Flexible
@@ -120,7 +122,7 @@ class CompiledMCMC(MCMC):
         if not isinstance(sampler, HMC) or sampler.model is None:
             raise TypeError(
                 "CompiledMCMC takes a NUTS, HMC or FlatNUTS kernel made from a model, "
-                f"got {sampler!r}: run other kernels by numpyro.infer.MCMC."
+                f"got {sampler!r}: run other kernels with numpyro.infer.MCMC."
             )
         if not isinstance(num_chains, int) or num_chains < 1:
             raise ValueError(
@@ -140,9 +142,8 @@ class CompiledMCMC(MCMC):
             progress_rate=progress_rate,
             jit_model_args=True,
         )
-        self.chain_method = choose(chain_method, num_chains)
-        self._compiled = compile_programs(self)
-        self._surroundings = Surroundings()
+        self.chain_method = choose_method(chain_method, num_chains)
+        self._programs = MCMCPrograms()
         self._origin: Any = None
 
     def run(
@@ -163,138 +164,110 @@ class CompiledMCMC(MCMC):
                 chains if there are several.
             **kwargs: The keyword arguments of the model.
         """
-        self._args, self._kwargs = args, kwargs
+        collection = take_collection(self)
         if self.num_chains > 1 and is_prng_key(rng_key):
             rng_key = jax.random.split(rng_key, self.num_chains)
         check_init_params(init_params, self.num_chains)
-        start = self._warmup_state
+        start = self.post_warmup_state
         if start is not None:
-            self._set_collection_params(0, self.num_samples, self.num_samples, "sample")
             start = start._replace(rng_key=rng_key)
-        plan = self._plan(tuple(extra_fields))
-        arrays, static = split((args, kwargs))
-        around = self._surroundings.key(
-            self.sampler, self.postprocess_fn, leave_out=of_an_earlier_run
+        plan = Plan(
+            num_warmup=self.num_warmup,
+            lower=collection.lower,
+            upper=collection.upper,
+            size=collection.size // self.thinning,
+            thinning=self.thinning,
+            num_chains=self.num_chains,
+            chain_method=self.chain_method,
+            fields=choose_fields(self.sampler, extra_fields),
         )
-        key = (plan, static, around)
-        chains = Chains(rng_key, start, init_params)
+        source = Source(self.sampler, self.postprocess_fn)
+        arrays, key = self._programs.key(
+            (args, kwargs), source, parts=source, plan=plan, leave_out=_set_by_init
+        )
         if start is None or self._origin is None:
-            # After a warm-up of this object, params are those that it warmed up with.
+            # Sampling after a warm-up keeps the params of the warm-up.
             self._origin = rng_key
         shared = Shared(self._origin, arrays)
         if self.chain_method == "parallel" and self.num_chains > 1:
             shared = replicate(shared, self.num_chains)
-        iterate = self._iterate_with_bar if self.progress_bar else self._iterate
-        try:
-            with explained_tracing("CompiledMCMC"):
-                carry, valid = self._begin(key, chains, shared)
-                self._check_valid(valid, chains)
-                draws, last_state = iterate(key, carry, shared)
-        finally:
-            self._set_collection_params()
-        self._last_state = last_state
-        self._states = dict(zip(plan.fields, draws, strict=True))
-        self._states_flat = None
+        chains = ChainStart(rng_key, start, init_params)
+        with explain_tracing_errors("CompiledMCMC"):
+            carry, valid = self._programs.begin(key, chains, shared)
+            self._check_valid(valid, chains, args, kwargs)
+            if self.progress_bar:
+                done = self._run_with_bar(key, carry, shared, collection.phase)
+            else:
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(0), np.int32(plan.upper)
+                done = self._programs.run(key, carry.state, *bounds, shared)
+        draws, last_state = done
+        states = dict(zip(plan.fields.names, draws, strict=True))
+        record_run(self, states, last_state, args, kwargs)
 
-    def _begin(self, key: tuple, chains: Chains, shared: Shared) -> tuple:
-        if is_staged():
-            return self._compiled["begin staged"](key, chains, shared)
-
-        def then(begun: Any) -> tuple:
-            carry = laid_out(begun[0], key[0].chain_method, self.num_chains)
-            draws = (carry.draws,) if self.progress_bar else ()
-            return key, *draws, carry.state, np.int32(0), np.int32(0), shared
-
-        begin = self._compiled["begin"]
-        inputs = key, chains, shared
-        # Results of placed inputs are placed, too, which only chains' are foreseen.
-        if self.chain_method == "parallel" or not is_placed(inputs[1:]):
-            second = self._compiled["some" if self.progress_bar else "all"]
-            compile_both(begin, inputs, second, then)
-        return begin(*inputs)
-
-    def _iterate(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
-        bounds = np.int32(0), np.int32(key[0].upper)
-        return self._compiled["all"](key, carry.state, *bounds, shared)
-
-    def _iterate_with_bar(self, key: tuple, carry: Carry, shared: Shared) -> tuple:
-        plan: Plan = key[0]
+    def _run_with_bar(
+        self, key: Key, carry: Carry, shared: Shared, phase: str | None
+    ) -> tuple:
+        plan: Plan = key.plan
         step = self.progress_rate or max(plan.upper // 20, 1)
         how = f", {plan.num_chains} chains {plan.chain_method}"
-        phase = self._collection_params["phase"]
         with tqdm.tqdm(total=plan.upper) as bar:
             for first in range(0, plan.upper, step):
                 stop = min(first + step, plan.upper)
-                # Bounds are traced inputs, so that one program serves all of them.
                 bounds = np.int32(first), np.int32(stop)
-                carry = self._compiled["some"](
+                carry = self._programs.advance(
                     key, carry.draws, carry.state, *bounds, shared
                 )
                 name = phase or ("warmup" if stop <= plan.lower else "sample")
                 bar.set_description(
                     name + (how if plan.num_chains > 1 else ""), refresh=False
                 )
-                bar.set_postfix_str(diagnostics(carry.state), refresh=False)
+                bar.set_postfix_str(_diagnostics(carry.state), refresh=False)
                 bar.update(stop - first)
-        return self._compiled["order"](key, carry)
+        return self._programs.finish(key, carry)
 
-    def _plan(self, extra_fields: tuple[str, ...]) -> Plan:
-        """What the program depends on."""
-        drop = f"~{self._sample_field}."
-        asked = (self._sample_field, *self._default_fields, *extra_fields)
-        removed = [f.removeprefix(drop) for f in asked if f.startswith(drop)]
-        fields = [field for field in asked if not field.startswith(drop)]
-        check_fields(fields, self.sampler)
-        lower, upper, size, _ = (
-            self._collection_params[name]
-            for name in ("lower", "upper", "collection_size", "phase")
-        )
-        thinning = self.thinning
-        return Plan(
-            num_warmup=self.num_warmup,
-            lower=lower,
-            upper=upper,
-            size=(upper - lower if size is None else size) // thinning,
-            thinning=thinning,
-            num_chains=self.num_chains,
-            chain_method=self.chain_method,
-            fields=tuple(dict.fromkeys(fields)),
-            removed=tuple(dict.fromkeys(removed)),
-        )
+    def _check_valid(
+        self, valid: Any, chains: ChainStart, args: tuple, kwargs: dict[str, Any]
+    ) -> None:
+        """Raise if a chain starts where the density or its gradient is not finite.
 
-    def _check_valid(self, valid: Any, chains: Chains) -> None:
-        """Raise NumPyro's own error, with its warnings by site, where it finds one."""
+        NumPyro's own error comes first if it finds one: it names the site.
+        """
         if isinstance(valid, Tracer):
             return
-        valid = np.asarray(valid)
-        if valid.all():
+        bad = np.flatnonzero(~np.asarray(valid))
+        if bad.size == 0:
             return
         if chains.init_params is None:
             keys = chains.rng_key
-            bad = int(np.argmin(np.ravel(valid)))
             initialize_model(
-                jax.random.split(keys if is_prng_key(keys) else keys[bad])[1],
+                jax.random.split(keys if is_prng_key(keys) else keys[bad[0]])[1],
                 self.sampler.model,
-                init_strategy=self.sampler._init_strategy,
-                model_args=self._args,
-                model_kwargs=self._kwargs,
+                init_strategy=init_strategy(self.sampler),
+                model_args=args,
+                model_kwargs=kwargs,
             )
         raise RuntimeError(
             "Cannot find valid initial parameters: the log density or its gradient is "
-            f"not finite at the start of chains {np.flatnonzero(~np.ravel(valid))}. "
-            "Check the model, or give other init_params or another init_strategy."
+            f"not finite at the start of chains {bad}. Check the model, or give other "
+            "init_params or another init_strategy."
         )
 
-    def _get_states_flat(self) -> Any:
-        if self._states_flat is None:
-            self._states_flat = self._compiled["flat"](self._states)
-        return self._states_flat
+    def _flatten(self, states: Any) -> Any:
+        return self._programs.flatten(states)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["_compiled"]
-        return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._compiled = compile_programs(self)
+def _set_by_init(value: Any) -> frozenset[str]:
+    """The attributes of a kernel that a run finds anew, so they decide nothing."""
+    return SET_BY_KERNELS if isinstance(value, HMC) else frozenset()
+
+
+def _diagnostics(state: Any) -> str:
+    """The text of NumPyro's progress bar, averaged over chains."""
+    steps, size, accepted = jax.device_get(
+        (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
+    )
+    return (
+        f"{np.mean(steps):.0f} steps of size {np.mean(size):.2e}. "
+        f"acc. prob={np.mean(accepted):.2f}"
+    )

@@ -1,7 +1,6 @@
 """CompiledPredictive: NumPyro's Predictive as a compiled program that is remembered."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,14 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
-from numpyro.primitives import _PYRO_STACK, Messenger
+from numpyro.primitives import Messenger
 
-from pyrox_ppl.infer.compiled._arguments import (
-    Surroundings,
-    explained_tracing,
-    join,
-    split,
-)
+from pyrox_ppl._numpyro import batch_shape, handler_stack
+from pyrox_ppl.infer.compiled._arguments import explain_tracing_errors, join_arguments
+from pyrox_ppl.infer.compiled._programs import Key, Programs, jit_with_key
 from pyrox_ppl.infer.guides._amortized import AmortizedGuide
 
 
@@ -24,39 +20,38 @@ class CompiledPredictive(Predictive):
     r"""NumPyro's ``Predictive`` as one program, compiled once.
 
     NumPyro runs a prediction operation by operation, and compiles its loop over draws
-    again for each call. This class compiles all of it as one program whose inputs are
-    the key, the posterior samples, the params and the arrays among the arguments, and
-    keeps it: a later call with the same shapes and types compiles nothing. What it
-    returns is what NumPyro's ``Predictive`` returns for the same key, up to rounding.
+    again for each call. This class compiles one program, whose inputs are the key, the
+    posterior samples, the params and the arrays among the arguments. A later call with
+    the same shapes and types compiles nothing. It returns what NumPyro's ``Predictive``
+    returns for the same key, up to rounding.
 
-    Every attribute is NumPyro's, under the name of its argument, and can be set anew
-    between calls. So the next draws are predicted without compiling anything::
+    Every attribute is NumPyro's, has the name of its argument, and may be set between
+    calls. This predicts other draws without compiling anything::
 
         predictive.posterior_samples = mcmc.get_samples()
         predictive(key, x)
 
-    What counts as the same is said at :class:`CompiledMCMC`.
+    :class:`CompiledMCMC` says when a program is used again.
 
-    Draws of a posterior or a prior are predicted two at a time, by ``jax.vmap``, which
-    is faster than one and needs little memory; all at once with ``parallel=True``.
-    With a guide or `infer_discrete` the loop is NumPyro's. Within NumPyro's handlers
-    nothing is compiled ahead: the call is NumPyro's own.
+    Draws of a posterior or a prior are predicted in pairs, by ``jax.vmap``, which is
+    faster than one by one and needs little memory; ``parallel=True`` predicts all at
+    once. With a guide or `infer_discrete` the loop is NumPyro's. Inside a handler the
+    call is NumPyro's own, and nothing is compiled ahead.
 
-    **Shapes**: of a site, ``(draw, *site)``; ``(chain, draw, *site)`` with
-    ``batch_ndims=2``, as NumPyro has it.
+    **Shapes**: of a site, ``(draw, *site)``, or ``(chain, draw, *site)`` with
+    ``batch_ndims=2``.
 
-    **Sites**: as the model has them.
+    **Sites**: those of the model.
 
     Args:
         *args: The model, and the posterior samples by site, if there are any.
-        **kwargs: Those of NumPyro's ``Predictive``: `guide`, `params`, `num_samples`,
-            `return_sites`, `infer_discrete`, `parallel`, `batch_ndims`, ...
+        **kwargs: The arguments of NumPyro's ``Predictive``: `guide`, `params`,
+            `num_samples`, `return_sites`, `infer_discrete`, `parallel`, ...
 
     Raises:
-        ValueError: As NumPyro's class does; on a call, if the guide has not been set
-            up.
-        TypeError: On a call, JAX's own: if the model's Python code needs the values of
-            its array arguments.
+        ValueError: Where NumPyro's class does. On a call, if the guide is not set up.
+        TypeError: On a call, JAX's own error if the model's Python code needs the
+            values of its array arguments.
 
     References:
         Phan, D., Pradhan, N. and Jankowiak, M. (2019). Composable Effects for Flexible
@@ -79,7 +74,7 @@ class CompiledPredictive(Predictive):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._compiled, self._surroundings = _compile(self), Surroundings()
+        self._programs = PredictivePrograms()
 
     def __call__(self, rng_key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The predicted sites, by name; as NumPyro's ``Predictive``.
@@ -90,76 +85,71 @@ class CompiledPredictive(Predictive):
             **kwargs: The keyword arguments of the model.
         """
         settings = self._settings()
-        # NumPyro's own checks, and sizes of what the attributes are now.
+        # Made anew, so that NumPyro checks the attributes as they are now.
         now = Predictive(**settings)
-        self.num_samples, self._batch_shape = now.num_samples, now._batch_shape
-        if _is_new(self.guide):
+        self.num_samples = now.num_samples
+        if _is_not_set_up(self.guide):
             raise ValueError(
-                f"the guide {type(self.guide).__name__} has not been set up: within a "
-                "compiled program it would keep values that are gone. Run "
-                "svi.init(rng_key, *args) or svi.run first, outside of jit."
+                f"the guide {type(self.guide).__name__} is not set up, and a compiled "
+                "program cannot do that: call svi.init(rng_key, *args) or svi.run "
+                "first, outside of jit."
             )
-        if _PYRO_STACK:
+        if handler_stack():
             return now(rng_key, *args, **kwargs)
-        model, guide = settings.pop("model"), settings.pop("guide")
-        arrays, static = split((settings, args, kwargs))
-        key = (static, self._surroundings.key(model, guide))
-        with explained_tracing("CompiledPredictive"):
-            return self._compiled(key, rng_key, arrays)
+        source = {name: settings.pop(name) for name in ("model", "guide")}
+        arrays, key = self._programs.key(
+            (settings, args, kwargs), source, parts=tuple(source.values())
+        )
+        with explain_tracing_errors("CompiledPredictive"):
+            return self._programs.predict(key, rng_key, arrays)
 
     def _settings(self) -> dict[str, Any]:
         """The constructor's arguments, as the attributes are now."""
         names = inspect.signature(Predictive).parameters
         settings = {name: vars(self)[name] for name in names if name in vars(self)}
         if self.posterior_samples:
-            # Their number decides; the attribute may be that of earlier ones.
+            # NumPyro counts the samples. The attribute may count earlier ones.
             settings["num_samples"] = None
         else:
             settings["posterior_samples"] = None
-        for name in ("posterior_samples", "params"):  # their order means nothing
+        # The order of these means nothing, so it must not be a part of the key.
+        for name in ("posterior_samples", "params"):
             if type(settings.get(name)) is dict:
                 settings[name] = dict(sorted(settings[name].items()))
         if isinstance(self.return_sites, set):
             settings["return_sites"] = sorted(self.return_sites)
         return settings
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        del state["_compiled"]
-        return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._compiled = _compile(self)
-
-
-def _is_new(guide: Any) -> bool:
+def _is_not_set_up(guide: Any) -> bool:
     """Whether a guide would set itself up when it is called."""
     while isinstance(guide, Messenger):
         guide = guide.fn
     if isinstance(guide, AmortizedGuide):
-        return guide._locals is None
-    if isinstance(guide, AutoGuideList) and any(_is_new(part) for part in guide):
+        return not guide.is_set_up
+    if isinstance(guide, AutoGuideList) and any(_is_not_set_up(part) for part in guide):
         return True
     return isinstance(guide, AutoGuide) and guide.prototype_trace is None
 
 
-def _compile(owner: CompiledPredictive) -> Callable:
-    """The jitted function; JAX keeps its programs as long as it is held."""
+class PredictivePrograms(Programs):
+    """The program of a CompiledPredictive."""
 
-    def program(key: tuple, rng_key: Any, arrays: list) -> dict[str, Any]:
-        settings, args, kwargs = join(arrays, key[0])
-        settings |= {"model": owner.model, "guide": owner.guide}
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = jit_with_key(self._predict)
+
+    def _predict(self, key: Key, rng_key: Any, arrays: list) -> dict[str, Any]:
+        settings, args, kwargs = join_arguments(arrays, key.arguments)
+        settings |= key.source.value
         predictive = Predictive(**settings)
-        if _in_pairs(predictive):
+        if _predicts_pairs(predictive):
             return _predict_pairs(predictive, settings, rng_key, args, kwargs)
         return predictive(rng_key, *args, **kwargs)
 
-    return jax.jit(program, static_argnums=0)
 
-
-def _in_pairs(predictive: Predictive) -> bool:
-    """Whether draws are taken two at a time, and not by NumPyro's own loop."""
+def _predicts_pairs(predictive: Predictive) -> bool:
+    """Whether draws are predicted in pairs, and not by NumPyro's own loop."""
     by_numpyro = (
         predictive.parallel or predictive.infer_discrete or predictive.guide is not None
     )
@@ -173,24 +163,24 @@ def _predict_pairs(
     args: tuple,
     kwargs: dict[str, Any],
 ) -> dict[str, Any]:
-    """NumPyro's predictions of one draw each, mapped over pairs of them.
+    """Map NumPyro's prediction of one draw over pairs of draws.
 
-    Two draws at a time are faster on a CPU than one (up to twice as fast) and
-    than four, whose arrays leave the cache.
+    On a CPU pairs are up to twice as fast as single draws, and faster than four at a
+    time, whose arrays leave the cache.
     """
-    number, batch_shape = predictive.num_samples, predictive._batch_shape
+    number, leading = predictive.num_samples, batch_shape(predictive)
 
     def one(rng_key: Any, draw: dict[str, Any]) -> dict[str, Any]:
-        of_one: dict[str, Any] = {"batch_ndims": 1}
+        single: dict[str, Any] = {"batch_ndims": 1}
         if draw:
-            of_one["posterior_samples"] = jax.tree.map(lambda leaf: leaf[None], draw)
+            single["posterior_samples"] = jax.tree.map(lambda leaf: leaf[None], draw)
         else:
-            of_one["num_samples"] = 1
-        predicted = Predictive(**settings | of_one)(rng_key, *args, **kwargs)
+            single["num_samples"] = 1
+        predicted = Predictive(**settings | single)(rng_key, *args, **kwargs)
         return jax.tree.map(lambda leaf: leaf[0], predicted)
 
     flat = jax.tree.map(
-        lambda leaf: leaf.reshape(number, *leaf.shape[len(batch_shape) :]),
+        lambda leaf: leaf.reshape(number, *leaf.shape[len(leading) :]),
         predictive.posterior_samples,
     )
     inputs = (jax.random.split(rng_key, number), flat)
@@ -198,13 +188,13 @@ def _predict_pairs(
     def pair(places: jax.Array) -> dict[str, Any]:
         return jax.vmap(one)(*jax.tree.map(lambda leaf: leaf[places], inputs))
 
-    # Of an odd number the last is predicted twice: zeros might never be accepted by a
-    # sampler that rejects.
+    # An odd number repeats the last draw. A pair filled up with zeros could make a
+    # sampler that rejects loop for ever.
     places = jnp.minimum(jnp.arange(number + number % 2), number - 1).reshape(-1, 2)
     predicted = lax.map(pair, places)
     return jax.tree.map(
         lambda leaf: leaf.reshape(places.size, *leaf.shape[2:])[:number].reshape(
-            *batch_shape, *leaf.shape[2:]
+            *leading, *leaf.shape[2:]
         ),
         predicted,
     )

@@ -10,25 +10,23 @@ from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
+from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
+from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer.compiled._arguments import (
-    Surroundings,
-    explained_tracing,
+    ByContent,
+    explain_tracing_errors,
     is_staged,
-    split,
 )
+from pyrox_ppl.infer.compiled._programs import Key
 from pyrox_ppl.infer.compiled._svi_program import (
-    SET_UP,
-    Begun,
+    Start,
     Steps,
+    SVIPrograms,
     can_begin_compiled,
-    compile_programs,
-    no_losses,
-    parts_of,
-    supports_of,
+    empty_losses,
+    guide_parts,
+    latent_supports,
 )
-
-# What the programs are made of: with another one they are others.
-_PARTS = ("model", "guide", "optim", "loss", "static_kwargs")
 
 
 class CompiledSVI(SVI):
@@ -36,23 +34,22 @@ class CompiledSVI(SVI):
 
     NumPyro runs the model and sets up the guide operation by operation (hundreds of
     compilations), and ``svi.run`` compiles its loop anew each time. This class compiles
-    a program that does all of ``init``, and one that takes the steps, with the
-    arguments of the model as their inputs, and keeps them: a later ``run`` of as many
-    steps with arguments of the same shapes and types compiles nothing. States, losses
-    and parameters are those of NumPyro's ``SVI`` with the same guide and key, up to
-    rounding (:class:`AutoFlatNormal` is not ``AutoNormal``: its steps are its own); but
-    each ``init`` sets the guide up anew, where NumPyro's guides keep the initial
-    values of their first. ``update``, ``evaluate`` and the rest are NumPyro's own.
+    one program that does all of ``init`` and one that takes the steps. The arguments of
+    the model are inputs of both, so a later ``run`` of as many steps, with arguments of
+    the same shapes and types, compiles nothing. States, losses and parameters are those
+    of NumPyro's ``SVI`` with the same guide and key, up to rounding. But each ``init``
+    sets the guide up anew, where NumPyro's guides keep the initial values of their
+    first run. ``update``, ``evaluate`` and the rest are NumPyro's own.
 
-    With :class:`AutoFlatNormal` a model of many sites compiles faster still. What
-    counts as the same arguments is said at :class:`CompiledMCMC`.
+    With :class:`AutoFlatNormal` a model of many sites compiles faster still.
+    :class:`CompiledMCMC` says when a program is used again.
 
-    A guide is set up in the compiled program where it is a function, NumPyro's
-    ``AutoNormal`` or ``AutoDelta``, :class:`AutoFlatNormal`, or an ``AutoGuideList``
-    of them. For others ``init`` is NumPyro's own: it is not known what they keep of
-    their first run, or, for guides over one vector, they would order it otherwise.
+    The program sets up guides that are functions, NumPyro's ``AutoNormal`` and
+    ``AutoDelta``, :class:`AutoFlatNormal`, and an ``AutoGuideList`` of them. For other
+    guides ``init`` is NumPyro's own: they may keep something of their first run that a
+    program cannot return, or order their vector otherwise in a compiled run.
 
-    **Sites**: as model and guide have them.
+    **Sites**: those of model and guide.
 
     Args:
         model: The NumPyro model.
@@ -64,8 +61,9 @@ class CompiledSVI(SVI):
     Raises:
         RuntimeError: On ``init`` and ``run``, if no initial values of finite density
             are found.
-        ValueError: On ``run``, if the number of steps is not positive. JAX's own error
-            if the model's Python code needs the values of its array arguments.
+        ValueError: On ``run``, if the number of steps is not positive.
+        TypeError: On ``init`` and ``run``, JAX's own error if the model's Python code
+            needs the values of its array arguments.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C. and Paisley, J. (2013). Stochastic
@@ -99,9 +97,8 @@ class CompiledSVI(SVI):
         **static_kwargs: Any,
     ) -> None:
         super().__init__(model, guide, optim, loss, **static_kwargs)
-        self._compiled = compile_programs(self)
-        self._surroundings = Surroundings()
-        self._set_by_init = SET_UP
+        self._programs = SVIPrograms()
+        self._set_by_init = SET_BY_GUIDES
 
     def init(
         self, rng_key: Any, *args: Any, init_params: Any = None, **kwargs: Any
@@ -117,27 +114,25 @@ class CompiledSVI(SVI):
         Returns:
             NumPyro's ``SVIState``.
         """
-        first, before = self.constrain_fn is None, self._bounds()
         attributes = self._guides_attributes()
-        begun = None
+        start = None
         if can_begin_compiled(self.guide) and not is_staged():
-            arrays, key = self._key(args, kwargs)
-            begun = self._call("begin", key, rng_key, init_params, arrays)
-        if begun is not None and begun.finite:
-            self._note(begun)
-            state = begun.state
+            arrays, key = self._key(args, kwargs, plan=None)
+            with explain_tracing_errors("CompiledSVI"):
+                start = self._programs.begin(key, rng_key, init_params, arrays)
+        if start is not None and start.finite:
+            self._set_up(start)
+            state = start.state
         else:
-            # What is not finite may mean that there are no initial values: NumPyro says
-            # so, and at which site.
+            # If no initial values are finite, NumPyro raises an error that names the
+            # site.
             state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         self._set_by_init |= {
             name
             for old, new in zip(attributes, self._guides_attributes(), strict=True)
             for name, value in new.items()
-            if name != "_guides" and old.get(name) is not value
+            if old.get(name) is not value
         }
-        if not first and not _are_same(before, self._bounds()):
-            self._compiled = compile_programs(self)
         return state
 
     def run(
@@ -158,10 +153,10 @@ class CompiledSVI(SVI):
             rng_key: A PRNG key.
             num_steps: The number of steps.
             *args: The arguments of model and guide.
-            progress_bar: Whether to show one; it costs a small program more.
-            stable_update: Leave out steps that are not finite.
-            forward_mode_differentiation: As NumPyro's ``SVI.run`` has it.
-            init_state: A state to go on from.
+            progress_bar: Whether to show one; it costs one more small program.
+            stable_update: Whether to leave out steps that are not finite.
+            forward_mode_differentiation: As in NumPyro's ``SVI.run``.
+            init_state: A state to continue from.
             init_params: Initial values of ``param`` sites by name.
             **kwargs: The keyword arguments of model and guide.
 
@@ -174,13 +169,16 @@ class CompiledSVI(SVI):
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
-        arrays, key = self._key(args, kwargs, steps)
-        if progress_bar:
-            state, losses = self._run_with_bar(key, state, arrays)
-            params = self.get_params(state)
-        else:
-            bounds = np.int32(0), np.int32(num_steps)
-            state, losses, params = self._call("all", key, state, *bounds, arrays)
+        arrays, key = self._key(args, kwargs, plan=steps)
+        with explain_tracing_errors("CompiledSVI"):
+            if progress_bar:
+                state, losses = self._run_with_bar(key, state, arrays)
+                params = self.get_params(state)
+            else:
+                # Bounds are traced inputs, so that one program serves all of them.
+                bounds = np.int32(0), np.int32(num_steps)
+                run = self._programs.run
+                state, losses, params = run(key, state, *bounds, arrays)
         return SVIRunResult(params, state, losses)
 
     def get_params(self, svi_state: Any) -> dict[str, Any]:
@@ -192,17 +190,19 @@ class CompiledSVI(SVI):
         Returns:
             The values by name.
         """
-        return self._compiled["params"](svi_state)
+        key = content_key(self.optim)[0], self._key_of_bounds()
+        return self._programs.params(ByContent(self._plain(), key), svi_state)
 
-    def _run_with_bar(self, key: tuple, state: Any, arrays: list) -> tuple:
-        number = key[0].number
-        size, losses = max(number // 20, 1), jax.device_put(no_losses(key[0]))
+    def _run_with_bar(self, key: Key, state: Any, arrays: list) -> tuple:
+        number = key.plan.number
+        size, losses = max(number // 20, 1), jax.device_put(empty_losses(key.plan))
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)
-                # Bounds are traced inputs, so that one program serves all of them.
                 bounds = np.int32(first), np.int32(stop)
-                state, losses = self._call("some", key, losses, state, *bounds, arrays)
+                state, losses = self._programs.advance(
+                    key, losses, state, *bounds, arrays
+                )
                 done = np.asarray(losses[:stop])
                 bar.set_postfix_str(
                     f"init loss: {done[0]:.4f}, avg. loss [{first + 1}-{stop}]: "
@@ -212,57 +212,46 @@ class CompiledSVI(SVI):
                 bar.update(stop - first)
         return state, losses
 
-    def _key(self, args: tuple, kwargs: dict, *plan: Any) -> tuple[list, tuple]:
-        """The arrays among the arguments, and what the program depends on besides."""
-        arrays, static = split((args, kwargs))
-        guides = parts_of(self.guide)
+    def _key(
+        self, args: tuple, kwargs: dict, *, plan: Steps | None
+    ) -> tuple[list, Key]:
+        """The arrays among the arguments, and what else the program depends on."""
+        guides = guide_parts(self.guide)
 
         def leave_out(value: Any) -> frozenset[str]:
             is_guide = any(value is guide for guide in guides)
             return self._set_by_init if is_guide else frozenset()
 
-        parts = [getattr(self, name) for name in _PARTS]
-        around = self._surroundings.key(*parts, leave_out=leave_out)
-        return arrays, (*plan, static, around)
+        svi = self._plain()
+        parts = (svi.model, svi.guide, svi.optim, svi.loss, svi.static_kwargs)
+        # The first program finds the supports. The others hold them as constants.
+        known = None if plan is None else self._key_of_bounds()
+        return self._programs.key(
+            (args, kwargs), svi, parts=(*parts, known), plan=plan, leave_out=leave_out
+        )
 
-    def _call(self, program: str, *inputs: Any) -> Any:
-        with explained_tracing("CompiledSVI"):
-            return self._compiled[program](*inputs)
+    def _plain(self) -> SVI:
+        """NumPyro's SVI of the same parts, as they are now."""
+        svi = SVI(self.model, self.guide, self.optim, self.loss, **self.static_kwargs)
+        svi.constrain_fn = self.constrain_fn
+        return svi
 
-    def _note(self, begun: Begun) -> None:
-        """Keep on this object and the guide what NumPyro's ``init`` would."""
-        for guide, noted in zip(parts_of(self.guide), begun.guides, strict=True):
-            news = noted.value()
-            if news:
-                vars(guide).update(news)
-        self.constrain_fn = begun.constrain.value()
+    def _set_up(self, start: Start) -> None:
+        """Set on this object and the guide what NumPyro's ``init`` would."""
+        for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
+            attributes = output.value()
+            if attributes:
+                vars(guide).update(attributes)
+        self.constrain_fn = start.constrain_fn.value()
 
     def _guides_attributes(self) -> list[dict[str, Any]]:
-        return [dict(getattr(guide, "__dict__", {})) for guide in parts_of(self.guide)]
+        return [attributes_of_guide(guide) for guide in guide_parts(self.guide)]
 
-    def _bounds(self) -> list[Any]:
-        """The numbers in maps to supports, which are constants of the programs."""
+    def _key_of_bounds(self) -> Any:
+        """The key of the maps to supports: they may hold numbers from arguments."""
         maps = () if self.constrain_fn is None else self.constrain_fn.args
-        return jax.tree.leaves((maps, supports_of(self.guide)))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in _PARTS and "_compiled" in vars(self):
-            self._compiled = compile_programs(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        del state["_compiled"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._compiled = compile_programs(self)
-
-
-def _are_same(before: list[Any], now: list[Any]) -> bool:
-    if any(isinstance(bound, Tracer) for bound in [*before, *now]):
-        return False
-    return len(before) == len(now) and all(
-        np.array_equal(one, other) for one, other in zip(before, now, strict=True)
-    )
+        bounds = (maps, latent_supports(self.guide))
+        if any(isinstance(bound, Tracer) for bound in jax.tree.leaves(bounds)):
+            return object()
+        # A key compares NumPy's arrays by their contents, but JAX's by identity.
+        return content_key(jax.tree.map(np.asarray, bounds))[0]

@@ -1,9 +1,7 @@
-"""The programs that CompiledSVI compiles: begin (guide and state), step, read out."""
+"""The programs that CompiledSVI compiles: set up, take steps, read the params."""
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -20,43 +18,32 @@ from numpyro.infer.autoguide import (
     AutoNormal,
 )
 
-from pyrox_ppl.infer.compiled._ahead import jit_quickly
-from pyrox_ppl.infer.compiled._arguments import join
-from pyrox_ppl.infer.compiled._lift import Lifted
+from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
+from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
+from pyrox_ppl.infer.compiled._object_output import ObjectOutput
+from pyrox_ppl.infer.compiled._programs import (
+    Key,
+    Programs,
+    jit_quickly,
+    jit_with_key,
+)
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
 
-# What these keep of the model's first run are messages, arrays and bound functions.
-# The guides over a vector, but for ours, put sites in another order in a compiled run.
-LIFTABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
-
-# What NumPyro's guides set when they are set up, and the programs find for themselves.
-SET_UP = frozenset(
-    {
-        "prototype_trace",
-        "latent_dim",
-        "_event_dims",
-        "_init_latent",
-        "_init_locs",
-        "_potential_fn",
-        "_potential_fn_gen",
-        "_postprocess_fn",
-        "_prototype_frame_full_sizes",
-        "_prototype_frames",
-        "_prototype_plate_sizes",
-        "_unpack_latent",
-    }
-)
+# These guides keep messages, arrays and bound functions of the model's first run, which
+# a program can return. NumPyro's guides over a vector would order their sites otherwise
+# in a compiled run.
+RETURNABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
 
 _VALUES = ("value", "args", "kwargs", "fn")
 
 
 class Steps(NamedTuple):
-    """What the program of the steps depends on besides arrays and model.
+    """What a run does; part of the key of its programs.
 
     Attributes:
-        number: The number of steps of the run, that of its losses.
+        number: The number of steps, and of losses.
         stable: Whether steps that are not finite are left out.
-        forward: Whether derivatives are taken forwards.
+        forward: Whether forward-mode differentiation is used.
     """
 
     number: int
@@ -64,145 +51,149 @@ class Steps(NamedTuple):
     forward: bool
 
 
-class Begun(NamedTuple):
-    """A state, whether all is finite there, and what NumPyro notes on objects."""
+class Start(NamedTuple):
+    """The result of the first program.
+
+    Attributes:
+        state: NumPyro's initial state.
+        finite: Whether all of it is finite.
+        constrain_fn: What ``SVI.init`` sets on the SVI object.
+        guides: The attributes that it sets on each guide.
+    """
 
     state: Any
     finite: jax.Array
-    constrain: Lifted
-    guides: list[Lifted]
+    constrain_fn: ObjectOutput
+    guides: list[ObjectOutput]
 
 
 def can_begin_compiled(guide: Any) -> bool:
-    """Whether what a guide keeps of its first run can be brought out.
+    """Whether a program can return what a guide keeps of its first run.
 
-    That is known of functions, which keep nothing, of some of NumPyro's guides, and of
-    all of them once they have run.
+    Functions keep nothing, some guides are known, and a guide that has run is set up.
     """
     if isinstance(guide, AutoGuideList):
         return all(can_begin_compiled(part) for part in guide)
     if isinstance(guide, AutoGuide):
-        return guide.prototype_trace is not None or type(guide) in LIFTABLE
+        return guide.prototype_trace is not None or type(guide) in RETURNABLE
     return isinstance(guide, FunctionType)
 
 
-def no_losses(steps: Steps) -> np.ndarray:
+def empty_losses(steps: Steps) -> np.ndarray:
     """The losses before the first step, in JAX's default precision."""
     return np.zeros(steps.number, jnp.result_type(float))
 
 
-def parts_of(guide: Any) -> list[Any]:
-    """The guide, and those that it is a list of."""
+def guide_parts(guide: Any) -> list[Any]:
+    """The guide, and its parts if it is a list of guides."""
     if isinstance(guide, AutoGuideList):
-        return [guide, *(part for one in guide for part in parts_of(one))]
+        return [guide, *(part for one in guide for part in guide_parts(one))]
     return [guide]
 
 
-def supports_of(guide: Any) -> list[Any]:
+def latent_supports(guide: Any) -> list[Any]:
     """The supports of the latent sites that a guide has seen."""
     return [
         site["fn"].support
-        for part in parts_of(guide)
+        for part in guide_parts(guide)
         if isinstance(part, AutoGuide) and part.prototype_trace is not None
         for site in part.prototype_trace.values()
         if site["type"] == "sample" and not site["is_observed"]
     ]
 
 
-def compile_programs(svi: SVI) -> dict[str, Callable]:
-    """The jitted functions; JAX keeps their programs as long as they are held.
+class SVIPrograms(Programs):
+    """The programs of a CompiledSVI. Those of the model take its key first."""
 
-    The first argument of those that call the model is the key: its last two entries
-    are what is no array among the model's arguments, and what the program is made of.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin = jit_quickly(self._begin)
+        self.run = jit_with_key(self._run)
+        # The losses are passed from piece to piece without a second copy. The state may
+        # be one that the user holds, so it is not given away.
+        self.advance = jit_with_key(self._advance, donated=1)
+        self.params = jit_with_key(self._params)
 
-    def begin(key: tuple, rng_key: Any, init_params: Any, arrays: list) -> Begun:
-        args, kwargs = join(arrays, key[-2])
-        guide = _copy(svi.guide)
+    def _begin(self, key: Key, rng_key: Any, init_params: Any, arrays: list) -> Start:
+        svi: SVI = key.source.value
+        args, kwargs = join_arguments(arrays, key.arguments)
+        guide = _copy_guide(svi.guide)
         fresh = SVI(svi.model, guide, svi.optim, svi.loss, **svi.static_kwargs)
         state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
+        # AutoFlatNormal knows it from its search. Else it takes one more evaluation.
         finite = vars(guide).pop("_start_is_finite", None)
         if finite is None:
             finite = jnp.isfinite(fresh.evaluate(state, *args, **kwargs)).all()
-        pairs = zip(parts_of(svi.guide), parts_of(guide), strict=True)
-        noted = [Lifted(_news(old, new)) for old, new in pairs]
-        return Begun(state, finite, Lifted(fresh.constrain_fn), noted)
+        pairs = zip(guide_parts(svi.guide), guide_parts(guide), strict=True)
+        guides = [ObjectOutput(_attributes_set(old, new)) for old, new in pairs]
+        return Start(state, finite, ObjectOutput(fresh.constrain_fn), guides)
 
-    def some(
-        key: tuple, losses: Any, state: Any, first: Any, stop: Any, arrays: list
+    def _advance(
+        self, key: Key, losses: Any, state: Any, first: Any, stop: Any, arrays: list
     ) -> tuple:
-        steps: Steps = key[0]
-        args, kwargs = join(arrays, key[-2])
-        update = SVI.stable_update if steps.stable else SVI.update
+        """The steps from `first` to before `stop`: the state and all losses so far."""
+        steps: Steps = key.plan
+        svi: SVI = key.source.value
+        args, kwargs = join_arguments(arrays, key.arguments)
+        update = svi.stable_update if steps.stable else svi.update
 
         def body(i: jax.Array, carry: tuple) -> tuple:
+            state, losses = carry
             state, loss = update(
-                svi,
-                carry[0],
-                *args,
-                forward_mode_differentiation=steps.forward,
-                **kwargs,
+                state, *args, forward_mode_differentiation=steps.forward, **kwargs
             )
-            place = lax.dynamic_update_index_in_dim
-            return state, place(carry[1], loss.astype(carry[1].dtype), i, 0)
+            loss = loss.astype(losses.dtype)
+            return state, lax.dynamic_update_index_in_dim(losses, loss, i, 0)
 
         first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
         return lax.fori_loop(first, stop, body, (state, losses))
 
-    def all_(key: tuple, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
-        losses = no_losses(key[0])
-        state, losses = some(key, losses, state, first, stop, arrays)
-        return state, losses, params(state)
+    def _run(self, key: Key, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
+        losses = empty_losses(key.plan)
+        state, losses = self._advance(key, losses, state, first, stop, arrays)
+        return state, losses, key.source.value.get_params(state)
 
-    def params(state: Any) -> dict[str, Any]:
-        return SVI.get_params(svi, state)
-
-    jit = partial(jax.jit, static_argnums=0)
-    return {
-        "begin": jit_quickly(begin),
-        "all": jit(all_),
-        # Of the losses there is one copy. The state may be one that the user holds.
-        "some": jit(some, donate_argnums=1),
-        "params": jax.jit(params),
-    }
+    def _params(self, source: ByContent, state: Any) -> dict[str, Any]:
+        return source.value.get_params(state)
 
 
-def _copy(guide: Any) -> Any:
+def _copy_guide(guide: Any) -> Any:
     """A copy of a guide, not set up, with dictionaries and parts of its own."""
     if not isinstance(guide, AutoGuide):
         return guide
     fresh = copy.copy(guide)
-    if type(guide) in (*LIFTABLE, AutoGuideList):
+    if type(guide) in (*RETURNABLE, AutoGuideList):
         fresh.prototype_trace = None
     for name, value in vars(guide).items():
         if type(value) is dict:
             vars(fresh)[name] = dict(value)
     if isinstance(guide, AutoGuideList):
-        vars(fresh)["_guides"] = [_copy(part) for part in guide]
+        replace_parts(fresh, [_copy_guide(part) for part in guide])
     return fresh
 
 
-def _news(old: Any, new: Any) -> dict[str, Any]:
+def _attributes_set(old: Any, new: Any) -> dict[str, Any]:
     """The attributes that a copy of a guide has set."""
     if old is new:
         return {}
-    before = vars(old)
-    news = {
+    before = attributes_of_guide(old)
+    new_values = {
         name: value
-        for name, value in vars(new).items()
-        if name != "_guides" and before.get(name) is not value
+        for name, value in attributes_of_guide(new).items()
+        if before.get(name) is not value
     }
-    if "prototype_trace" in news:
-        sites = news["prototype_trace"].items()
-        news["prototype_trace"] = OrderedDict((n, _shapes_of(s)) for n, s in sites)
-    return news
+    if "prototype_trace" in new_values:
+        sites = new_values["prototype_trace"].items()
+        zeros = OrderedDict((name, _with_zeros(site)) for name, site in sites)
+        new_values["prototype_trace"] = zeros
+    return new_values
 
 
-def _shapes_of(site: dict[str, Any]) -> dict[str, Any]:
-    """A site whose values are zeros, but for the distribution of a latent one.
+def _with_zeros(site: dict[str, Any]) -> dict[str, Any]:
+    """A site with zeros as its values; a latent site keeps its distribution.
 
-    Of a prototype guides look at shapes and latent sites' supports alone, and the model
-    would be run for its values.
+    Guides look only at the shapes of a prototype and at the supports of its latent
+    sites. To return its values, the program would have to run the model for them.
     """
     latent = site["type"] == "sample" and not site["is_observed"]
     kept = {"fn": site["fn"]} if latent else {}

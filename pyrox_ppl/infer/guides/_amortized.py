@@ -17,14 +17,14 @@ from pyrox_ppl.handlers import learn
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.guides._gaussian import (
     Family,
-    marginal,
+    marginal_law,
+    num_parameters,
     sample_delta,
     sample_joint,
     sample_normal,
-    split,
-    width,
+    split_parameters,
 )
-from pyrox_ppl.infer.guides._local_sites import Locals, local_sites
+from pyrox_ppl.infer.guides._local_sites import PlateSummary, find_local_sites
 
 Draws = dict[str, jax.Array]
 
@@ -39,10 +39,10 @@ class AmortizedGuide:
         b^{-1}(u_n) \sim \mathrm{Normal}(\mu_n, \Sigma_n)
 
     An encoder :math:`e_\phi` maps the context :math:`c_n` of a datum to the parameters
-    of a Gaussian over its latents :math:`u_n`, in the unconstrained space that the
-    bijection :math:`b` of their supports leads from. What SVI learns is the encoder, so
-    that it serves data of any number, minibatches, and data it has not seen. The other
-    latents :math:`v` get an ordinary autoguide.
+    of a Gaussian over its unconstrained latents; the bijection :math:`b` maps these to
+    their supports. SVI learns the encoder, which then serves any number of data,
+    minibatches, and data that it has not seen. The other latents :math:`v` get an
+    ordinary autoguide.
 
     **Shapes**: with D unconstrained numbers per datum, over all latent sites in the
     plate in the order of the model, the encoder returns ``(2 D,)`` for
@@ -50,32 +50,31 @@ class AmortizedGuide:
     and ``(D + D (D + 1) / 2,)`` for ``family="full"``: the means, then a Cholesky
     factor row by row, its diagonal before a softplus.
 
-    **Sites**: those of the model's latents; a param site per parameter of the encoder,
-    ``<prefix>.layers.0.weight`` and so on; those of the autoguide; and, for
+    **Sites**: the model's latent sites; a param site per parameter of the encoder,
+    ``<prefix>.layers.0.weight`` and so on; the sites of the autoguide; and, for
     ``family="full"``, the auxiliary ``_<prefix>_latent``.
 
     Args:
         model: A NumPyro model.
         encoder: An Equinox module (or any callable pytree) from the context of *one*
             datum to the parameters of its latents' posterior.
-        plate: The name of the plate that the data stand in. It may be subsampled: the
-            guide draws the minibatch, and the model follows.
+        plate: The name of the plate of the data. It may be subsampled: the guide draws
+            the minibatch, and the model uses it.
         context: A function of the model's arguments that returns the contexts: an array
-            (or a pytree of arrays), the data on the first axis of each. All data, or
-            the minibatch alone if that is what the model is given.
+            (or a pytree of arrays) with the data on the first axis, all of them, or the
+            minibatch if the model is given only that.
         family: ``"diagonal"`` or ``"full"``: the covariance of a datum's latents.
-        guide: For the other latents: an autoguide's class (or any function from a model
-            to an autoguide), or one that is made already, of a model in which
-            ``handlers.block`` hides the local sites. By default ``AutoNormal``, started
-            by :func:`~pyrox_ppl.infer.init_to_stored`.
-        prefix: The root of the names of the encoder's param sites.
+        guide: The guide of the other latents: an autoguide class (or any function from
+            a model to an autoguide), or an autoguide of a model in which
+            ``handlers.block`` hides the local sites. The default is ``AutoNormal`` with
+            :func:`~pyrox_ppl.infer.init_to_stored`.
+        prefix: The beginning of the names of the encoder's param sites.
 
     Raises:
-        ValueError: If `family` is unknown or the encoder has no parameters; on the
-            first call, if the plate is not in the model or holds no latent site, if
-            one of these is discrete, if the encoder's output or the contexts have
-            another size than the latents ask for, or if the autoguide samples local
-            sites, too.
+        ValueError: If `family` is unknown or the encoder has no parameters. On the
+            first call, if the model has no such plate, or no latent site in it, or a
+            discrete one; if the encoder's output or the contexts have the wrong size;
+            or if the autoguide also samples local sites.
 
     References:
         Kingma, D. P., Welling, M. (2014). Auto-Encoding Variational Bayes. ICLR.
@@ -119,8 +118,8 @@ class AmortizedGuide:
         ]
         if not self._names:
             raise ValueError(
-                f"the encoder {encoder!r} has no parameters to learn: give the Equinox "
-                "module itself, and not a function that calls it."
+                f"the encoder {encoder!r} has no parameters to learn: pass the Equinox "
+                "module itself, not a function that calls it."
             )
         self.model = model
         self.encoder = encoder
@@ -130,7 +129,7 @@ class AmortizedGuide:
         self.prefix = prefix
         self._guide = guide
         self._other: AutoGuide | None = guide if isinstance(guide, AutoGuide) else None
-        self._locals: Locals | None = None
+        self._plate_summary: PlateSummary | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Draws:
         """Sample every latent site; the arguments are the model's.
@@ -138,21 +137,23 @@ class AmortizedGuide:
         Returns:
             The values of the latent sites, by name.
         """
-        found = local_sites(self.model, self.plate, args, kwargs)
-        if self._locals is None:
-            self._locals = found
-        draws = self._sample_others(found, args, kwargs)
+        local = find_local_sites(self.model, self.plate, args, kwargs)
+        if self._plate_summary is None:
+            self._plate_summary = local
+        draws = self._sample_others(local, args, kwargs)
         with learn(where="*"):
             net = bind(self.encoder, self.prefix)
-        plates = found.plates()
+        plates = local.plates()
         with plates[self.plate] as members:
-            rows = found.rows(self.context(*args, **kwargs), members)
-        loc, spread = split(self.family, self._encode(net, rows, found), found.dim)
+            rows = local.rows(self.context(*args, **kwargs), members)
+        loc, spread = split_parameters(
+            self.family, self._encode(net, rows, local), local.dim
+        )
         latent = None
         if self.family == "full":
             name = f"_{self.prefix}_latent"
             latent = sample_joint(name, loc, spread, plates[self.plate])
-        for site, part in found.parts():
+        for site, part in local.parts():
             with contextlib.ExitStack() as stack:
                 for frame in site.frames:
                     stack.enter_context(plates[frame.name])
@@ -166,7 +167,7 @@ class AmortizedGuide:
     def posterior(
         self, params: dict[str, Any], context: Any
     ) -> dict[str, dist.Distribution]:
-        """The posterior of new data's latents, by one forward pass of the encoder.
+        """The posterior of the latents of new data, by one pass through the encoder.
 
         **Shapes**: the data are on the first axis of every array of `context`, and on
         the first batch axis of every distribution.
@@ -176,33 +177,35 @@ class AmortizedGuide:
             context: The contexts, as the guide's `context` returns them.
 
         Returns:
-            A distribution by site name: for ``family="full"`` the marginal one of the
-            site, correlations between its own entries kept.
+            A distribution by site name. For ``family="full"`` it is the marginal of the
+            site, which keeps the correlations between the site's own entries.
 
         Raises:
-            ValueError: If the guide has not run yet (``svi.init`` does run it), if the
-                encoder's parameters are not among `params`, or if a support depends on
-                values that are gone.
+            ValueError: If the guide has not run yet (``svi.init`` runs it), if `params`
+                lacks parameters of the encoder, or if a support depends on values that
+                existed only inside a compiled run.
         """
-        found = self._seen()
+        local = self._known_plate()
         missing = [name for name in self._names if name not in params]
         if missing:
             raise ValueError(
-                f"params lacks the encoder's {missing}: give what SVI learned with "
-                "this guide, fit.params."
+                f"params lacks the encoder's {missing}: pass the fit.params that SVI "
+                "learned with this guide."
             )
-        supports = [site.support for site in found.sites]
+        supports = [site.support for site in local.sites]
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(supports)):
             raise ValueError(
-                "the support of a local site depends on values of a compiled run that "
-                "are gone: draw from sample_posterior(rng_key, params, *args) instead."
+                "the support of a local site depends on values that existed only "
+                "inside a compiled run: call sample_posterior(rng_key, params, *args)."
             )
         with handlers.block(), handlers.substitute(data=params), learn(where="*"):
             net = bind(self.encoder, self.prefix)
-        loc, spread = split(self.family, self._encode(net, context, found), found.dim)
+        loc, spread = split_parameters(
+            self.family, self._encode(net, context, local), local.dim
+        )
         return {
-            site.name: marginal(site, loc[:, part], spread[:, part])
-            for site, part in found.parts()
+            site.name: marginal_law(site, loc[:, part], spread[:, part])
+            for site, part in local.parts()
         }
 
     def sample_posterior(
@@ -233,51 +236,60 @@ class AmortizedGuide:
             with handlers.substitute(data=params), handlers.seed(rng_seed=key):
                 return self(*args, **kwargs)
 
-        self._seen()
+        self._known_plate()
         keys = jax.random.split(rng_key, sample_shape) if sample_shape else rng_key
         for _ in sample_shape:
             draw = jax.vmap(draw)
-        # Compiled, so that of the model's run only the shapes are left.
+        # The guide runs the model only for its shapes. Under jit XLA drops that run.
         return jax.jit(draw)(keys)
 
-    def _seen(self) -> Locals:
-        """What the first run said of the model."""
-        if self._locals is None:
+    def _known_plate(self) -> PlateSummary:
+        """The plate, as the first run found it."""
+        if self._plate_summary is None:
             raise ValueError(
                 "the guide has not seen the model yet: run it once, for example by "
                 "svi.init(rng_key, *args), before posterior or sample_posterior."
             )
-        return self._locals
+        return self._plate_summary
 
-    def _sample_others(self, found: Locals, args: tuple, kwargs: Any) -> Draws:
-        """Run the autoguide of the latents that are not in the plate."""
-        if not found.has_global:
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the guide has run once, and so knows the model's sites."""
+        return self._plate_summary is not None
+
+    def _sample_others(self, local: PlateSummary, args: tuple, kwargs: Any) -> Draws:
+        """Run the autoguide of the latents outside the plate."""
+        if not local.has_global:
             return {}
         if self._other is None:
             self._other = self._guide(handlers.block(self.model, hide_fn=self._hides))
         draws = self._other(*args, **kwargs)
-        both = sorted(found.names & set(draws))
+        both = sorted(local.names & set(draws))
         if both:
             raise ValueError(
-                f"the given autoguide samples the local sites {both}, too: make it of "
-                f"`numpyro.handlers.block(model, hide={both})`."
+                f"the given autoguide also samples the local sites {both}: make it "
+                f"from `numpyro.handlers.block(model, hide={both})`."
             )
         return draws
 
     def _hides(self, msg: dict[str, Any]) -> bool:
-        """Whether a site is none of the autoguide's."""
-        local = self._locals is not None and msg.get("name") in self._locals.names
+        """Whether a site is hidden from the autoguide."""
+        local = (
+            self._plate_summary is not None
+            and msg.get("name") in self._plate_summary.names
+        )
         return local or msg["type"] == "deterministic"
 
-    def _encode(self, net: Callable, rows: Any, found: Locals) -> jax.Array:
-        """The encoder on every row, its output's width checked."""
-        encode, expected = jax.vmap(net), (width(self.family, found.dim),)
+    def _encode(self, net: Callable, rows: Any, local: PlateSummary) -> jax.Array:
+        """Apply the encoder to every row; raise if its output has the wrong width."""
+        encode, expected = jax.vmap(net), (num_parameters(self.family, local.dim),)
         got = jax.eval_shape(encode, rows)
         shape = got.shape[1:] if hasattr(got, "shape") else type(got).__name__
         if shape != expected:
             raise ValueError(
-                f"the encoder returns {shape} for a datum, but the local sites "
-                f"{[site.name for site in found.sites]} have {found.dim} unconstrained "
-                f"numbers per datum, for which family={self.family!r} needs {expected}."
+                f"the encoder returns {shape} for a datum, but must return {expected}: "
+                f"the local sites {[site.name for site in local.sites]} have "
+                f"{local.dim} unconstrained numbers per datum, and family is "
+                f"{self.family!r}."
             )
         return encode(rows)

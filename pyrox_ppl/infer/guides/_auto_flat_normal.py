@@ -10,43 +10,46 @@ from jax import lax
 from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions.transforms import UnpackTransform
-from numpyro.infer.autoguide import AutoDiagonalNormal
 
+from pyrox_ppl._numpyro import AbstractVectorNormal
 from pyrox_ppl.infer._init_to_stored import init_to_stored
-from pyrox_ppl.infer._uniform_search import search, uniform_radius
-from pyrox_ppl.infer._vector import Vector, ravel
+from pyrox_ppl.infer._vector import (
+    Unravel,
+    ravel,
+    search_uniformly,
+    uniform_radius,
+)
 
 
-class AutoFlatNormal(AutoDiagonalNormal):
-    r"""A normal guide, independent per number, over one vector of all sites.
+class AutoFlatNormal(AbstractVectorNormal):
+    r"""A normal guide with independent entries, over one vector of all sites.
 
     .. math:: q(u) = \prod_{d=1}^{D} \mathcal{N}(u_d \mid \mu_d, \sigma_d^2), \qquad
               \theta = T(u)
 
-    with :math:`u` the unconstrained values of all latent sites, in the order of their
-    names, which is that of :class:`FlatNUTS`. It is the family of NumPyro's
-    ``AutoNormal`` and ``AutoDiagonalNormal``, and has the latter's parameters. A model
-    of many sites compiles in a fraction of the time: there is one draw, and an
-    optimiser with two arrays instead of two per site; and the vector is kept apart from
-    the network, so that a step is not slower than ``AutoNormal``'s, as that of
-    ``AutoDiagonalNormal`` is. With the same key it does not take the steps of either:
-    the noise is drawn for the whole vector in another order, and the start is another.
+    The vector :math:`u` holds the unconstrained values of all latent sites, in the
+    order of their names, as in :class:`FlatNUTS`. The family is that of NumPyro's
+    ``AutoNormal`` and ``AutoDiagonalNormal``; the parameters are those of the latter. A
+    model of many sites compiles in a fraction of the time: there is one draw, and the
+    optimiser holds two arrays instead of two per site. XLA is kept from fusing the
+    vector into the network, so a step is as fast as one of ``AutoNormal``, which a step
+    of ``AutoDiagonalNormal`` is not. The same key gives other steps than these guides:
+    the noise is drawn for the whole vector, and the guide starts elsewhere.
 
     **Sites**: ``param`` sites ``auto_loc`` and ``auto_scale`` of shape ``(D,)``; the
-    model's latent sites, constrained, under their names. Latent sites in a plate that
-    is subsampled, and ``TraceMeanField_ELBO``'s closed-form divergences, need
+    model's latent sites, constrained, under their names. Latent sites in a subsampled
+    plate, and the closed-form divergences of ``TraceMeanField_ELBO``, need
     ``AutoNormal``.
 
     Args:
         model: The NumPyro model.
         prefix: The beginning of the names of the ``param`` sites.
-        init_loc_fn: As ``AutoNormal`` has it, by default :func:`init_to_stored`.
+        init_loc_fn: As in ``AutoNormal``; the default is :func:`init_to_stored`.
         init_scale: The standard deviations at the start, unconstrained.
-        **kwargs: The other arguments of ``AutoDiagonalNormal``.
 
     Raises:
         RuntimeError: At the first call, if the model has no latent sites.
-        ValueError: At the first call, if it has them in a subsampled plate.
+        ValueError: At the first call, if one of them stands in a subsampled plate.
 
     References:
         Kucukelbir, A., Tran, D., Ranganath, R., Gelman, A. and Blei, D. M. (2017).
@@ -73,55 +76,42 @@ class AutoFlatNormal(AutoDiagonalNormal):
         prefix: str = "auto",
         init_loc_fn: Callable = init_to_stored,
         init_scale: float = 0.1,
-        **kwargs: Any,
     ) -> None:
         super().__init__(
-            model,
-            prefix=prefix,
-            init_loc_fn=init_loc_fn,
-            init_scale=init_scale,
-            **kwargs,
+            model, prefix=prefix, init_loc_fn=init_loc_fn, init_scale=init_scale
         )
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        rng_key = numpyro.prng_key()
+    def _lay_out(
+        self, rng_key: Any, sites: dict[str, Any], potential_fn: Callable
+    ) -> tuple[UnpackTransform, Any]:
+        # NumPyro's order is the model's, but the names' in a compiled program.
+        unpack = UnpackTransform(Unravel(sites, fused=False), ravel)
+        start, radius = ravel(sites), uniform_radius(self.init_loc_fn)
+        # CompiledSVI reads it, where a search has evaluated the density already.
         self._start_is_finite = None
-        super()._setup_prototype(*args, **kwargs)
-        # NumPyro's order is that of the model, or of the names where it is compiled.
-        self._init_latent = ravel(self._init_locs)
-        fused = self._forward_mode_differentiation
-        self._unpack_latent = UnpackTransform(
-            Vector(self._init_locs, fused=fused), ravel
-        )
-        radius = uniform_radius(self.init_loc_fn)
         if not isinstance(rng_key, Tracer) or radius is None:
-            return
-        # Where all is compiled, NumPyro's own search (a program per site) is not used,
-        # and XLA drops it. Outside, it raises NumPyro's errors.
+            return unpack, start
+        # NumPyro searches for initial values site by site. In a compiled program our
+        # search of the vector replaces it, and XLA drops it. Outside of one it stays,
+        # because it raises errors that name the site.
         with handlers.block():
-            found = search(
+            info = search_uniformly(
                 rng_key,
-                lambda vector: self._potential_fn(self._unpack_latent(vector)),
-                jax.typeof(self._init_latent),
+                lambda vector: potential_fn(unpack(vector)),
+                jax.typeof(start),
                 radius,
-                self._forward_mode_differentiation,
+                forward=False,
             )
-        self._start_is_finite = jnp.isfinite(found.potential_energy) & jnp.all(
-            jnp.isfinite(found.z_grad)
+        self._start_is_finite = jnp.isfinite(info.potential_energy) & jnp.all(
+            jnp.isfinite(info.z_grad)
         )
-        self._init_latent = found.z
-        self._init_locs = self._unpack_latent(found.z)
+        return unpack, info.z
 
-    def _sample_latent(
-        self, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
-    ) -> Any:
-        posterior = self._get_posterior()
+    def _draw(self, posterior: Any, sample_shape: tuple[int, ...]) -> Any:
         # One event: the plates of the model say nothing about the vector.
         joint = posterior.to_event(len(posterior.batch_shape)).expand_by(sample_shape)
         latent = numpyro.sample(
             f"_{self.prefix}_latent", joint, infer={"is_auxiliary": True}
         )
-        if self._forward_mode_differentiation:
-            return latent
-        # Or XLA fuses the drawing of the vector into the model.
+        # The barrier keeps XLA from drawing each piece of the vector inside the model.
         return lax.optimization_barrier(latent)

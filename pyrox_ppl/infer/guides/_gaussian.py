@@ -19,15 +19,15 @@ from pyrox_ppl.infer.guides._local_sites import LocalSite
 Family = Literal["diagonal", "full"]
 
 
-def width(family: Family, dim: int) -> int:
-    """How many numbers say the Gaussian over `dim` numbers."""
+def num_parameters(family: Family, dim: int) -> int:
+    """The number of parameters of a Gaussian over `dim` numbers."""
     return dim + (dim if family == "diagonal" else dim * (dim + 1) // 2)
 
 
-def split(
+def split_parameters(
     family: Family, parameters: jax.Array, dim: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The means, and the standard deviations or Cholesky factors, of every datum."""
+    """Split into the means, and the standard deviations or Cholesky factors."""
     diagonal = family == "diagonal"
     positive: Any = (
         SoftplusTransform() if diagonal else SoftplusLowerCholeskyTransform()
@@ -36,9 +36,9 @@ def split(
 
 
 def sample_normal(site: LocalSite, loc: jax.Array, scale: jax.Array) -> Any:
-    """Sample a site from independent normals, pushed to its support."""
-    base = dist.Normal(site.arranged(loc), site.arranged(scale))
-    law = site.constrained(base.to_event(site.event_dim))
+    """Sample a site from independent normals, transformed to its support."""
+    base = dist.Normal(site.arrange(loc), site.arrange(scale))
+    law = site.constrain(base.to_event(site.event_dim))
     return numpyro.sample(site.name, law)
 
 
@@ -57,8 +57,12 @@ def sample_joint(
 
 
 def sample_delta(site: LocalSite, latent: jax.Array) -> Any:
-    """Put a site at its part of the auxiliary one, with the bijection's density."""
-    start = site.arranged(latent)
+    """Place a site at its part of the auxiliary site, as a Delta.
+
+    Its log density is the change of variables, so that the two sites together have the
+    density of the latent on its support.
+    """
+    start = site.arrange(latent)
     transform: Any = biject_to(site.support)
     value = transform(start)
     log_density = -transform.log_abs_det_jacobian(start, value)
@@ -68,15 +72,18 @@ def sample_delta(site: LocalSite, latent: jax.Array) -> Any:
     return numpyro.sample(site.name, law)
 
 
-def marginal(site: LocalSite, loc: jax.Array, spread: jax.Array) -> dist.Distribution:
-    """The law of a site on its support, the data on the first axis."""
+def marginal_law(
+    site: LocalSite, loc: jax.Array, spread: jax.Array
+) -> dist.Distribution:
+    """The distribution of a site on its support, with the data on the first axis."""
     shape = (len(loc), *site.shape)
     if spread.ndim == 2 or site.size == 1:
+        # The variance of an entry is the squared norm of its row of the factor.
         scale = spread if spread.ndim == 2 else jnp.linalg.norm(spread, axis=-1)
         base = dist.Normal(loc.reshape(shape), scale.reshape(shape))
-        return site.constrained(base.to_event(site.event_dim))
+        return site.constrain(base.to_event(site.event_dim))
     joint = dist.MultivariateNormal(loc, spread @ jnp.swapaxes(spread, -1, -2))
     if site.shape == (site.size,) and site.event_dim == 1:
-        return site.constrained(joint)
+        return site.constrain(joint)
     arrange = ReshapeTransform(site.shape, (site.size,))
-    return site.constrained(dist.TransformedDistribution(joint, arrange))
+    return site.constrain(dist.TransformedDistribution(joint, arrange))

@@ -19,15 +19,15 @@ from numpyro.primitives import CondIndepStackFrame
 
 @dataclasses.dataclass(frozen=True)
 class LocalSite:
-    """A latent site in the plate, and its numbers per datum in unconstrained space.
+    """A latent site in the plate, with the form of its unconstrained value.
 
     Attributes:
         name: The site's name.
         support: Its support.
-        event_dim: Number of event axes of its unconstrained value.
+        event_dim: The number of event axes of the unconstrained value.
         axis: The plate's axis in that value, from the right.
-        shape: That value's shape without the plate's axis.
-        frames: The plates that it stands in.
+        shape: The shape of that value without the plate's axis.
+        frames: The plates around the site.
     """
 
     name: str
@@ -39,7 +39,7 @@ class LocalSite:
 
     @property
     def size(self) -> int:
-        """How many numbers a datum has here."""
+        """The number of unconstrained values per datum."""
         return math.prod(self.shape)
 
     @property
@@ -50,26 +50,26 @@ class LocalSite:
             support = support.base_constraint
         return support is constraints.real
 
-    def arranged(self, rows: jax.Array) -> jax.Array:
-        """From (datum, numbers) to the site's unconstrained shape."""
+    def arrange(self, rows: jax.Array) -> jax.Array:
+        """Reshape ``(datum, numbers)`` to the site's unconstrained shape."""
         return jnp.moveaxis(rows.reshape(-1, *self.shape), 0, self.axis)
 
-    def constrained(self, base: dist.Distribution) -> dist.Distribution:
-        """The law on the support, of one in unconstrained space."""
+    def constrain(self, base: dist.Distribution) -> dist.Distribution:
+        """Transform a distribution over unconstrained values to the support."""
         if self.is_real:
             return base
         return dist.TransformedDistribution(base, biject_to(self.support))
 
 
 @dataclasses.dataclass(frozen=True)
-class Locals:
-    """What one run of a model says of a plate.
+class PlateSummary:
+    """A plate of a model, and the latent sites in it.
 
     Attributes:
         size: The plate's size.
         frame: The plate's frame: its name, axis and number of members in a minibatch.
         sites: The latent sites in the plate.
-        has_global: Whether there are latent sites outside of it.
+        has_global: Whether there are latent sites outside the plate.
     """
 
     size: int
@@ -79,11 +79,11 @@ class Locals:
 
     @property
     def dim(self) -> int:
-        """How many numbers a datum has, over all sites."""
+        """The number of unconstrained values per datum, over all sites."""
         return sum(site.size for site in self.sites)
 
     def parts(self) -> Iterator[tuple[LocalSite, slice]]:
-        """The sites, each with its place among the numbers of a datum."""
+        """The sites, each with its slice of the numbers of a datum."""
         start = 0
         for site in self.sites:
             yield site, slice(start, start + site.size)
@@ -95,7 +95,7 @@ class Locals:
         return {site.name for site in self.sites}
 
     def plates(self) -> dict[str, numpyro.plate]:
-        """A plate of the guide's own for every one that the sites stand in."""
+        """A new plate for each plate around the sites, for use in the guide."""
         plates = {}
         for frame in (frame for site in self.sites for frame in site.frames):
             if frame.name not in plates:
@@ -106,36 +106,36 @@ class Locals:
         return plates
 
     def rows(self, context: Any, members: ArrayLike) -> Any:
-        """The contexts of the minibatch, of all the contexts or of its own."""
+        """The contexts of the minibatch, taken from all contexts if these are given."""
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(context)]
         if shapes and all(shape[:1] == (self.size,) for shape in shapes):
             return jax.tree.map(lambda leaf: jnp.asarray(leaf)[members], context)
         if shapes and all(shape[:1] == (self.frame.size,) for shape in shapes):
             return context
         raise ValueError(
-            "context must return arrays with the data on their first axis, "
+            "context must return arrays whose first axis is the data: "
             f"{self.size} for the whole plate {self.frame.name!r} or "
-            f"{self.frame.size} for the minibatch, got the shapes {shapes}."
+            f"{self.frame.size} for the minibatch. Got the shapes {shapes}."
         )
 
 
-def local_sites(
+def find_local_sites(
     model: Callable, plate: str, args: tuple, kwargs: dict[str, Any]
-) -> Locals:
-    """Run the model once, unseen by the handlers outside, for its shapes.
+) -> PlateSummary:
+    """Run the model once, hidden from the handlers outside, for its shapes.
 
     Raises:
-        ValueError: If the plate is not there, holds no latent site, or one that is
-            discrete or stands in another plate that is subsampled.
+        ValueError: If the model has no such plate, or no latent site in it, or one that
+            is discrete or in another subsampled plate.
     """
     key = numpyro.prng_key()
     if key is None:
         raise ValueError(
-            "AmortizedGuide draws with the PRNG key of a handler outside: run it in "
-            "SVI or Predictive, or in `with numpyro.handlers.seed(rng_seed=0):`."
+            "AmortizedGuide needs a PRNG key from a handler: run it in SVI or "
+            "Predictive, or in `with numpyro.handlers.seed(rng_seed=0):`."
         )
     with handlers.block():
-        # At a feasible point: to draw would cost more, and only shapes are asked for.
+        # Only shapes are needed, and a feasible point costs less than a draw.
         at = handlers.substitute(
             handlers.seed(model, key), substitute_fn=init_to_feasible()
         )
@@ -145,7 +145,7 @@ def local_sites(
     }
     if plate not in plates:
         raise ValueError(
-            f"the model has no plate {plate!r} for AmortizedGuide; its plates are "
+            f"the model has no plate {plate!r} for AmortizedGuide. Its plates are "
             f"{sorted(plates)}."
         )
     latent = {
@@ -160,28 +160,31 @@ def local_sites(
     }
     if not local:
         raise ValueError(
-            f"no latent site stands in the plate {plate!r}, so that AmortizedGuide has "
-            f"nothing to amortise; the latent sites are {sorted(latent)}. An ordinary "
-            "autoguide does for these. (If the observations are missing, give the "
-            "guide and the model the same arguments.)"
+            f"no latent site stands in the plate {plate!r}, so AmortizedGuide has "
+            f"nothing to amortise. The latent sites are {sorted(latent)}: use an "
+            "ordinary autoguide for them. (If the observations are missing, pass the "
+            "same arguments to the guide as to the model.)"
         )
     sites = tuple(_local_site(site, plate, plates) for site in local.values())
     frame = next(f for f in sites[0].frames if f.name == plate)
-    return Locals(plates[plate], frame, sites, has_global=len(latent) > len(local))
+    return PlateSummary(
+        plates[plate], frame, sites, has_global=len(latent) > len(local)
+    )
 
 
 def _local_site(site: dict[str, Any], plate: str, plates: dict[str, int]) -> LocalSite:
     name, fn, frames = site["name"], site["fn"], tuple(site["cond_indep_stack"])
     if fn.support.is_discrete:
         raise ValueError(
-            f"the local site {name!r} is discrete, but AmortizedGuide is Gaussian in "
-            "unconstrained space: sum it out in the model."
+            f"the local site {name!r} is discrete, but AmortizedGuide is Gaussian over "
+            "unconstrained values: sum the site out in the model."
         )
     for other in frames:
         if other.name != plate and plates[other.name] != other.size:
             raise ValueError(
-                f"the local site {name!r} stands in the plate {other.name!r}, too, "
-                f"which is subsampled: AmortizedGuide subsamples {plate!r} alone."
+                f"the local site {name!r} also stands in the subsampled plate "
+                f"{other.name!r}, but AmortizedGuide subsamples only {plate!r}: do not "
+                f"subsample {other.name!r}."
             )
     value_shape = jnp.shape(site["value"])
     shape = biject_to(fn.support).inverse_shape(value_shape)

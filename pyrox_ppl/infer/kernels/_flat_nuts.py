@@ -1,6 +1,5 @@
 """FlatNUTS: NumPyro's NUTS with all sites in one vector."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,44 +7,53 @@ import jax
 from jax import lax
 from jax.core import Tracer
 from numpyro.infer import NUTS
-from numpyro.infer.hmc import hmc
 from numpyro.infer.util import ParamInfo, initialize_model
 from numpyro.util import is_prng_key
 
+from pyrox_ppl._numpyro import (
+    AbstractVectorNUTS,
+    VectorStart,
+    init_strategy,
+    uses_forward_mode,
+)
 from pyrox_ppl.infer._init_to_stored import init_to_stored
-from pyrox_ppl.infer._uniform_search import search, uniform_radius
-from pyrox_ppl.infer._vector import Vector, ravel
+from pyrox_ppl.infer._vector import (
+    Unravel,
+    ravel,
+    search_uniformly,
+    uniform_radius,
+)
 
 
-class FlatNUTS(NUTS):
-    r"""NumPyro's NUTS, its state one vector instead of an array per site.
+class FlatNUTS(AbstractVectorNUTS):
+    r"""NumPyro's NUTS with one vector as its state, in place of an array per site.
 
-    The unconstrained values of all latent sites, in the order of their names, are the
-    vector :math:`u \in \mathbb{R}^D`, and the leapfrog steps of
+    The vector :math:`u \in \mathbb{R}^D` holds the unconstrained values of all latent
+    sites, in the order of their names. The leapfrog steps move it in the potential
 
     .. math:: U(u) = -\log p(y, \theta(u)) - \log |\partial\theta / \partial u|
 
-    work on it: one addition where NUTS has one per site, so a model of many sites
-    compiles faster. It is the same sampler otherwise, for NumPyro's ``MCMC`` and for
-    :class:`~pyrox_ppl.infer.CompiledMCMC`. Its draws are of the same posterior, but
-    with the same key they are not those of NUTS: the momentum is drawn for the whole
-    vector, and the start is another one.
+    with one addition where NUTS has one per site, so a model of many sites compiles
+    faster. Otherwise the sampler is the same, in NumPyro's ``MCMC`` and in
+    :class:`~pyrox_ppl.infer.CompiledMCMC`. Its draws come from the same posterior, but
+    the same key gives other draws than NUTS: the momentum is drawn for the whole
+    vector, and the chain starts elsewhere.
 
-    The state has no sites, so that ``extra_fields=("z.site",)`` needs NUTS. A kernel
-    that is built around it and looks sites up, such as ``HMCECS``, gets the NUTS of the
-    same settings (see :meth:`wrap_model`).
+    The state has no sites, so ``extra_fields=("z.site",)`` needs NUTS. A kernel that
+    wraps this one and looks sites up, such as ``HMCECS``, gets a NUTS with the same
+    settings (see :meth:`wrap_model`).
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
-    **Sites**: as the model has them: draws are constrained, under their names, and
-    deterministic sites among them.
+    **Sites**: those of the model. The draws are constrained, and include deterministic
+    sites.
 
     Args:
         model: The NumPyro model.
-        dense_mass: Whether the mass matrix is full; blocks of sites need NUTS.
+        dense_mass: Whether the mass matrix is full. Blocks of sites need NUTS.
         inverse_mass_matrix: An array of shape ``(D,)`` or ``(D, D)``, in the order of
-            the sorted names.
-        init_strategy: As NUTS has it, by default :func:`init_to_stored`.
+            the vector.
+        init_strategy: As in NUTS; the default is :func:`init_to_stored`.
         **kwargs: The other arguments of ``numpyro.infer.NUTS``.
 
     Raises:
@@ -84,7 +92,7 @@ class FlatNUTS(NUTS):
     ) -> None:
         if not callable(model) or "potential_fn" in kwargs:
             raise TypeError(
-                "FlatNUTS takes a model; with a potential function use "
+                "FlatNUTS takes a model. For a potential function use "
                 "numpyro.infer.NUTS, whose state has the shape that you give it."
             )
         if not isinstance(dense_mass, bool) or isinstance(inverse_mass_matrix, dict):
@@ -101,95 +109,77 @@ class FlatNUTS(NUTS):
             init_strategy=init_strategy,
             **kwargs,
         )
-        # NumPyro's HMC looks sites up in `z` where it holds a model.
-        self._sites_model, self._model = model, None
 
-    @property
-    def model(self) -> Callable:
-        """The NumPyro model."""
-        return self._sites_model
-
-    def _init_state(
+    def _start(
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
-    ) -> Any:
-        radius = uniform_radius(self._init_strategy)
+    ) -> VectorStart:
+        radius, forward = uniform_radius(init_strategy(self)), uses_forward_mode(self)
         compiled = isinstance(rng_key, Tracer)
         searches = compiled and init_params is None and radius is not None
-        # Where all is compiled, NumPyro's own search (a program per site) is not used,
-        # and XLA drops it. Outside, it raises NumPyro's errors.
+        # NumPyro searches for initial values site by site. In a compiled program our
+        # search of the vector replaces it, and XLA drops it. Outside of one it stays,
+        # because it raises errors that name the site.
         info = initialize_model(
             rng_key,
-            self._sites_model,
+            self.model,
             dynamic_args=True,
-            init_strategy=self._init_strategy,
+            init_strategy=init_strategy(self),
             model_args=model_args,
             model_kwargs=model_kwargs,
-            forward_mode_differentiation=self._forward_mode_differentiation,
+            forward_mode_differentiation=forward,
             validate_grad=not (searches or (compiled and init_params is not None)),
         )
-        found = info.param_info
+        start = info.param_info
         batched = not is_prng_key(rng_key)
         join = jax.vmap(ravel) if batched else ravel
-        one = jax.tree.map(lambda v: v[0], found.z) if batched else found.z
-        unravel = Vector(one, fused=self._forward_mode_differentiation)
-
-        self._potential_fn_gen = _on_vector(info.potential_fn, unravel)
-        self._postprocess_fn = _on_vector(info.postprocess_fn, unravel)
-        self._init_fn, self._sample_fn = hmc(
-            potential_fn_gen=self._potential_fn_gen,
-            kinetic_fn=self._kinetic_fn,
-            algo=self._algo,
-        )
+        sites = jax.tree.map(lambda v: v[0], start.z) if batched else start.z
+        unravel = Unravel(sites, fused=forward)
+        potential_fn = _on_vector(info.potential_fn, unravel)
         if init_params is not None:
-            if not isinstance(init_params, dict):
-                return init_params
-            if init_params.keys() != one.keys():
-                raise ValueError(
-                    "init_params must have an unconstrained value for each of the "
-                    f"sites {sorted(one)}, got {sorted(init_params)}."
+            state = _join_given(init_params, sites, join)
+        elif radius is None or not searches:
+            state = start._replace(z=join(start.z), z_grad=join(start.z_grad))
+        else:
+            like = jax.eval_shape(ravel, sites)
+            potential = potential_fn(*model_args, **model_kwargs)
+
+            def search(rng_key: Any) -> ParamInfo:
+                return search_uniformly(
+                    rng_key, potential, like, radius, forward=forward
                 )
-            return join(init_params)
-        if radius is None or not searches:
-            return found._replace(z=join(found.z), z_grad=join(found.z_grad))
-        start = jax.eval_shape(ravel, one)
-        potential = self._potential_fn_gen(*model_args, **model_kwargs)
 
-        def find(rng_key: Any) -> ParamInfo:
-            return search(
-                rng_key, potential, start, radius, self._forward_mode_differentiation
-            )
-
-        return lax.map(find, rng_key) if batched else find(rng_key)
-
-    def get_constrain_fn(
-        self,
-        model_args: tuple = (),
-        model_kwargs: dict | None = None,
-        *,
-        return_deterministic: bool = False,
-    ) -> Callable:
-        """The map from the vector to constrained values by site."""
-        if self._postprocess_fn is None:
-            raise RuntimeError("get_constrain_fn needs an initialised kernel.")
-        return self._postprocess_fn(*model_args, **(model_kwargs or {}))
+            # In turn for each chain: under vmap all would wait for the longest search.
+            state = lax.map(search, rng_key) if batched else search(rng_key)
+        return VectorStart(
+            potential_fn, _on_vector(info.postprocess_fn, unravel), state
+        )
 
     def wrap_model(self, wrapper: Callable) -> NUTS:
         """NUTS with these settings for ``wrapper(self.model)``, its state by site.
 
-        It is for kernels that change the model of another one, and these (``HMCECS``,
-        ``HMCGibbs``) look sites up in the state, which a vector has not.
+        Kernels that change the model of another one (``HMCECS``, ``HMCGibbs``) call it.
+        They look sites up in the state, and a vector has none.
         """
-        kernel: Any = NUTS(self.model)
-        vars(kernel).update(vars(copy.copy(self)))
-        kernel._model = vars(kernel).pop("_sites_model")
-        return kernel.wrap_model(wrapper)
+        return self._by_site().wrap_model(wrapper)
+
+
+def _join_given(init_params: Any, sites: dict[str, Any], join: Callable) -> Any:
+    """Initial values that the user gave, by site or as a vector, as a vector."""
+    if not isinstance(init_params, dict):
+        return init_params
+    if init_params.keys() != sites.keys():
+        raise ValueError(
+            "init_params must have an unconstrained value for each of the sites "
+            f"{sorted(sites)}, got {sorted(init_params)}."
+        )
+    return join(init_params)
 
 
 def _on_vector(make: Callable, unravel: Callable) -> Callable:
-    """A function of model arguments that makes functions of the vector."""
+    """Turn a maker of functions of sites into a maker of functions of the vector."""
 
     def make_on_vector(*args: Any, **kwargs: Any) -> Callable:
-        of_sites = make(*args, **kwargs)
-        return lambda vector: of_sites(unravel(vector))
+        on_sites = make(*args, **kwargs)
+        return lambda vector: on_sites(unravel(vector))
 
     return make_on_vector

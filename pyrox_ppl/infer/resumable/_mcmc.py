@@ -7,6 +7,7 @@ import jax
 from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
+from pyrox_ppl._numpyro import record_run, takes_traced_arguments
 from pyrox_ppl.infer._arrays import (
     digest,
     flat,
@@ -133,9 +134,8 @@ def run_mcmc(
         state = _go_on(store, segments, mcmc, names)
         stored = store.read(mcmc.num_samples // mcmc.thinning)
     draws = [from_numpy(stored[n], leaf) for n, leaf in zip(names, like, strict=True)]
-    mcmc._states = jax.tree.unflatten(jax.tree.structure(segments.like), draws)
-    mcmc._states_flat, mcmc._last_state = None, state
-    mcmc._args, mcmc._kwargs = args, kwargs
+    states = jax.tree.unflatten(jax.tree.structure(segments.like), draws)
+    record_run(mcmc, states, state, args, kwargs)
     return mcmc
 
 
@@ -198,7 +198,7 @@ def _fingerprint(
         "settings": {
             "class": type(mcmc).__qualname__,
             "kernel": type(mcmc.sampler).__qualname__,
-            "jit_model_args": mcmc._jit_model_args,
+            "jit_model_args": takes_traced_arguments(mcmc),
             "num_warmup": mcmc.num_warmup,
             "num_samples": mcmc.num_samples,
             "num_chains": mcmc.num_chains,

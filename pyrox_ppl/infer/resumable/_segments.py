@@ -1,8 +1,8 @@
 """A kernel's steps in segments: one compiled program for warm-up and sampling.
 
-The program takes a state and two numbers: ``draws`` times it makes ``steps`` steps and
-keeps the last one. The numbers are no constants, so that a short last segment, thinning
-and warm-up run the same machine code as everything else, and come to the same bits.
+The program takes a state and two numbers: ``draws`` times it takes ``steps`` steps and
+keeps the last state. The numbers are inputs and not constants, so that warm-up,
+thinning and a short last segment run the same machine code, and give the same bits.
 """
 
 import copy
@@ -15,27 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from numpyro.infer import HMC, MCMC
-from numpyro.util import is_prng_key, nested_attrgetter
+from numpyro.util import is_prng_key
 
+from pyrox_ppl._numpyro import takes_traced_arguments
 from pyrox_ppl.infer._arrays import is_sharded, strong
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
-from pyrox_ppl.infer.compiled._chains import over_chains, replicate
+from pyrox_ppl.infer.compiled._chains import map_over_chains, replicate
+from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._held_params import hold_params
 from pyrox_ppl.infer.compiled._mcmc import CompiledMCMC
 
 
 class Segments:
-    """The kernel of an MCMC object, started, and its compiled segment.
-
-    Works on a copy of the kernel, as a kernel remembers the arguments it was begun
-    with.
+    """The initialised kernel of an MCMC object, and its compiled segment.
 
     Attributes:
-        start: The state before the first step; with several chains their states
-            stacked.
-        example: What :meth:`segment` takes, for its shapes.
+        start: The state before the first step, stacked over several chains.
+        example: Arguments of :meth:`segment`, for their shapes.
         like: The shapes of all draws, ``(chain, draw, ...)``, by field.
-        size: The most draws of a segment.
+        size: The largest number of draws in a segment.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class Segments:
         size: int,
     ) -> None:
         self._mcmc = mcmc
-        # A copy comes without what it remembers.
+        # A kernel keeps the arguments that it was initialised with. A copy does not.
         self._kernel: Any = copy.copy(mcmc.sampler)
         if isinstance(self._kernel, HMC) and self._kernel.model is not None:
             first = key if is_prng_key(key) else key[0]
@@ -58,30 +56,22 @@ class Segments:
                 first = jax.random.split(key, mcmc.num_chains)[0]
             self._kernel = hold_params(self._kernel, first, args, kwargs)
         self._args, self._kwargs = args, kwargs
-        # NumPyro makes the data constants of the program, unless it is told otherwise;
-        # a constant is not sharded, so arrays on several devices are never made one.
+        # NumPyro makes the data constants of its program, unless jit_model_args is set,
+        # and the same bits need the same program. But a constant lies on one device, so
+        # an array on several devices is always an input.
         if isinstance(mcmc, CompiledMCMC):
             is_data = is_array
         else:
-            is_data = eqx.is_array_like if mcmc._jit_model_args else is_sharded
+            is_data = eqx.is_array_like if takes_traced_arguments(mcmc) else is_sharded
         self._data, *self._constant = take_arrays((args, kwargs), is_data)
         if mcmc.num_chains > 1 and mcmc.chain_method == "parallel":
             self._data = replicate(self._data, mcmc.num_chains)
         self.size = size
-        self._together = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
-        fields = (
-            mcmc.sampler.sample_field,
-            *mcmc.sampler.default_fields,
-            *extra_fields,
-        )
-        without = f"~{mcmc.sampler.sample_field}."
-        self._fields = tuple(
-            dict.fromkeys(f for f in fields if not f.startswith(without))
-        )
-        self._removed = [f[len(without) :] for f in fields if f.startswith(without)]
+        self._vectorized = mcmc.num_chains > 1 and mcmc.chain_method == "vectorized"
+        self._fields = choose_fields(mcmc.sampler, extra_fields)
         self.start = strong(self._start(key, init_params))
         one = self.start
-        if mcmc.num_chains > 1 and not self._together:
+        if mcmc.num_chains > 1 and not self._vectorized:
             one = jax.tree.map(lambda leaf: leaf[0], one)
         self.example = (one, np.int32(1), np.int32(1))
         self.like = self._shapes()
@@ -89,14 +79,14 @@ class Segments:
 
     def _shapes(self) -> dict[str, Any]:
         _, kept = jax.eval_shape(self.segment, *self.example)
-        leading = 2 if self._together else 1
+        leading = 2 if self._vectorized else 1
         total = self._mcmc.num_samples // self._mcmc.thinning
 
         def whole(leaf: Any) -> Any:
             shape = (self._mcmc.num_chains, total, *leaf.shape[leading:])
             return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
-        return jax.tree.map(whole, dict(zip(self._fields, kept, strict=True)))
+        return jax.tree.map(whole, dict(zip(self._fields.names, kept, strict=True)))
 
     def _start(self, key: jax.Array, init_params: Any) -> Any:
         mcmc = self._mcmc
@@ -109,7 +99,7 @@ class Segments:
         keys = key
         if mcmc.num_chains > 1 and is_prng_key(key):
             keys = jax.random.split(key, mcmc.num_chains)
-        if mcmc.num_chains == 1 or self._together:
+        if mcmc.num_chains == 1 or self._vectorized:
             state = init(keys, init_params)
         else:
             states = [
@@ -122,12 +112,12 @@ class Segments:
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         if mcmc.post_warmup_state is None:
             return state
-        # As MCMC.run does: the chains are those, their randomness is the key's.
+        # As in MCMC.run: the states of those chains, with the randomness of this key.
         ensemble = mcmc.sampler.is_ensemble_kernel
         return mcmc.post_warmup_state._replace(rng_key=keys[0] if ensemble else keys)
 
-    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, list[Any]]:
-        """`draws` times `steps` steps of one chain (or of all, vectorized)."""
+    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, tuple]:
+        """Take `draws` times `steps` steps of one chain (or of all, vectorized)."""
         data = (self._args, self._kwargs)
         return self._segment(state, draws, steps, data)
 
@@ -149,32 +139,19 @@ class Segments:
         )
         return lax.fori_loop(0, draws, draw, (state, kept))
 
-    def _collect(self, state: Any, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
-        values = [nested_attrgetter(field)(state) for field in self._fields]
+    def _collect(self, state: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
         constrain = self._mcmc.postprocess_fn
         if constrain is None:
             constrain = self._kernel.postprocess_fn(args, kwargs)
-        if not self._together:
-            values[0] = constrain(values[0])
-        elif jax.tree.leaves(values[0]):
-            values[0] = jax.vmap(constrain)(values[0])
-        else:
-            values[0] = jax.tree.map(
-                lambda leaf: jnp.broadcast_to(
-                    leaf, (self._mcmc.num_chains, *jnp.shape(leaf))
-                ),
-                constrain(values[0]),
-            )
-        if self._removed:
-            values[0] = {k: v for k, v in values[0].items() if k not in self._removed}
-        return values
+        chains = self._mcmc.num_chains if self._vectorized else None
+        return self._fields.collect(state, constrain, chains)
 
     def run(self, state: Any, draws: int, steps: int) -> tuple[Any, dict[str, Any]]:
-        """A segment of every chain.
+        """Run a segment of every chain.
 
         Returns:
-            The states after it and, for every field, the kept values with leading
-            axes (chain, draw); the first `draws` of the latter count.
+            The states after it, and the kept values of each field with the leading axes
+            ``(chain, draw)``. Only the first `draws` of them were written.
         """
         if self._compiled is None:
             self._compiled = self._compile()
@@ -182,9 +159,9 @@ class Segments:
         state, kept = self._compiled(state, *counts, self._data)
         if self._mcmc.num_chains == 1:
             kept = jax.tree.map(lambda leaf: leaf[None], kept)
-        elif self._together:
+        elif self._vectorized:
             kept = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), kept)
-        return state, dict(zip(self._fields, kept, strict=True))
+        return state, dict(zip(self._fields.names, kept, strict=True))
 
     def _compile(self) -> Callable:
         mcmc, constant = self._mcmc, self._constant
@@ -192,7 +169,7 @@ class Segments:
         def segment(state: Any, draws: Any, steps: Any, data: Any) -> Any:
             return self._segment(state, draws, steps, put_arrays(data, *constant))
 
-        if mcmc.num_chains == 1 or self._together:
+        if mcmc.num_chains == 1 or self._vectorized:
             return jax.jit(segment)
         if mcmc.chain_method == "sequential":
             one = jax.jit(segment)
@@ -206,7 +183,7 @@ class Segments:
                 return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
             return each
-        each_chain = over_chains(
+        each_chain = map_over_chains(
             lambda state, rest: segment(state, *rest),
             mcmc.chain_method,
             mcmc.num_chains,

@@ -248,7 +248,7 @@ def test_chains_are_spread_over_devices():
 import sys, jax, numpy as np, numpyro
 jax.config.update("jax_enable_x64", True)
 numpyro.set_host_device_count(2)
-sys.path.append("..")
+sys.path.append("../..")
 from test_compiled_mcmc import KEY, MCMC, X, Y, compilations, make
 one, two = make(num_chains=2), make(num_chains=4)
 old = make(cls=MCMC, num_chains=2)

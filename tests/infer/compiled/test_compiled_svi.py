@@ -27,7 +27,7 @@ from pyrox_ppl.infer import (
     MinibatchLoader,
     run_minibatches,
 )
-from pyrox_ppl.infer.compiled._lift import Lifted
+from pyrox_ppl.infer.compiled._object_output import ObjectOutput
 
 # NumPyro's own model of a seed, its transforms and its reparameterised prior broadcast.
 pytestmark = pytest.mark.rank_promotion
@@ -275,13 +275,13 @@ def test_the_order_of_the_vector_is_that_of_flat_nuts_compiled_or_not(flat):
             np.testing.assert_allclose(value, values[name], rtol=1e-5)
 
 
-def test_what_is_lifted_out_of_a_jit_keeps_all_that_was_no_tracer():
+def test_an_object_that_a_program_returns_keeps_all_that_was_no_tracer():
     kept = dist.constraints.positive
 
     @jax.jit
     def inside(x):
         made = {"a": [x + 1.0, kept], "f": jax.tree_util.Partial(jnp.add, x)}
-        return Lifted(made)
+        return ObjectOutput(made)
 
     value = inside(jnp.asarray(2.0)).value()
     assert value["a"][0] == 3.0

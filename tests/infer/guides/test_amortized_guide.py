@@ -225,7 +225,7 @@ def test_what_can_be_seen_at_once_is_refused_at_once():
         guide_of().posterior({}, Y)
     with (
         pytest.warns(UserWarning, match="seed"),  # NumPyro's own
-        pytest.raises(ValueError, match="handler outside"),
+        pytest.raises(ValueError, match="PRNG key from a handler"),
     ):
         guide_of()(Y)
 

@@ -209,7 +209,7 @@ for name, draws in numpyros.get_samples(group_by_chain=True).items():
     np.testing.assert_allclose(ours.get_samples(True)[name], draws, rtol=1e-4)
 mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
 y = shard_data(mesh, np.tile(Y, 2))
-with pytest.raises(ValueError, match="laid out over several devices"):
+with pytest.raises(ValueError, match="spread over them already"):
     run_mcmc(chains(), folder / "sharded", KEY, y)
 print(mcmc.get_samples(group_by_chain=True)["ratio"].shape)
 """

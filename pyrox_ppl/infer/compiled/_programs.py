@@ -1,0 +1,93 @@
+"""The compiled programs that an object keeps, and the key that finds them again."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from pyrox_ppl._numpyro import handler_stack
+from pyrox_ppl.infer._content_key import LeaveOut, content_key
+from pyrox_ppl.infer.compiled._arguments import (
+    ByContent,
+    is_staged,
+    split_arguments,
+    warn_of_recompiling,
+)
+
+
+class Key(NamedTuple):
+    """What a program depends on besides the values of its arrays.
+
+    Attributes:
+        plan: What a run does: a `Plan`, a `Steps` or None.
+        arguments: The arguments of the model, without their arrays.
+        source: What the program is made of: a kernel, an SVI or a model.
+    """
+
+    plan: Any
+    arguments: ByContent
+    source: ByContent
+
+
+class Programs:
+    """Jitted functions that belong to one object.
+
+    JAX keeps a program as long as the function that it was compiled from, so these
+    functions are methods of an instance, and not shared by all objects. They take all
+    that they compute with as inputs, a :class:`Key` first. A pickled copy has compiled
+    nothing yet.
+    """
+
+    def __init__(self) -> None:
+        self._has_run = False
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
+
+    def key(
+        self,
+        arguments: Any,
+        source: Any,
+        *,
+        parts: Any,
+        plan: Any = None,
+        leave_out: LeaveOut = lambda _: (),
+    ) -> tuple[list, Key]:
+        """The arrays among the arguments of the model, and the key of all else.
+
+        Args:
+            arguments: Any pytree.
+            source: What a program is made of.
+            parts: That of the source that decides what the program does.
+            plan: What the run does.
+            leave_out: The attributes of an object in `parts` that do not count.
+        """
+        arrays, static = split_arguments(arguments)
+        content, unseen = content_key(parts, leave_out)
+        if unseen and self._has_run:
+            warn_of_recompiling(
+                f"the model reaches objects of type {sorted(unseen)}",
+                "give the model what it needs as arrays or plain values",
+            )
+        self._has_run = True
+        # A handler outside may change any site, so no program is used again there.
+        context = object() if handler_stack() else None
+        return arrays, Key(plan, static, ByContent(source, (content, context)))
+
+
+def jit_with_key(function: Callable, *, donated: int | None = None) -> Callable:
+    """A jitted function of a static key; `donated` is the input that it may reuse."""
+    donate = () if donated is None else (donated,)
+    return jax.jit(function, static_argnums=0, donate_argnums=donate)
+
+
+def jit_quickly(function: Callable) -> Callable:
+    """A jitted function of a static key that runs once: XLA need not optimise it.
+
+    A compiler option holds for a whole program, so it is not given inside another one.
+    """
+    quick = {"xla_backend_optimization_level": 0}
+    options = quick if jax.default_backend() == "cpu" else None
+    alone = jax.jit(function, static_argnums=0, compiler_options=options)
+    inside = jax.jit(function, static_argnums=0)
+    return lambda *inputs: (inside if is_staged() else alone)(*inputs)

@@ -1,0 +1,80 @@
+"""Programs belong to one object, and its copies never run those of another one."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from compilations import compilations
+from numpyro.infer import NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoDelta
+
+from pyrox_ppl.infer import CompiledMCMC, CompiledPredictive, CompiledSVI
+
+pytestmark = pytest.mark.rank_promotion
+
+KEY = jax.random.key(0)
+
+
+def model(upper=1.0):
+    numpyro.sample("a", dist.Uniform(0.0, upper))
+
+
+def other(upper=1.0):
+    numpyro.sample("a", dist.Uniform(5.0, 5.0 + upper))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_with_another_part_runs_that_part(copied):
+    mcmc = CompiledMCMC(NUTS(model), num_warmup=2, num_samples=2, progress_bar=False)
+    mcmc.run(KEY)
+    again = copied(mcmc)
+    again.sampler = NUTS(other)
+    again.run(KEY)
+    assert again.get_samples()["a"].min() > 5.0
+    mcmc.run(KEY)
+    assert mcmc.get_samples()["a"].max() < 1.0
+    predictive = CompiledPredictive(model, num_samples=2)
+    predictive(KEY)
+    again = copied(predictive)
+    again.model = other
+    assert again(KEY)["a"].min() > 5.0
+    assert predictive(KEY)["a"].max() < 1.0
+
+
+def svi(cls=CompiledSVI):
+    return cls(model, AutoDelta(model), numpyro.optim.Adam(0.1), Trace_ELBO())
+
+
+def test_copies_of_an_svi_keep_the_supports_of_their_own_arguments():
+    """Bounds are constants of a program, which copies share."""
+    first = svi()
+    second = copy.copy(first)
+    second.guide = AutoDelta(model)
+    for ours, upper in ((first, jnp.asarray(1.0)), (second, jnp.asarray(8.0))):
+        fit = ours.run(KEY, 3, upper, progress_bar=False)
+        theirs = svi(SVI).run(KEY, 3, upper, progress_bar=False)
+        assert jnp.allclose(fit.params["a_auto_loc"], theirs.params["a_auto_loc"])
+
+
+def test_an_svi_pickles_and_reads_its_params_with_the_optimiser_that_it_has():
+    ours = svi()
+    fit = ours.run(KEY, 3, progress_bar=False)
+    again = pickle.loads(pickle.dumps(ours))
+    assert again.get_params(fit.state) == fit.params
+    jax.block_until_ready(KEY)
+    with compilations() as names:
+        ours.get_params(fit.state)
+        ours.get_params(fit.state)
+    assert len(names) == 1
+
+
+def test_what_numpyro_predicts_is_not_shared_with_an_object_of_the_same_model():
+    objects = [CompiledPredictive(model, num_samples=2) for _ in range(2)]
+    assert objects[0]._programs is not objects[1]._programs
+    expected = Predictive(model, num_samples=2)(KEY)["a"]
+    for predictive in objects:
+        assert jnp.allclose(predictive(KEY)["a"], expected)
