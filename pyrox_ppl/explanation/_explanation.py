@@ -67,6 +67,16 @@ class Explanation:
             has there.
         sites: Every other site of the model.
         parameter_sites: The sites of the parameters themselves.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(2, 3, key=jax.random.key(0))
+        >>> def model(x):
+        ...     with px.bayesianize():
+        ...         return px.bind(linear)(x)
+        >>> explanation = px.explain(model, jnp.ones(2))
+        >>> [row.name for row in explanation.parameters], explanation.latent_dim
+        (['linear.weight', 'linear.bias'], 9)
     """
 
     parameters: tuple[ExplainedParameter, ...]

@@ -25,6 +25,17 @@ class Calibration:
         elpd: Expected log predictive density, summed over the observations, in nats;
             None where the tree has no ``log_likelihood``.
         elpd_se: Its standard error; None of one observation alone.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import pyrox_ppl as px
+        >>> def model(y=None):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mean, 1.0).expand([2]), obs=y)
+        >>> draws = {"mean": jnp.zeros(100)}
+        >>> tree = px.to_datatree(draws, y=jnp.array([0.0, 9.0]), model=model)
+        >>> px.calibration(tree).coverage  # no interval reaches up to 9
+        (0.5, 0.5, 0.5, 0.5)
     """
 
     site: str

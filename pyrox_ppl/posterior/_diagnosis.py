@@ -56,6 +56,15 @@ class Diagnosis:
         bfmi: The energy fraction of each chain, if the energy was collected.
         pareto_k: The Pareto shape of a guide's importance weights.
         loss: The losses of SVI.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+        >>> biases = jax.random.normal(jax.random.key(1), (4, 500, 1)).at[0].add(9.0)
+        >>> tree = px.to_datatree({"linear.bias": biases}, batch_ndims=2)
+        >>> diagnosis = px.diagnose(tree, linear, jnp.ones((5, 1)))
+        >>> diagnosis.ok, diagnosis.failed  # the first chain is in another mode
+        (False, ('R-hat', 'ESS', 'MCSE'))
     """
 
     title: str

@@ -33,6 +33,15 @@ class Saved(NamedTuple):
         posterior: The DataTree.
         module: The module with its stored values, or None.
         name: The root of the module's names, if one was given.
+
+    Example:
+        >>> import jax.numpy as jnp, tempfile, pyrox_ppl as px
+        >>> tree = px.to_datatree({"a": jnp.arange(5.0)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     px.save(f"{folder}/fit.nc", tree, name="net")
+        ...     posterior, module, name = px.load(f"{folder}/fit.nc")
+        >>> module, name
+        (None, 'net')
     """
 
     posterior: xr.DataTree

@@ -14,6 +14,14 @@ class Prediction(NamedTuple):
         std: The standard deviation over the draws (divided by their number).
         quantiles: Probability -> quantile over the draws, interpolated linearly as
             ``numpy.quantile`` does.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+        >>> draws = {"linear.bias": jnp.arange(5.0)[:, None]}
+        >>> prediction = px.predict(linear, draws, jnp.zeros((20, 1)))
+        >>> prediction.mean.shape, sorted(prediction.quantiles)
+        ((20, 1), [0.05, 0.5, 0.95])
     """
 
     mean: np.ndarray
