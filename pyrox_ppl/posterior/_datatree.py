@@ -9,9 +9,23 @@ import xarray as xr
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import MCMC
 
-from pyrox_ppl.posterior._dataset import dataset
-from pyrox_ppl.posterior._groups import no_sites, of_posterior, of_warmup, on_request
-from pyrox_ppl.posterior._source import of_draws, of_guide, of_mcmc, provenance
+from pyrox_ppl.posterior._dataset import make_datasets
+from pyrox_ppl.posterior._fitted import Fitted
+from pyrox_ppl.posterior._groups import (
+    posterior_groups,
+    prediction_groups,
+    prior_groups,
+    warmup_groups,
+)
+from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.posterior._source import (
+    find_model,
+    provenance,
+    source_from_draws,
+    source_from_guide,
+    source_from_mcmc,
+)
+from pyrox_ppl.prediction._model_call import ModelCall
 
 _ORDER = (
     "posterior",
@@ -163,58 +177,57 @@ def to_datatree(
     """
     rng_key = jax.random.key(0) if rng_key is None else rng_key
     predictive_key = rng_key
+    model = find_model(source, guide) if model is None else model
     if isinstance(source, MCMC):
-        found = of_mcmc(source, model, params)
-    elif guide is not None:
+        given = source_from_mcmc(source)
+    elif guide is not None and model is not None:
         if params is not None:
             raise ValueError(
-                "the trained values are those of the fit: give them as the source, "
-                "to_datatree(params, ..., guide=guide)."
+                "the fit brings its trained values: pass them as the source, "
+                "to_datatree(params, ..., guide=guide), and leave `params` out."
             )
         predictive_key, guide_key = jax.random.split(rng_key)
-        found = of_guide(source, guide, model, args, kwargs, guide_key, num_samples)
+        call = ModelCall(model, args, kwargs, {})
+        given = source_from_guide(source, guide, call, guide_key, num_samples)
     elif hasattr(source, "params") and hasattr(source, "losses"):
         raise ValueError(
-            "a result of svi.run holds parameters and no draws: give its guide, "
+            "a result of svi.run holds parameters, not draws: pass its guide, "
             "to_datatree(fit, ..., guide=guide)."
         )
     else:
-        found = of_draws(source, model, params, batch_ndims)
-    if found.model is None:
+        given = source_from_draws(source, batch_ndims)
+    if model is None:
         if args or kwargs:
             raise ValueError(
-                "draws alone are of no model: give it, to_datatree(draws, ..., "
-                "model=model), or no arguments."
+                "draws do not say which model they come from: pass it, "
+                "to_datatree(draws, ..., model=model), or leave the arguments out."
             )
-        groups, sites = {"posterior": found.draws}, no_sites()
+        sites = ModelSites()
+        datasets = make_datasets({"posterior": given.draws}, sites)
     else:
-        groups, sites = of_posterior(
-            found,
-            found.model,
-            args,
-            kwargs,
-            rng_key,
-            predictive_key,
-            log_likelihood,
-            log_weight,
-        )
-    datasets = {name: dataset(name, v, sites) for name, v in groups.items() if v}
-    if found.model is not None and not found.is_warmup:
-        more = on_request(
-            found, found.model, args, kwargs, rng_key, num_prior_samples, predictions
-        )
-        datasets |= more
+        call = ModelCall(model, args, kwargs, {**given.params, **(params or {})})
+        fitted = Fitted.join(given, call)
+        sites = fitted.sites
+        groups = posterior_groups(fitted, predictive_key, log_likelihood, log_weight)
+        datasets = make_datasets(groups, sites)
+        if num_prior_samples and not given.is_warmup:
+            key = jax.random.fold_in(rng_key, 2)
+            datasets |= prior_groups(fitted, key, num_prior_samples)
+        if predictions is not None and not given.is_warmup:
+            key = jax.random.fold_in(rng_key, 3)
+            datasets |= prediction_groups(fitted, key, predictions)
     datasets = {name: datasets[name] for name in _ORDER if name in datasets}
-    datasets |= of_warmup(warmup, sites)
-    if found.losses is not None:
+    if warmup is not None:
+        datasets |= warmup_groups(warmup, sites)
+    if given.losses is not None:
         datasets["optimization"] = xr.Dataset(
-            {"loss": ("step", found.losses)},
-            coords={"step": np.arange(len(found.losses))},
+            {"loss": ("step", given.losses)},
+            coords={"step": np.arange(len(given.losses))},
         )
-    if found.is_warmup:
+    if given.is_warmup:
         datasets = {
             f"warmup_{name}": datasets[name] for name in ("posterior", "sample_stats")
         }
     tree = xr.DataTree.from_dict(datasets)
-    tree.attrs.update(provenance(found, rng_key))
+    tree.attrs.update(provenance(given, rng_key))
     return tree

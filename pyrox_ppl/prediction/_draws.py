@@ -40,7 +40,7 @@ class Draws:
         return math.prod(self.shape)
 
     @classmethod
-    def of(cls, draws: Any, batch_ndims: int | None = None) -> Self:
+    def read(cls, draws: Any, batch_ndims: int | None = None) -> Self:
         """Bring a dictionary of draws or an ArviZ ``DataTree`` to this form.
 
         Args:

@@ -17,7 +17,7 @@ from pyrox_ppl.prediction._draws import Draws
 REPARAMETERISED = ("_decentered", "_base", "_normal", "_unwrapped")
 
 
-def parameter_draws(
+def match_draws(
     module: Any,
     draws: Draws,
     name: str | None,
@@ -45,7 +45,7 @@ def parameter_draws(
     return rebuild(module, leaves), by_position
 
 
-def members_of(
+def plate_size(
     stored: list[Any], trained: list[Any], by_position: Mapping[int, Any]
 ) -> int | None:
     """The size of the plate that the module was bound on, if it was."""

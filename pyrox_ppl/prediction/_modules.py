@@ -11,7 +11,7 @@ import numpy as np
 
 from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._matching import members_of, parameter_draws
+from pyrox_ppl.prediction._matching import match_draws, plate_size
 
 
 def modules_from_draws[Module](
@@ -71,7 +71,7 @@ def modules_from_draws[Module](
         >>> eqx.filter_vmap(lambda net: net(jnp.ones(2)))(modules).shape
         (5, 3)
     """
-    return _stacked(module, Draws.of(draws, batch_ndims), name, params)
+    return _stacked(module, Draws.read(draws, batch_ndims), name, params)
 
 
 def module_from_draw[Module](
@@ -108,7 +108,7 @@ def module_from_draw[Module](
         >>> float(px.module_from_draw(linear, draws, 3).bias[0])
         3.0
     """
-    given = Draws.of(draws, batch_ndims)
+    given = Draws.read(draws, batch_ndims)
     if isinstance(i, tuple):
         if len(i) != len(given.shape):
             raise IndexError(
@@ -159,7 +159,7 @@ def module_from_mean[Module](
         >>> float(px.module_from_mean(linear, draws).bias[0])
         2.0
     """
-    given = Draws.of(draws, batch_ndims)
+    given = Draws.read(draws, batch_ndims)
     mean = {
         site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
         for site, value in jax.device_get(given.values).items()
@@ -176,10 +176,10 @@ def _stacked(
     module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
 ) -> Any:
     """The module with the draw axis, and the plate's, on every array."""
-    trained, by_position = parameter_draws(module, draws, name, params)
+    trained, by_position = match_draws(module, draws, name, params)
     leaves = jax.tree.leaves(trained)
     stored = jax.tree.leaves(module)
-    members = members_of(stored, leaves, by_position)
+    members = plate_size(stored, leaves, by_position)
     leading = (draws.number,) if members is None else (draws.number, members)
     for position, (leaf, old) in enumerate(zip(leaves, stored, strict=True)):
         if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):

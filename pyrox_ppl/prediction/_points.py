@@ -28,7 +28,7 @@ class Points(eqx.Module):
     number: int | None = eqx.field(static=True)
 
     @classmethod
-    def of(cls, inputs: tuple, kwargs: dict[str, Any], batched: bool) -> Self:
+    def find(cls, inputs: tuple, kwargs: dict[str, Any], batched: bool) -> Self:
         """Find the points: the longest leading axis of the arrays with most axes.
 
         Arrays by keyword have the points too, but do not say how many axes that takes.
@@ -78,15 +78,15 @@ class Points(eqx.Module):
         ]
         return cls((inputs, kwargs), jnp.arange(number), tuple(sliced), number)
 
-    def at(self, start: int, size: int) -> Self:
+    def block(self, start: int, size: int) -> Self:
         """A block of the points."""
         if self.number is None:
             return self
         where = slice(start, start + size)
         return self._with(lambda x: x[where], self.numbers[where])
 
-    def turned(self, first: int) -> Self:
-        """The same points, the first ones last and changed."""
+    def rotate_and_change(self, first: int) -> Self:
+        """The same points with the first ones moved to the end and changed."""
 
         def turn(x: Any) -> Any:
             moved = x[:first]
@@ -97,15 +97,15 @@ class Points(eqx.Module):
         return self._with(turn, jnp.roll(self.numbers, -first))
 
     def mapped(self) -> Self:
-        """With rows in what has fewer axes, too, where it has as many as points."""
+        """The same points, with arrays of fewer axes cut too, where possible."""
         sliced = tuple(
             one or (_is_data(x) and x.ndim > 0 and x.shape[0] == self.number)
             for x, one in zip(_leaves(self.args), self.sliced, strict=True)
         )
         return dataclasses.replace(self, sliced=sliced)
 
-    def of_draw(self, number: jax.Array) -> Self:
-        """With random keys of this draw's own."""
+    def with_keys_of_draw(self, number: jax.Array) -> Self:
+        """The same points with the random keys of one draw."""
         args = jax.tree.map(lambda x: _own(x, number), self.args, is_leaf=_is_module)
         return dataclasses.replace(self, args=args)
 

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._function import predict_function
-from pyrox_ppl.prediction._model import predict_sites
-from pyrox_ppl.prediction._prediction import Prediction
+from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._module_values import ModuleCall, predict_module
+from pyrox_ppl.prediction._prediction import SummaryOptions
+from pyrox_ppl.prediction._site_values import predict_sites
 
 
 def predict(
@@ -104,39 +106,27 @@ def predict(
         raise ValueError(f"quantiles are probabilities in [0, 1], got {wrong}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    given = Draws.of(draws, batch_ndims)
-    common = {
-        "quantiles": tuple(quantiles),
-        "batch_size": batch_size,
-        "progress_bar": progress_bar,
-    }
+    given = Draws.read(draws, batch_ndims)
+    options = SummaryOptions(tuple(quantiles), batch_size, progress_bar)
     if isinstance(model, eqx.Module):
         if sites is not None:
             raise ValueError(
-                f"sites are those of a model, and {type(model).__name__} is a module."
+                "`sites` chooses among the sites of a model, and "
+                f"{type(model).__name__} is a module: leave it out."
             )
-        return predict_function(
-            model, given, args, kwargs, name=name, params=params, **common
-        )
+        module_call = ModuleCall(model, args, kwargs, name, params)
+        return predict_module(module_call, given, options)
     if name is not None:
-        raise ValueError("name is the root of a module's names, and this is a model.")
+        raise ValueError(
+            "`name` is the root of a module's names, and this is a model: leave it out."
+        )
     params = {**given.params, **(params or {})}
     if not given.values and not params:
         raise ValueError(
-            "there are no draws and no params, so there is nothing to predict from: "
-            "give `mcmc.get_samples()`, or params=fit.params of a model that is only "
-            "trained. Draws from the prior are those of NumPyro's Predictive."
+            "there are no draws and no params to predict from: give "
+            "`mcmc.get_samples()`, or params=fit.params for a model that is only "
+            "trained. For draws from the prior use NumPyro's Predictive."
         )
-    return predict_sites(
-        model,
-        given,
-        args,
-        kwargs,
-        rng_key=rng_key,
-        sites=sites,
-        params=params,
-        **common,
-    )
-
-
-__all__ = ["Prediction", "predict"]
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    call = ModelCall(model, args, kwargs, params)
+    return predict_sites(call, given, rng_key, sites, options)
