@@ -156,8 +156,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
             tree = file.load()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be read: it is truncated, damaged, or not in the format "
-            f"that its suffix says ({type(error).__name__}: {error})."
+            f"{path} cannot be read: it is truncated or damaged, or not in the format "
+            f"of its suffix ({type(error).__name__}: {error})."
         ) from error
     if "pyrox_ppl_format" not in tree.attrs:
         raise ValueError(

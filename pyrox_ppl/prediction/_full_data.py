@@ -1,4 +1,4 @@
-"""A handler that runs a model on all of its data, and one that draws the data anew."""
+"""Run a model on all of its data, and draw its observations anew."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -111,9 +111,9 @@ def _arrays_by_site(trace: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
 class redraw(Messenger):
     """Make every observation a draw; ``numpyro.factor`` stays what it is.
 
-    NumPyro's ``uncondition`` takes a factor for an observation, and its draw changes
-    the random numbers of all that follow. Nor does it see what is observed inside a
-    ``scan`` or ``cond`` before it is fed back.
+    NumPyro's ``uncondition`` draws a factor as if it were an observation, which changes
+    the random numbers of all later sites; and it does not reach an observation inside a
+    ``scan`` or ``cond`` before the value is fed back.
     """
 
     def process_message(self, msg: Any) -> None:
@@ -133,5 +133,5 @@ class redraw(Messenger):
 
 
 def is_factor(site: dict[str, Any]) -> bool:
-    """Whether a site is a ``numpyro.factor`` or another that holds no data."""
+    """Whether a site is a ``numpyro.factor`` or another one that holds no data."""
     return bool(site["infer"].get("is_auxiliary"))

@@ -268,7 +268,7 @@ def test_a_network_kept_as_a_param_of_arrays_predicts_from_its_tree():
 def test_a_tree_without_the_models_arguments_says_what_to_give():
     mcmc = MCMC(NUTS(line), num_warmup=2, num_samples=2, progress_bar=False)
     mcmc.run(KEY, X, X)
-    with pytest.raises(ValueError, match=r"argument: 'x'.*mcmc\.run was given"):
+    with pytest.raises(ValueError, match=r"argument: 'x'.*arguments of mcmc\.run"):
         px.to_datatree(mcmc)
     with pytest.raises(ValueError, match="cannot be called"):
         px.to_datatree(mcmc, X, X, predictions={"z": X})

@@ -187,4 +187,4 @@ def test_a_class_that_is_not_there_is_named(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
     )
-    assert "which is not here" in done.stderr
+    assert "and there is none" in done.stderr
