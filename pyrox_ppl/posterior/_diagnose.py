@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
@@ -11,10 +10,10 @@ import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior._functions import (
     FEWEST_DRAWS,
-    Probe,
     function_statistics,
 )
 from pyrox_ppl.posterior._summary import summary
+from pyrox_ppl.prediction._predict import bind_call
 
 
 def diagnose(
@@ -96,16 +95,20 @@ def diagnose(
     stats = _stats.group(tree, "sample_stats")
     bfmi, pareto_k, loss, results = None, None, None, {}
     checks = _checks.check_finite_draws(tree)
-    probe = None
+    call = None
     if model is not None:
-        probe = Probe(model, inputs, kwargs, name, sites, params, batch_size)
-        _check_probe(probe)
+        if not callable(model):
+            raise TypeError(
+                "diagnose takes a module or a model after the tree, diagnose(tree, "
+                f"module, *probe_inputs), got {type(model).__name__}."
+            )
+        call = bind_call(model, inputs, kwargs, params, name, sites)
     elif inputs or kwargs or params or name is not None or sites is not None:
         raise ValueError(
             "probe inputs need the module or model to evaluate there: diagnose(tree, "
             "module, *inputs)."
         )
-    functions = function_statistics(tree, probe, are_chains)
+    functions = function_statistics(tree, call, sites, batch_size, are_chains)
     if is_point:
         checks.append(
             Check(
@@ -160,23 +163,3 @@ def diagnose(
         pareto_k=pareto_k,
         loss=loss,
     )
-
-
-def _check_probe(probe: Probe) -> None:
-    """Refuse a function that cannot be called, and options of the other kind."""
-    name = type(probe.function).__name__
-    if isinstance(probe.function, eqx.Module):
-        if probe.sites is not None:
-            raise ValueError(
-                f"`sites` chooses among the sites of a model, and {name} is a module: "
-                "leave it out."
-            )
-    elif not callable(probe.function):
-        raise TypeError(
-            "diagnose takes a module or a model after the tree, diagnose(tree, module, "
-            f"*probe_inputs), got {name}."
-        )
-    elif probe.name is not None:
-        raise ValueError(
-            "`name` is the root of a module's names, and this is a model: leave it out."
-        )

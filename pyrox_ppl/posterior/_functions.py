@@ -1,10 +1,9 @@
 """Convergence of functions: R-hat, ESS and MCSE of predictions, block by block."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import xarray as xr
@@ -52,39 +51,20 @@ class FunctionStatistics:
     not_finite: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Probe:
-    """A module or model to evaluate at probe inputs.
-
-    Attributes:
-        function: The module or model.
-        args: The inputs.
-        kwargs: Inputs by keyword.
-        name: The root of a module's names.
-        sites: The sites of a model.
-        params: Trained values that are not in the tree.
-        batch_size: How many probes to hold for all draws at a time.
-    """
-
-    function: Any
-    args: tuple
-    kwargs: dict[str, Any]
-    name: str | None = None
-    sites: Sequence[str] | None = None
-    params: Mapping[str, Any] | None = None
-    batch_size: int | None = None
-
-
 def function_statistics(
-    tree: xr.DataTree, probe: Probe | None, are_chains: bool
+    tree: xr.DataTree,
+    call: ModuleCall | ModelCall | None,
+    sites: Sequence[str] | None,
+    batch_size: int | None,
+    are_chains: bool,
 ) -> FunctionStatistics | None:
     """Statistics of a module or model at probe inputs, or of what a tree holds."""
-    if probe is None:
+    if call is None:
         values = _values_in_tree(tree)
-    elif isinstance(probe.function, eqx.Module):
-        values = _values_of_module(probe, Draws.read(tree))
+    elif isinstance(call, ModuleCall):
+        values = _values_of_module(tree, call, batch_size)
     else:
-        values = _values_of_model(probe, tree)
+        values = _values_of_model(tree, call, sites, batch_size)
     return None if values is None else _summarise(values, are_chains)
 
 
@@ -103,19 +83,24 @@ class _Values:
     blocks: Iterator[np.ndarray]
 
 
-def _values_of_module(probe: Probe, draws: Draws) -> _Values:
-    module = probe.function
-    call = ModuleCall(module, probe.args, probe.kwargs, probe.name, probe.params)
-    values = ModuleValues(call, draws, probe.batch_size)
-    blocks = _without_repeats(values.blocks())
-    return _Values(f"the values of {type(module).__name__}", draws.shape, blocks)
+def _values_of_module(
+    tree: xr.DataTree, call: ModuleCall, batch_size: int | None
+) -> _Values:
+    draws = Draws.read(tree)
+    blocks = _without_repeats(ModuleValues(call, draws, batch_size).blocks())
+    what = f"the values of {type(call.module).__name__}"
+    return _Values(what, draws.shape, blocks)
 
 
-def _values_of_model(probe: Probe, tree: xr.DataTree) -> _Values:
-    draws, sites = Draws.read(tree), probe.sites
-    params = {**draws.params, **(probe.params or {})}
-    call = ModelCall(probe.function, probe.args, probe.kwargs, params)
-    # The samples of a model are its functions blurred by noise.
+def _values_of_model(
+    tree: xr.DataTree,
+    call: ModelCall,
+    sites: Sequence[str] | None,
+    batch_size: int | None,
+) -> _Values:
+    draws = Draws.read(tree)
+    call = dataclasses.replace(call, params={**draws.params, **call.params})
+    # The sample sites of a model are its functions blurred by noise.
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
     values = SiteValues(call, draws, jax.random.key(0), sites, kinds)
     parameters = _parameters(tree) if sites is None else set()
@@ -129,7 +114,7 @@ def _values_of_model(probe: Probe, tree: xr.DataTree) -> _Values:
     blocks = (
         block
         for name in names
-        for block in _without_repeats(values.blocks(name, probe.batch_size))
+        for block in _without_repeats(values.blocks(name, batch_size))
     )
     return _Values(f"the sites {names}", draws.shape, blocks)
 

@@ -1,6 +1,7 @@
 """predict: means, spreads and quantiles of predictions in bounded memory."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -110,25 +111,42 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     given = Draws.read(draws, batch_ndims)
     options = SummaryOptions(tuple(quantiles), batch_size, progress_bar)
-    if isinstance(model, eqx.Module):
-        if sites is not None:
-            raise ValueError(
-                "`sites` chooses among the sites of a model, and "
-                f"{type(model).__name__} is a module: leave it out."
-            )
-        module_call = ModuleCall(model, args, kwargs, name, params)
-        return predict_module(module_call, given, options)
-    if name is not None:
-        raise ValueError(
-            "`name` is the root of a module's names, and this is a model: leave it out."
-        )
-    params = {**given.params, **(params or {})}
-    if not given.values and not params:
+    call = bind_call(model, args, kwargs, params, name, sites)
+    if isinstance(call, ModuleCall):
+        return predict_module(call, given, options)
+    call = dataclasses.replace(call, params={**given.params, **call.params})
+    if not given.values and not call.params:
         raise ValueError(
             "there are no draws and no params to predict from: give "
             "`mcmc.get_samples()`, or params=fit.params for a model that is only "
             "trained. For draws from the prior use NumPyro's Predictive."
         )
     rng_key = jax.random.key(0) if rng_key is None else rng_key
-    call = ModelCall(model, args, kwargs, params)
     return predict_sites(call, given, rng_key, sites, options)
+
+
+def bind_call(
+    function: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    params: Mapping[str, Any] | None,
+    name: str | None,
+    sites: Sequence[str] | None,
+) -> ModuleCall | ModelCall:
+    """Bind a module or a model to the arguments of a call.
+
+    Raises:
+        ValueError: If `sites` are given for a module, or `name` for a model.
+    """
+    if isinstance(function, eqx.Module):
+        if sites is not None:
+            raise ValueError(
+                "`sites` chooses among the sites of a model, and "
+                f"{type(function).__name__} is a module: leave it out."
+            )
+        return ModuleCall(function, args, kwargs, name, params)
+    if name is not None:
+        raise ValueError(
+            "`name` is the root of a module's names, and this is a model: leave it out."
+        )
+    return ModelCall(function, args, kwargs, params or {})

@@ -14,7 +14,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import pyrox_ppl as px
-from pyrox_ppl.posterior._functions import Probe, function_statistics
+from pyrox_ppl.posterior._functions import function_statistics
+from pyrox_ppl.prediction._model_call import ModelCall
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1.0, 1.0, 5)
@@ -240,7 +241,8 @@ def test_the_state_of_an_svi_run_reaches_every_group_and_predict():
     predicted = px.predict(model, draws, x, params=everything, sites=["h"])["h"].mean
     np.testing.assert_allclose(predicted, by_hand, atol=0.02)
     spread = np.abs(by_hand) * draws["net.slope"].std()
-    probed = function_statistics(anew, Probe(model, (x,), {}, sites=["f"]), False)
+    call = ModelCall(model, (x,), {}, {})
+    probed = function_statistics(anew, call, ["f"], None, False)
     np.testing.assert_allclose(probed.std, spread, rtol=0.05, atol=1e-3)
     for params in (None, fit.params):
         with pytest.raises(ValueError, match=r"\['state'\].*mutable_state"):
