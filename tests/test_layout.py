@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the others: arrows point one way (DESIGN, layout).
 CORE = {
     "_dict_order",
+    "_files",
     "_message",
     "_numpyro",
     "_parameter",
@@ -32,6 +33,7 @@ TOPS = {"handlers", "nn", "priors", "explanation", "prediction", "infer", "poste
 ALLOWED = {
     "_version": set(),
     "_dict_order": set(),
+    "_files": set(),
     "_parameter": set(),
     "_message": {"_numpyro", "_parameter"},
     "_numpyro": set(),

@@ -1,4 +1,4 @@
-"""The names of a variable's axes: after plates, after a module's outputs and inputs."""
+"""The names of a variable's axes: those of plates and of a module's parameters."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,24 +7,24 @@ import numpy as np
 
 from pyrox_ppl._parameter import Parameter
 
-# The axes of draws, which keep their names whatever a site is called.
+# The axes of draws: no site may have these names.
 DRAWS = ("chain", "draw")
 
 
-def safe(name: str) -> str:
+def variable_name(site: str) -> str:
     """A site's name as a DataTree can hold it."""
-    return name.replace("/", ".")
+    return site.replace("/", ".")
 
 
-def free(axis: str, taken: Collection[str]) -> str:
-    """An axis' name that no variable has: xarray would drop the variable for it."""
+def free_axis(axis: str, taken: Collection[str]) -> str:
+    """A name for an axis that no variable has; xarray would drop that variable."""
     while axis in taken:
         axis = f"{axis}_axis"
     return axis
 
 
 def plate_labels(trace: Mapping[str, Any]) -> dict[tuple[str, int], str]:
-    """A name for each plate and size; two sizes under one name are two axes."""
+    """A name for each plate and size: a plate of two sizes makes two axes."""
     frames = {
         (frame.name, frame.size)
         for site in trace.values()
@@ -32,7 +32,9 @@ def plate_labels(trace: Mapping[str, Any]) -> dict[tuple[str, int], str]:
     }
     names = [name for name, _ in frames]
     return {
-        (name, size): safe(name if names.count(name) == 1 else f"{name}_{size}")
+        (name, size): variable_name(
+            name if names.count(name) == 1 else f"{name}_{size}"
+        )
         for name, size in frames
     }
 
@@ -42,9 +44,10 @@ def plate_axes(
 ) -> tuple[str | None, ...]:
     """The names of a site's axes from the right, None for those on no plate.
 
-    NumPyro does not say how many axes of a deterministic site belong to one member of
-    its plates. Those of a module's parameter are known, and those of what was drawn as
-    noise. Of others the sizes say it, or else no axis is named.
+    NumPyro does not record how many axes of a deterministic site belong to one member
+    of its plates. A module's parameter has its own shape, a non-centred site the event
+    of its noise. Otherwise the sizes of the plates decide; where they fit in several
+    places, no axis is named.
     """
     site, noise = trace[name], trace.get(f"{name}_decentered")
     shape = np.shape(site["value"])
@@ -59,13 +62,13 @@ def plate_axes(
         events = [
             event
             for event in range(len(shape))
-            if all(_has(shape, event - f.dim - 1, f.size) for f in frames)
+            if all(_axis_has_size(shape, event - f.dim - 1, f.size) for f in frames)
         ]
     names: list[str | None] = [None] * len(shape)
     if len(events) == 1:
         for frame in frames:
             axis = events[0] - frame.dim - 1
-            if _has(shape, axis, frame.size):
+            if _axis_has_size(shape, axis, frame.size):
                 names[axis] = labels[frame.name, frame.size]
     return tuple(names)
 
@@ -75,31 +78,31 @@ def parameter_axes(
 ) -> list[str | None]:
     """The output and the input axes of a module's weight, the output's of its bias.
 
-    They are told by the shapes of the two: ``(out, in)`` and ``(out,)`` of a linear
+    The shapes of the two tell which: ``(out, in)`` and ``(out,)`` of a linear
     map, ``(out, in, *kernel)`` and ``(out, 1, ..., 1)`` of a convolution, one shape for
     both of a layer's normalisation.
     """
     module, _, leaf = name.rpartition(".")
     if leaf not in ("weight", "bias"):
         return [None] * len(parameter.shape)
-    out, shape = f"{safe(module)}.out", parameter.shape
+    out, shape = f"{variable_name(module)}.out", parameter.shape
     weight = others.get(f"{module}.weight")
     bias = others.get(f"{module}.bias")
-    if weight is not None and bias is not None and not _pair(weight, bias):
+    if weight is not None and bias is not None and not _belong_together(weight, bias):
         return [None] * len(shape)
     rest: list[str | None] = [None] * max(len(shape) - 1, 0)
     if leaf == "bias":
-        # Without its weight among the sites, it is taken for a linear map's.
+        # A bias whose weight is not among the sites counts as that of a linear map.
         linear = len(shape) == 1 and (parameter.fan_in > 1 or len(parameter.path) > 1)
         return [out, *rest] if weight is not None or linear else [None] * len(shape)
     is_matrix = len(shape) == 2 and shape[1] == parameter.fan_in
     if is_matrix or (bias is not None and len(shape) > 1):
-        return [out, f"{safe(module)}.in", *rest[1:]]
+        return [out, f"{variable_name(module)}.in", *rest[1:]]
     return [out] if bias is not None else [None] * len(shape)
 
 
-def _pair(weight: Parameter, bias: Parameter) -> bool:
-    """Whether a bias is added to what a weight gives."""
+def _belong_together(weight: Parameter, bias: Parameter) -> bool:
+    """Whether a weight and a bias are those of one layer."""
     rank = len(weight.shape)
     if not rank:
         return False
@@ -107,6 +110,6 @@ def _pair(weight: Parameter, bias: Parameter) -> bool:
     return bias.shape == (weight.shape if rank == 1 else (weight.shape[0], *ones))
 
 
-def _has(shape: tuple[int, ...], axis: int, size: int) -> bool:
+def _axis_has_size(shape: tuple[int, ...], axis: int, size: int) -> bool:
     """Whether an axis, counted from the right, has a size."""
     return axis < len(shape) and shape[-axis - 1] == size

@@ -1,4 +1,4 @@
-"""calibration: whether predictions are as sure as they should be."""
+"""calibration: whether the spread of predictions matches their errors."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,12 +19,23 @@ class Calibration:
         levels: Probabilities of the central predictive intervals.
         coverage: The share of observations inside each of them.
         pit: Probability integral transforms, uniform on [0, 1] if the predictions are
-            calibrated; of the observations' shape.
+            calibrated; their shape is that of the observations.
         crps: Continuous ranked probability score of every observation, in units of the
             observation; smaller is better.
         elpd: Expected log predictive density, summed over the observations, in nats;
             None where the tree has no ``log_likelihood``.
-        elpd_se: Its standard error; None of one observation alone.
+        elpd_se: Its standard error; None for a single observation.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import pyrox_ppl as px
+        >>> def model(y=None):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mean, 1.0).expand([2]), obs=y)
+        >>> draws = {"mean": jnp.zeros(100)}
+        >>> tree = px.to_datatree(draws, y=jnp.array([0.0, 9.0]), model=model)
+        >>> px.calibration(tree).coverage  # no interval reaches up to 9
+        (0.5, 0.5, 0.5, 0.5)
     """
 
     site: str
@@ -57,12 +68,12 @@ def calibration(
 ) -> Calibration:
     r"""Compare predictive draws with what was observed.
 
-    Held-out data say most. A tree of them is made from the draws of another:
-    ``px.to_datatree(tree, x_test, y=y_test, model=model)``. With :math:`\tilde y_s` the
+    Held-out data say most: ``px.to_datatree(tree, x_test, y=y_test, model=model)``
+    makes a tree of them from the draws of another tree. With :math:`\tilde y_s` the
     S predictive draws of an observation y:
 
     - the PIT is :math:`(\#\{\tilde y_s < y\} + u (\#\{\tilde y_s = y\} + 1)) / (S +
-      1)`, u uniform, which is exactly uniform for discrete data, too;
+      1)`, u uniform, which is exactly uniform for discrete data as well;
     - the CRPS is :math:`\frac1S \sum_s |\tilde y_s - y| - \frac1{2 S^2} \sum_{s,t}
       |\tilde y_s - \tilde y_t|`;
     - the ELPD is :math:`\sum_i \log \frac1S \sum_s p(y_i \mid \theta_s)`.
@@ -71,17 +82,16 @@ def calibration(
         tree: A DataTree with ``posterior_predictive`` and ``observed_data``.
         site: The observed site; may be left out if there is one.
         levels: Probabilities of the central intervals.
-        seed: Of the uniform numbers that break ties in the PIT.
+        seed: The seed of the uniform numbers that break ties in the PIT.
 
     Returns:
         A `Calibration`; ``print`` it for a summary.
 
     Raises:
-        TypeError: If `tree` is no DataTree.
+        TypeError: If `tree` is not a DataTree.
         ValueError: If the tree lacks the groups or the site; if there is no
-            observation; if an observation, a
-            predictive draw or a log likelihood is NaN, or one of the former infinite;
-            if a level is no probability.
+            observation; if an observation or a predictive draw is not finite, or a log
+            likelihood is NaN; if a level is not a probability.
 
     References:
         Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and
@@ -108,10 +118,10 @@ def calibration(
     sites = _stats.names(_stats.group(tree, "observed_data"))
     if site is None:
         if len(sites) != 1:
-            raise ValueError(f"there are several observed sites, choose one: {sites}.")
+            raise ValueError(f"the tree has the observed sites {sites}: choose one.")
         site = sites[0]
     if site not in sites:
-        raise ValueError(f"{site!r} is no observed site; these are: {sites}.")
+        raise ValueError(f"{site!r} is not an observed site; these are: {sites}.")
     y, draws = observed_and_drawn(tree, site)
     number = len(draws)
     tails = [q for level in levels for q in (0.5 - level / 2, 0.5 + level / 2)]
@@ -132,12 +142,12 @@ def calibration(
             raise ValueError(
                 f"the log likelihood of {site!r} is NaN for "
                 f"{np.isnan(densities).sum()} of {densities.size} draws and "
-                "observations: parameters are no numbers there, or outside the "
-                "support of the distribution."
+                "observations, where parameters are NaN or outside the support of the "
+                "distribution: ask `diagnose` which."
             )
         pointwise = logsumexp(densities, axis=0) - np.log(number)
         elpd = float(pointwise.sum())
-        # An observation that no draw finds possible has a log score of -inf.
+        # An observation that is impossible at every draw has a log score of -inf.
         with np.errstate(invalid="ignore"):
             if pointwise.size > 1:
                 elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
@@ -158,19 +168,19 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
     predicted = _stats.group(tree, "posterior_predictive")
     if site not in predicted:
         raise ValueError(
-            f"there are no predictive draws of {site!r}; there are of "
+            f"the tree has no predictive draws of {site!r}, only of "
             f"{_stats.names(predicted)}."
         )
     predicted = predicted[site]
     if set(predicted.dims) != {"chain", "draw", *observed.dims}:
         raise ValueError(
             f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
-            f"observations {observed.dims}: they are of other data."
+            f"observations {observed.dims}: they belong to different data."
         )
     if observed.size == 0:
         raise ValueError(
-            f"there is no observation of {site!r} to compare with: the data are empty, "
-            "or a mask hides all of them."
+            f"there is no observation of {site!r} to compare with: the data are empty "
+            "or all masked."
         )
     y = _real("the observations", site, observed.values)
     draws = predicted.transpose("chain", "draw", *observed.dims).values
@@ -179,7 +189,7 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
 
 
 def along_one_axis(tree: xr.DataTree, sites: list[str]) -> xr.DataTree:
-    """The observations and their predictive draws, the axes of the data made one."""
+    """The observations and their predictive draws, with a single axis of data."""
     observations, predictions = {}, {}
     for name in sites:
         observed, drawn = observed_and_drawn(tree, name)
@@ -195,24 +205,30 @@ def along_one_axis(tree: xr.DataTree, sites: list[str]) -> xr.DataTree:
 
 
 def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:
-    """Values that have an order; neither covered nor not is what is no number."""
+    """Refuse values without an order: complex, NaN or infinite ones."""
     if values.dtype == bool:
         return values.astype(np.int8)
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"{what} of {site!r} are no real numbers but {values.dtype}.")
+        raise ValueError(
+            f"{what} of {site!r} must be real numbers, got {values.dtype}."
+        )
     broken = int((~np.isfinite(values)).sum())
     if broken:
         raise ValueError(
-            f"{what} of {site!r} are not finite, NaN or infinite, for {broken} of "
-            f"{values.size} values, which no interval covers or misses: mask missing "
-            "observations (`numpyro.handlers.mask`, `obs_mask`), and ask `diagnose` "
-            "where predictions break down."
+            f"{what} of {site!r} are not finite (NaN or infinite) at {broken} of "
+            f"{values.size} values: mask missing observations "
+            "(`numpyro.handlers.mask`, `obs_mask`), and ask `diagnose` where "
+            "predictions break down."
         )
     return values
 
 
 def _crps(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of every observation; the mean distance of two draws from their order."""
+    """The CRPS of every observation.
+
+    With the draws in order, the mean distance of two of them is a weighted sum: S log S
+    operations instead of the S squared of all pairs.
+    """
     number = len(draws)
     error = np.zeros(y.shape)
     for draw in draws:

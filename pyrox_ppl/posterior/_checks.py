@@ -8,19 +8,19 @@ import xarray as xr
 
 import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._diagnosis import Check
-from pyrox_ppl.posterior._functions import Functions
-from pyrox_ppl.posterior._losses import of_losses as of_losses
+from pyrox_ppl.posterior._functions import FunctionStatistics
+from pyrox_ppl.posterior._losses import check_losses as check_losses
 
 # Vehtari, Gelman, Simpson, Carpenter and Buerkner (Bayesian Analysis 2021) for R-hat
-# and the ESS a chain; Betancourt (2016) for the energy fraction.
+# and the ESS per chain; Betancourt (2016) for the energy fraction.
 RHAT, ESS_PER_CHAIN, BFMI = 1.01, 100, 0.3
-# Vehtari, Simpson, Gelman, Yao and Gabry (JMLR 2024), section 3.2.4. A fifth of the
-# weights is their tail, and a Pareto distribution is fitted to five or more.
+# Vehtari, Simpson, Gelman, Yao and Gabry (JMLR 2024), section 3.2.4. A Pareto
+# distribution is fitted to the largest fifth of the weights, five of them at least.
 PARETO_K, FEWEST_WEIGHTS = 0.7, 25
 
 
-def of_finite_draws(tree: xr.DataTree) -> list[Check]:
-    """Whether the draws, and their log densities, are numbers at all."""
+def check_finite_draws(tree: xr.DataTree) -> list[Check]:
+    """Whether the draws and their log densities are finite."""
     broken = {}
     for group, names in (("posterior", None), ("sample_stats", ("lp", "energy"))):
         dataset = _stats.group(tree, group)
@@ -37,15 +37,15 @@ def of_finite_draws(tree: xr.DataTree) -> list[Check]:
             "finite draws",
             False,
             f"NaN or infinity among the values of {listed}",
-            "draws that are not numbers are of a run that broke down: a smaller step "
-            "or learning rate, a prior without extreme values, `jax.config.update("
-            "'jax_debug_nans', True)` to find where it begins.",
+            "a smaller step or learning rate, or a prior without extreme values: the "
+            "run broke down. `jax.config.update('jax_debug_nans', True)` shows where "
+            "it begins.",
         )
     ]
 
 
-def of_values(functions: Functions) -> list[Check]:
-    """Whether functions are finite, and differ between draws."""
+def check_values(functions: FunctionStatistics) -> list[Check]:
+    """Whether functions are finite and differ between draws."""
     probes, broken = functions.std.size, functions.not_finite > 0
     if broken.any():
         return [
@@ -53,11 +53,10 @@ def of_values(functions: Functions) -> list[Check]:
                 "functions",
                 False,
                 f"{functions.what} are NaN or infinite at {broken.sum()} of {probes} "
-                f"probes, there in up to {_percent(functions.not_finite.max())} of the "
-                "draws",
-                "look at these draws and inputs: a logarithm or root of what is not "
-                "positive, a division by zero, an overflow, or weights that are NaN "
-                "themselves.",
+                f"probes, in up to {_percent(functions.not_finite.max())} of the draws",
+                "to find the operation at these draws and inputs: the logarithm or "
+                "root of a number that is not positive, a division by zero, an "
+                "overflow, or weights that are NaN themselves.",
             )
         ]
     if not (functions.std > 0).any():
@@ -66,29 +65,29 @@ def of_values(functions: Functions) -> list[Check]:
                 "functions",
                 False,
                 f"{functions.what} do not change from draw to draw at {probes} probes",
-                "a module that the draws are of, and inputs that its values depend on.",
+                "the module of these draws, and inputs that its values depend on.",
             )
         ]
     return []
 
 
-def of_functions(
-    functions: Functions, chains: int, origin_is_known: bool
+def check_convergence(
+    functions: FunctionStatistics, chains: int, origin_is_known: bool
 ) -> list[Check]:
     """R-hat, effective sample sizes and Monte Carlo error of functions."""
     moving = functions.std > 0
     if not moving.any():
         return []
-    # NaN is no figure that is small enough: it stays, and fails.
+    # max and min return NaN where there is one, and a comparison with NaN fails.
     worst = float(functions.rhat[moving].max())
     bulk = float(functions.ess_bulk[moving].min())
     tail = float(functions.ess_tail[moving].min())
     error = float((functions.mcse[moving] / functions.std[moving]).max())
     enough = ESS_PER_CHAIN * chains
-    still = int((functions.std == 0).sum())
+    constant = int((functions.std == 0).sum())
     where = f"of {functions.what} at {moving.sum()} probes"
-    if still:
-        where += f" ({still} others do not change from draw to draw)"
+    if constant:
+        where += f" ({constant} others do not change from draw to draw)"
     given_chains = "" if origin_is_known else ", if these are Markov chains"
     checks = [
         Check(
@@ -123,19 +122,19 @@ def of_functions(
     ]
     if origin_is_known or chains > 1:
         return checks
-    return [check if check.passed else _of_unknown_origin(check) for check in checks]
+    return [check if check.passed else _withhold_judgement(check) for check in checks]
 
 
-def _of_unknown_origin(check: Check) -> Check:
-    """Of draws in a row that need not be a Markov chain, a failure says nothing."""
+def _withhold_judgement(check: Check) -> Check:
+    """Report a failure as not known: draws in a row need not be a Markov chain."""
     return dataclasses.replace(
         check,
         passed=None,
-        finding=f"{check.finding}: not fine if the draws are one Markov chain in its "
-        "order, of no meaning if they are several chains after each other, members of "
-        "an ensemble, or draws of a guide",
+        finding=f"{check.finding}: not fine if the draws are one Markov chain, in "
+        "order; meaningless if they are several chains in a row, members of an "
+        "ensemble, or draws of a guide",
         advice="to_datatree(mcmc, ...) or to_datatree(fit, ..., guide=guide), which "
-        "know what the draws are; of a dictionary, draws by chain (batch_ndims=2), or "
+        "know what the draws are; for a dictionary, draws by chain (batch_ndims=2), or "
         "tree.attrs['inference'] = 'MCMC'.",
     )
 
@@ -144,7 +143,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
+def check_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
     """Divergences and the energy fraction."""
     checks = []
     if "diverging" in stats:
@@ -166,7 +165,7 @@ def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
                 "divergences",
                 None,
                 "whether draws diverged was not collected",
-                'mcmc.run(..., extra_fields=("diverging",)), if the kernel is of HMC.',
+                'mcmc.run(..., extra_fields=("diverging",)), if the kernel is HMC.',
             )
         )
     if "energy" not in stats:
@@ -181,7 +180,7 @@ def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
         )
         return checks, None
     energy = _stats.by_draw(stats, "energy").astype(np.float64)
-    # Where the energy is NaN, or never changes, so is the fraction, which fails.
+    # The fraction is NaN, and fails, where the energy is NaN or constant.
     with np.errstate(invalid="ignore", divide="ignore"):
         bfmi = _stats.bfmi(energy)
     checks.append(
@@ -196,7 +195,7 @@ def of_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
     return checks, bfmi
 
 
-def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
+def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
     """PSIS-LOO of each observed site, with its Pareto k."""
     checks, results = [], {}
     likelihoods = _stats.group(tree, "log_likelihood")
@@ -230,7 +229,7 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
             continue
         results[name] = result
         k = np.asarray(result.pareto_k).ravel()
-        # NaN is above, too.
+        # A NaN counts as high.
         high = int((~(k <= result.good_k)).sum())
         checks.append(
             Check(
@@ -239,16 +238,16 @@ def of_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                 f"ELPD {result.elpd:.1f} ± {result.se:.1f} nats, p {result.p:.1f}; "
                 f"Pareto k above {result.good_k:.2f} for {high} of {k.size} "
                 "observations",
-                "the estimate rests on few draws where an observation weighs much: a "
-                "likelihood with heavier tails (StudentT), more draws, or K-fold "
-                "cross-validation. It says nothing against the draws themselves.",
+                "a likelihood with heavier tails (StudentT), more draws, or K-fold "
+                "cross-validation: for influential observations the estimate rests on "
+                "a few draws. The draws themselves may be fine.",
                 of_draws=False,
             )
         )
     return checks, results
 
 
-def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
+def check_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
     """The Pareto shape of a guide's importance weights."""
     is_known = "log_weight" in stats
     weights = stats["log_weight"].values if is_known else np.zeros(0)
@@ -260,9 +259,9 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
                 "guide's PSIS k",
                 False,
                 f"the log importance weight is NaN or infinite for {broken.sum()} of "
-                f"{weights.size} draws: there the log density of the model or of the "
-                "guide is no number",
-                "a guide whose draws are all in the support of the model, a smaller "
+                f"{weights.size} draws, where the log density of the model or of the "
+                "guide is not a number",
+                "a guide whose draws are all in the support of the model, or a smaller "
                 "learning rate.",
             ),
             float("inf"),
@@ -275,13 +274,14 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
         if not is_known:
             finding, advice = (
                 "there are no importance weights of this guide",
-                "to_datatree(..., log_weight=True), and a guide whose density can be "
-                "had again (not AutoBNAFNormal).",
+                "to_datatree(..., log_weight=True), and a guide that can compute the "
+                "density of its draws (not AutoBNAFNormal).",
             )
         return Check("guide's PSIS k", None, finding, advice), None
-    # Where the guide is the posterior there is no tail to fit.
+    # A guide that equals the posterior gives all draws one weight: there is no tail.
     exact = np.ptp(weights) < 1e-9
     k = 0.0 if exact else _stats.pareto_k(weights - weights.max())
+    # S draws cannot support an estimate of a mean where k > 1 - 1 / log10(S).
     limit = min(1 - 1 / np.log10(weights.size), PARETO_K)
     return (
         Check(
@@ -290,8 +290,8 @@ def of_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
             f"{k:.2f} (should be at most {limit:.2f})",
             "more steps, a richer guide (AutoMultivariateNormal, "
             "AutoLowRankMultivariateNormal), or NUTS: the guide misses a part of the "
-            "posterior. In many dimensions k is high although means and predictions "
-            "may be good; hold them against data (`calibration`).",
+            "posterior. In many dimensions k is high even where means and predictions "
+            "are good; compare them with data (`calibration`).",
         ),
         k,
     )

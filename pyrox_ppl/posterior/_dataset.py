@@ -1,6 +1,5 @@
-"""One group of a DataTree: arrays with the names of their axes."""
+"""The groups of a DataTree as datasets: arrays with the names of their axes."""
 
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -9,61 +8,77 @@ import numpyro
 import xarray as xr
 from arviz_base import dict_to_dataset
 
-from pyrox_ppl.posterior._axes import DRAWS, free, safe
-from pyrox_ppl.posterior._mask import keep_observed
-from pyrox_ppl.posterior._model import ModelSites
+from pyrox_ppl.posterior._axes import DRAWS, free_axis, variable_name
+from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.prediction._prediction import widened
 from pyrox_ppl.prediction._trained import path_of
 
-# Groups that have no chain and draw; groups whose axes are no site's.
-STATIC = (
+_WITHOUT_DRAWS = (
     "observed_data",
     "constant_data",
     "predictions_constant_data",
     "params",
     "guide_params",
 )
-PLAIN = ("constant_data", "predictions_constant_data")
+# Groups of arguments, whose axes are not those of a site.
+_OF_ARGUMENTS = ("constant_data", "predictions_constant_data")
 
 
-def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
-    """One group, its data axes named after plates and parameters."""
-    drawn = group not in STATIC
+def make_datasets(
+    groups: dict[str, dict[str, Any]], sites: ModelSites
+) -> dict[str, xr.Dataset]:
+    """The groups that are not empty, their axes named after plates and parameters."""
+    return {
+        name: _make(name, values, sites) for name, values in groups.items() if values
+    }
+
+
+def _make(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
+    drawn = group not in _WITHOUT_DRAWS
     leading = 2 if drawn else 0
-    flat = _flat(values)
-    taken = {safe(name) for name in flat}
+    flat = _arrays_by_path(values)
+    taken = {variable_name(name) for name in flat}
     if drawn and taken & set(DRAWS):
         raise ValueError(
-            f"the sites {sorted(taken & set(DRAWS))} have the name of an axis of the "
-            "draws, and would be lost in a DataTree: rename them in the model."
+            f"the sites {sorted(taken & set(DRAWS))} have the names of axes of the "
+            "draws and would be lost in a DataTree: rename them in the model."
         )
     arrays, dims, originals = {}, {}, {}
     coords: dict[str, tuple[str, np.ndarray]] = {}
     for name, value in flat.items():
-        key = safe(name)
+        key = variable_name(name)
         if key in arrays:
             raise ValueError(
-                f"the sites {originals[key]!r} and {name!r} have one name in a "
-                "DataTree, which cannot hold '/': rename one of them."
+                f"the sites {originals[key]!r} and {name!r} get the same name in a "
+                "DataTree, where '/' becomes '.': rename one of them."
             )
         originals[key] = name
-        arrays[key] = widen(np.asarray(value))
+        array = np.asarray(value)
+        arrays[key] = array.astype(widened(array.dtype), copy=False)
         ndim = arrays[key].ndim - leading
-        if group.endswith("sample_stats") or group in PLAIN:
-            dims[key] = [free(f"{key}_dim_{axis}", taken) for axis in range(ndim)]
+        if group.endswith("sample_stats") or group in _OF_ARGUMENTS:
+            dims[key] = [free_axis(f"{key}_dim_{axis}", taken) for axis in range(ndim)]
             continue
         if group == "log_prior":
             dims[key] = sites.plates_of(name)
             continue
-        own = sites.dims(name, ndim, taken)
-        # A density is of an event, in which other groups may lack single values.
-        of_values = {} if group == "log_likelihood" else sites.inside
-        mask = of_values.get(name, sites.masks.get(name))
+        own = sites.axis_names(name, ndim, taken)
+        # A density belongs to a whole event, the values of which may be masked singly.
+        single = {} if group == "log_likelihood" else sites.element_masks
+        mask = single.get(name, sites.masks.get(name))
         if mask is not None:
-            along = "element" if name in of_values else "entry"
-            arrays[key], own, entries = _observed(
-                arrays[key], own, mask, leading, key, along, sites.taken | taken
-            )
-            coords |= entries
+            arrays[key] = _keep_observed(arrays[key], mask, leading)
+            # Plates keep their names for the other sites on them, so the places of the
+            # entries are called after site and plate.
+            names = sites.variables | taken
+            kind = "element" if name in single else "entry"
+            entry = free_axis(f"{key}_{kind}", names)
+            places = zip(own, np.argwhere(mask).T, strict=False)
+            coords |= {
+                free_axis(f"{key}_{axis}", names): (entry, place)
+                for axis, place in places
+            }
+            own = [entry, *own[mask.ndim :]]
         dims[key] = own
     out = dict_to_dataset(
         arrays,
@@ -72,15 +87,15 @@ def dataset(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset
         inference_library=numpyro,
     )
     for key, name in originals.items():
-        if group not in PLAIN:
-            out[key].attrs.update(sites.attrs(name))
+        if group not in _OF_ARGUMENTS:
+            out[key].attrs.update(sites.variable_attrs(name))
         if name not in values or (group == "params" and name not in sites.trained):
             out[key].attrs["nested"] = 1
     return out.assign_coords(coords)
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Arrays by name; those of a pytree (a ``param`` of a network) by their paths."""
+def _arrays_by_path(values: dict[str, Any]) -> dict[str, Any]:
+    """Arrays by name; those in a pytree (a network kept as a ``param``) by path."""
     flat = {}
     for name, value in values.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
@@ -88,30 +103,8 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _observed(
-    array: np.ndarray,
-    dims: list[str],
-    mask: np.ndarray,
-    leading: int,
-    name: str,
-    along: str,
-    taken: Collection[str],
-) -> tuple[np.ndarray, list[str], dict[str, tuple[str, np.ndarray]]]:
-    """The observed entries along one axis, with their places on the axes they had.
-
-    The axes of plates keep their names for whatever else is on them, so the places are
-    called after site and plate.
-    """
-    entry = free(f"{name}_{along}", taken)
-    places = {
-        free(f"{name}_{dim}", taken): (entry, index)
-        for dim, index in zip(dims, np.argwhere(mask).T, strict=False)
-    }
-    kept = keep_observed(array, mask, leading)
-    return kept, [entry, *dims[mask.ndim :]], places
-
-
-def widen(array: np.ndarray) -> np.ndarray:
-    """Make a dtype that netCDF and ArviZ can take: bfloat16 and float16 to float32."""
-    narrow = array.dtype.itemsize < 4 and jax.numpy.issubdtype(array.dtype, np.floating)
-    return array.astype(np.float32) if narrow else array
+def _keep_observed(array: np.ndarray, mask: np.ndarray, leading: int) -> np.ndarray:
+    """Flatten the masked axes, which follow `leading` ones, to the observed entries."""
+    if mask.ndim == 0:  # a scalar is one entry, or none
+        return np.repeat(np.expand_dims(array, leading), int(mask), axis=leading)
+    return array[(slice(None),) * leading + np.nonzero(mask)]

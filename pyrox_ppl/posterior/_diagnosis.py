@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyrox_ppl.posterior._functions import Functions
+from pyrox_ppl.posterior._functions import FunctionStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +15,11 @@ class Check:
     """One question that was asked of a posterior.
 
     Attributes:
-        name: What was looked at.
-        passed: Whether it is fine; None where it could not be looked at.
-        finding: What was found, with the figure.
+        name: The quantity that was checked.
+        passed: Whether it is fine; None where this is not known.
+        finding: The result, with its figure.
         advice: What to try.
-        of_draws: Whether it is about the draws, and not only about an estimate that is
-            made from them.
+        of_draws: Whether it concerns the draws, not just an estimate made from them.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Diagnosis:
     """What :func:`~pyrox_ppl.diagnose` found; ``print`` it for the verdict in words.
 
     Attributes:
-        title: What was looked at.
+        title: The kind and number of the draws.
         chains: The number of chains.
         checks: The single checks.
         functions: Statistics of the functions at the probes, if there were any.
@@ -56,12 +55,21 @@ class Diagnosis:
         bfmi: The energy fraction of each chain, if the energy was collected.
         pareto_k: The Pareto shape of a guide's importance weights.
         loss: The losses of SVI.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+        >>> biases = jax.random.normal(jax.random.key(1), (4, 500, 1)).at[0].add(9.0)
+        >>> tree = px.to_datatree({"linear.bias": biases}, batch_ndims=2)
+        >>> diagnosis = px.diagnose(tree, linear, jnp.ones((5, 1)))
+        >>> diagnosis.ok, diagnosis.failed  # the first chain is in another mode
+        (False, ('R-hat', 'ESS', 'MCSE'))
     """
 
     title: str
     chains: int
     checks: tuple[Check, ...]
-    functions: Functions | None
+    functions: FunctionStatistics | None
     table: pd.DataFrame
     loo: dict[str, Any]
     bfmi: np.ndarray | None
@@ -70,7 +78,7 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether no check of the draws failed; what is not known does not count."""
+        """Whether no check of the draws failed; unknown ones do not count."""
         return not self.failed
 
     @property

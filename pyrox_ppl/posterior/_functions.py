@@ -1,33 +1,36 @@
 """Convergence of functions: R-hat, ESS and MCSE of predictions, block by block."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import xarray as xr
 
 import pyrox_ppl.posterior._stats as _stats
-from pyrox_ppl.posterior._model import safe
+from pyrox_ppl.posterior._axes import variable_name
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._function import Function
-from pyrox_ppl.prediction._loop import keys_of_draws
 from pyrox_ppl.prediction._matching import REPARAMETERISED
-from pyrox_ppl.prediction._model import site_blocks, sites_at
+from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._module_values import ModuleCall, ModuleValues
+from pyrox_ppl.prediction._site_values import SiteValues
 
 _OF_CHAINS = (_stats.rhat, _stats.ess_bulk, _stats.ess_tail, _stats.mcse)
-# ArviZ asks for so many draws, to split a chain twice.
+# ArviZ splits a chain twice, and needs this many draws for it.
 FEWEST_DRAWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Functions:
+class FunctionStatistics:
     """Statistics of functions of the draws, one for every probe.
 
-    NaN where there is none: the function does not move, is not finite at every draw, or
-    the draws are no Markov chains, or too few.
+    The weights of a network are known only up to its symmetries: chains that agree on
+    the function may sit at permuted weights, whose R-hat then says nothing. The value
+    of the function at an input has no such symmetry.
+
+    A statistic is NaN where the function is constant or not finite at some draw, where
+    the draws are not Markov chains, and where there are too few.
 
     Attributes:
         what: What the functions are.
@@ -48,88 +51,101 @@ class Functions:
     not_finite: np.ndarray
 
 
-def of_module(
-    module: eqx.Module,
+def function_statistics(
     tree: xr.DataTree,
-    inputs: tuple,
-    kwargs: dict[str, Any],
-    name: str | None,
-    params: Mapping[str, Any] | None,
-    batch_size: int | None,
-    are_chains: bool,
-) -> Functions:
-    """The values of a module at probe inputs."""
-    draws = Draws.of(tree)
-    function = Function(
-        module, draws, inputs, kwargs, name=name, params=params, batch_size=batch_size
-    )
-    blocks = (values for _, values in _once(function.blocks()))
-    what = f"the values of {type(module).__name__}"
-    return _statistics(what, blocks, draws.shape, are_chains)
-
-
-def of_model(
-    model: Callable,
-    tree: xr.DataTree,
-    inputs: tuple,
-    kwargs: dict[str, Any],
+    call: ModuleCall | ModelCall | None,
     sites: Sequence[str] | None,
-    params: Mapping[str, Any] | None,
     batch_size: int | None,
     are_chains: bool,
-) -> Functions:
-    """The deterministic sites of a model at probe inputs."""
-    draws = Draws.of(tree)
-    at = (draws.on_device(), keys_of_draws(jax.random.key(0), draws.number))
+) -> FunctionStatistics | None:
+    """Statistics of a module or model at probe inputs, or of what a tree holds."""
+    if call is None:
+        values = _values_in_tree(tree)
+    elif isinstance(call, ModuleCall):
+        values = _values_of_module(tree, call, batch_size)
+    else:
+        values = _values_of_model(tree, call, sites, batch_size)
+    return None if values is None else _summarise(values, are_chains)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Values:
+    """Values of functions at all draws.
+
+    Attributes:
+        what: What the functions are.
+        shape: The sample axes.
+        blocks: Arrays whose first axis is that of all draws, one after the other.
+    """
+
+    what: str
+    shape: tuple[int, ...]
+    blocks: Iterator[np.ndarray]
+
+
+def _values_of_module(
+    tree: xr.DataTree, call: ModuleCall, batch_size: int | None
+) -> _Values:
+    draws = Draws.read(tree)
+    blocks = _without_repeats(ModuleValues(call, draws, batch_size).blocks())
+    what = f"the values of {type(call.module).__name__}"
+    return _Values(what, draws.shape, blocks)
+
+
+def _values_of_model(
+    tree: xr.DataTree,
+    call: ModelCall,
+    sites: Sequence[str] | None,
+    batch_size: int | None,
+) -> _Values:
+    draws = Draws.read(tree)
+    call = dataclasses.replace(call, params={**draws.params, **call.params})
+    # The sample sites of a model are its functions blurred by noise.
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
-    trained = {**draws.params, **(params or {})}
-    one = sites_at(model, trained, inputs, kwargs, sites, kinds)
-    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], at))
-    if sites is None:
-        latent = _latent(tree)
-        shapes = {name: s for name, s in shapes.items() if name not in latent}
-    if not shapes:
+    values = SiteValues(call, draws, jax.random.key(0), sites, kinds)
+    parameters = _parameters(tree) if sites is None else set()
+    names = [name for name in values.shapes if name not in parameters]
+    if not names:
         raise ValueError(
-            "the model has no deterministic site to look at, and its samples are "
-            "blurred by noise: write `numpyro.deterministic('f', f)` in it, give "
+            "the model has no deterministic site to look at, and its sample sites are "
+            "blurred by noise: write `numpyro.deterministic('f', f)` in it, pass "
             "`sites`, or diagnose with the module itself."
         )
     blocks = (
-        values
-        for name, shape in shapes.items()
-        for _, values in _once(site_blocks(one, name, shape.size, at, batch_size))
+        block
+        for name in names
+        for block in _without_repeats(values.blocks(name, batch_size))
     )
-    return _statistics(f"the sites {list(shapes)}", blocks, draws.shape, are_chains)
+    return _Values(f"the sites {names}", draws.shape, blocks)
 
 
-def of_tree(tree: xr.DataTree, are_chains: bool) -> Functions | None:
-    """What a tree holds of functions already: deterministic sites, else likelihoods."""
-    names = _deterministic(tree)
-    group = "posterior" if names else "log_likelihood"
-    dataset = _stats.group(tree, group)
-    keys = [safe(name) for name in names] or _stats.names(dataset)
+def _values_in_tree(tree: xr.DataTree) -> _Values | None:
+    """The deterministic sites of a tree, else its log likelihoods."""
+    sites = _deterministic(tree)
+    dataset = _stats.group(tree, "posterior" if sites else "log_likelihood")
+    keys = [variable_name(site) for site in sites] or _stats.names(dataset)
     arrays = [_stats.by_draw(dataset, key) for key in keys]
     if not arrays:
         return None
     shape = arrays[0].shape[:2]
-    what = f"the sites {names}" if group == "posterior" else "the log likelihoods"
+    what = f"the sites {sites}" if sites else "the log likelihoods"
     blocks = (a.reshape(shape[0] * shape[1], -1) for a in arrays)
-    return _statistics(what, blocks, shape, are_chains)
+    return _Values(what, shape, blocks)
 
 
 def _deterministic(tree: xr.DataTree) -> list[str]:
-    """Sites that are functions of the draws, and not parameters in another form."""
+    """Sites that are functions of the draws, not parameters in another form."""
     posterior = _stats.group(tree, "posterior")
-    latent = _latent(tree)
+    parameters = _parameters(tree)
     names = {
         posterior[name].attrs.get("numpyro_name", name): name
         for name in _stats.names(posterior)
         if posterior[name].attrs.get("deterministic")
     }
-    return [site for site in names if site not in latent]
+    return [site for site in names if site not in parameters]
 
 
-def _latent(tree: xr.DataTree) -> set[str]:
+def _parameters(tree: xr.DataTree) -> set[str]:
     """The parameters of modules, and sites that a reparameterisation made."""
     posterior = _stats.group(tree, "posterior")
     of_variable = {
@@ -143,44 +159,43 @@ def _latent(tree: xr.DataTree) -> set[str]:
     }
 
 
-def _once(blocks: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
-    """Blocks of which the last does not repeat what the one before it had."""
+def _without_repeats(
+    blocks: Iterator[tuple[Any, np.ndarray]],
+) -> Iterator[np.ndarray]:
+    """The values of blocks; the last block overlaps the one before, to be as long."""
     done = 0
     for where, values in blocks:
         if isinstance(where, slice):
-            yield where, values[:, max(0, done - where.start) :]
+            yield values[:, max(0, done - where.start) :]
             done = where.stop
         else:
-            yield where, values
+            yield values
 
 
-def _statistics(
-    what: str, blocks: Iterator[np.ndarray], shape: tuple[int, ...], are_chains: bool
-) -> Functions:
+def _summarise(values: _Values, are_chains: bool) -> FunctionStatistics:
     columns: list[list[np.ndarray]] = [[] for _ in range(len(_OF_CHAINS) + 2)]
-    for values in blocks:
-        by_chain = _real(values).reshape(*shape, -1)
+    for block in values.blocks:
+        by_chain = _real(block).reshape(*values.shape, -1)
         finite = np.isfinite(by_chain)
         known = finite.all((0, 1))
-        # Of what does not move there are no statistics, and ArviZ divides by zero.
+        # A constant function has no R-hat or ESS: ArviZ would divide by its variance.
         of_known = by_chain[..., known]
         moving = known.copy()
         moving[known] = np.ptp(of_known, axis=(0, 1)) > 0
         std = np.full(known.size, np.nan)
         std[known] = np.where(moving[known], of_known.std((0, 1)), 0.0)
-        of_moving = by_chain[..., moving]
         for column, statistic in zip(columns, _OF_CHAINS, strict=False):
-            found = np.full(moving.size, np.nan)
-            if moving.any() and are_chains and shape[-1] >= FEWEST_DRAWS:
-                found[moving] = statistic(of_moving)
-            column.append(found)
+            figures = np.full(moving.size, np.nan)
+            if moving.any() and are_chains and values.shape[-1] >= FEWEST_DRAWS:
+                figures[moving] = statistic(by_chain[..., moving])
+            column.append(figures)
         columns[-2].append(std)
         columns[-1].append(1.0 - finite.mean((0, 1)))
-    return Functions(what, *(np.concatenate(column) for column in columns))
+    return FunctionStatistics(values.what, *map(np.concatenate, columns))
 
 
 def _real(values: np.ndarray) -> np.ndarray:
-    """Two functions of one that is complex."""
+    """Real and imaginary parts of a complex function, as two functions."""
     if np.iscomplexobj(values):
         values = np.stack([np.real(values), np.imag(values)], -1)
     return values.astype(np.float64)

@@ -1,31 +1,32 @@
-"""Whether the losses of SVI have settled, and at the lowest they were."""
+"""Whether the losses of SVI have settled, and at their lowest."""
 
 import numpy as np
 
 from pyrox_ppl.posterior._diagnosis import Check
 
 FEWEST_STEPS = 20
-# A nat is what an odds ratio of e is on the scale of evidence: less is no matter.
+# One nat of evidence is an odds ratio of e: smaller changes do not matter.
 NAT = 1.0
 # Below this, successive losses cannot tell a swing from noise.
 FEWEST_FOR_SWINGS = 40
 
 
-def of_losses(losses: np.ndarray) -> Check:
+def check_losses(losses: np.ndarray) -> Check:
     """Whether the ELBO has stopped rising.
 
     Args:
-        losses: Of every step, along the last axis; the worst of several runs counts.
+        losses: The loss of every step, along the last axis; of several runs the worst
+            counts.
     """
     losses = np.atleast_2d(np.asarray(losses, np.float64))
-    checks = [_of_run(run) for run in losses.reshape(-1, losses.shape[-1] or 1)]
+    checks = [_check_run(run) for run in losses.reshape(-1, losses.shape[-1] or 1)]
     if not checks:
         return Check("ELBO", None, "no steps", "more steps.")
     order = {False: 0, None: 1, True: 2}
     return min(checks, key=lambda check: order[check.passed])
 
 
-def _of_run(loss: np.ndarray) -> Check:
+def _check_run(loss: np.ndarray) -> Check:
     if not np.isfinite(loss).all():
         first = int(np.flatnonzero(~np.isfinite(loss))[0])
         return Check(
@@ -41,8 +42,8 @@ def _of_run(loss: np.ndarray) -> Check:
             "ELBO",
             False,
             f"{-loss[0]:.1f} nats at all of {loss.size} steps",
-            "a larger learning rate, or parameters that the loss depends on: nothing "
-            "was trained.",
+            "a larger learning rate, or parameters that change the loss: nothing was "
+            "trained.",
         )
     fifth = loss.size // 5
     parts = loss[-5 * fifth :].reshape(5, fifth)
@@ -60,8 +61,8 @@ def _of_run(loss: np.ndarray) -> Check:
             False,
             f"{finding}, {rise:.2g} ± {noise_of_rise:.2g} below the best fifth",
             "a smaller learning rate, or one that decays: the loss rises again. (If "
-            "the loss itself changes from step to step, as with an annealed KL term, "
-            "look at its last phase alone.)",
+            "the loss itself is annealed, as a KL term may be, diagnose its last phase "
+            "only.)",
         )
     if fall > max(NAT, 3 * noise):
         return Check("ELBO", False, finding, "more steps: the loss still falls.")
@@ -71,23 +72,24 @@ def _of_run(loss: np.ndarray) -> Check:
             "ELBO",
             False,
             f"{finding}, and swings by ± {swing:.2g} within the last fifth",
-            "a smaller learning rate, or one that decays: the loss still moves up and "
-            "down, by more than the noise of single steps.",
+            "a smaller learning rate, or one that decays: the loss moves up and down "
+            "by more than the noise of single steps.",
         )
     return Check("ELBO", True, finding)
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """By how much the mean fell, and the noise of that."""
+    """By how much the mean fell, and the standard error of this difference."""
     noise = np.sqrt((before.var() + after.var()) / after.size)
     return float(before.mean() - after.mean()), float(noise)
 
 
 def _swing(loss: np.ndarray) -> float:
-    """The standard deviation of losses that are no independent noise.
+    """The standard deviation of losses that are not independent noise, else 0.
 
-    Half the mean squared difference of successive losses is then not about their
-    variance (von Neumann, 1941): far less in a slow swing, more where they alternate.
+    For independent noise, half the mean squared difference of successive losses is
+    about their variance (von Neumann, 1941). It is far less in a slow swing, and more
+    where the losses alternate.
     """
     if loss.size < FEWEST_FOR_SWINGS:
         return 0.0

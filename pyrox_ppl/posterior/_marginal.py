@@ -1,91 +1,90 @@
-"""Discrete latents that were summed out, and not drawn: the densities without them."""
+"""Discrete latents that were summed out, not drawn: log densities without them."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyrox_ppl.prediction._dependence import abstract_trace, dependence
+from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
 
 
-@dataclasses.dataclass(frozen=True)
-class Discrete:
-    """The discrete latents of which there are no draws.
+@dataclass(frozen=True)
+class UndrawnDiscrete:
+    """The discrete latents that were not drawn.
 
     Attributes:
         supports: For each its values, along the first axis.
         shapes: For each the shape of one draw.
-        behind: For every sample site those on which its distribution depends, and those
-            on which these depend in turn.
-        hindered: Why a site cannot be summed over the latents behind it, if so.
+        causes: For every sample site the undrawn latents on which its distribution
+            depends, directly or through each other.
+        obstacles: For some sites the reason why their causes cannot be summed out.
     """
 
-    supports: dict[str, np.ndarray]
-    shapes: dict[str, tuple[int, ...]]
-    behind: dict[str, tuple[str, ...]]
-    hindered: dict[str, str]
+    supports: Mapping[str, np.ndarray] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    causes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    obstacles: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        undrawn: set[str],
-        trace: Mapping[str, Any],
-        model: Callable,
-        args: tuple,
-        kwargs: dict[str, Any],
+    def find(
+        cls, undrawn: set[str], trace: Mapping[str, Any], run: Callable[[], Any]
     ) -> Self:
-        """Find out which sites depend on latents that were not drawn."""
+        """Find out which sites of a model depend on latents that were not drawn."""
         if not undrawn:
-            return cls({}, {}, {}, {})
+            return cls()
 
-        def run() -> tuple[dict[str, Any], dict[str, Any]]:
-            sites = abstract_trace(model, args, kwargs)
+        def latents_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
+            sites = abstract_trace(run)
             samples = {n: s for n, s in sites.items() if s["type"] == "sample"}
-            causes = {name: samples[name]["value"] for name in undrawn}
-            return causes, {n: _arrays(s["fn"]) for n, s in samples.items()}
+            latents = {name: samples[name]["value"] for name in undrawn}
+            return latents, {n: _arrays(s["fn"]) for n, s in samples.items()}
 
-        direct = dependence(run)
-        # What a scan or cond did inside is not seen.
+        direct = find_dependence(latents_and_distributions)
+        # The jaxpr does not show what depends on a latent inside a scan or cond, so
+        # every site is taken to.
         hidden = {n for n in undrawn if trace[n].get("_control_flow_done")}
-        behind = {n: _closure(of | hidden, direct) for n, of in direct.items()}
+        causes = {n: _with_causes(of | hidden, direct) for n, of in direct.items()}
         supports, shapes = {}, {}
         for name in sorted(undrawn - hidden):
             fn = trace[name]["fn"]
             support = np.asarray(fn.enumerate_support(expand=False))
             supports[name] = support.reshape(len(support), *fn.event_shape)
             shapes[name] = fn.shape()
-        why = {n: _why_not(trace, n, of, hidden) for n, of in behind.items()}
-        return cls(supports, shapes, behind, {n: w for n, w in why.items() if w})
+        reasons = {n: _obstacle(trace, n, of, hidden) for n, of in causes.items()}
+        obstacles = {name: reason for name, reason in reasons.items() if reason}
+        return cls(supports, shapes, causes, obstacles)
 
-    def log_density(
+    def sum_out(
         self,
         name: str,
-        density: Callable[[dict[str, Any]], dict[str, jax.Array]],
+        log_densities: Callable[[dict[str, Any]], dict[str, jax.Array]],
     ) -> jax.Array:
-        r"""The log density of a site, the discrete latents behind it summed out.
+        r"""The log density of a site with its discrete causes summed out.
 
         .. math::
             \log p(y_i \mid \theta)
             = \log \sum_z p(z \mid \theta)\, p(y_i \mid z, \theta)
 
-        Every member of a plate is summed by itself: it takes one value after the other
-        at the same time as the others do, as in NumPyro's own enumeration.
+        The members of a plate are independent, so a sum over their joint values is a
+        product of sums: all members take the first value, then all the second, and each
+        is summed by itself, as in NumPyro's own enumeration. Several latents take every
+        combination of their values.
 
         Args:
             name: The site.
-            density: Values of the latents -> the log densities of the site and of the
-                latents behind it, right-aligned.
+            log_densities: From values of the latents to the log densities of the site
+                and of these latents, their axes aligned from the right.
         """
-        latents = self.behind[name]
+        latents = self.causes[name]
         sizes = [range(len(self.supports[latent])) for latent in latents]
-        every = jnp.array(list(itertools.product(*sizes)))
+        combinations = jnp.array(list(itertools.product(*sizes)))
 
-        def at(choice: jax.Array) -> jax.Array:
-            found = density(
+        def log_joint(choice: jax.Array) -> jax.Array:
+            terms = log_densities(
                 {
                     latent: jnp.broadcast_to(
                         jnp.asarray(self.supports[latent])[choice[place]],
@@ -94,40 +93,42 @@ class Discrete:
                     for place, latent in enumerate(latents)
                 }
             )
-            total = found[name]
+            total = terms[name]
             for latent in latents:
-                of_latent = found[latent]
-                shape = (1,) * total.ndim + of_latent.shape
-                total = total + of_latent.reshape(shape[len(shape) - total.ndim :])
+                term = terms[latent]
+                # `obstacles` has ruled out axes of more than one entry that the site
+                # lacks, so leading axes of the latent can be dropped.
+                shape = (1,) * total.ndim + term.shape
+                total = total + term.reshape(shape[len(shape) - total.ndim :])
             return total
 
-        return jax.scipy.special.logsumexp(jax.vmap(at)(every), axis=0)
+        return jax.scipy.special.logsumexp(jax.vmap(log_joint)(combinations), axis=0)
 
 
 def _arrays(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
 
 
-def _closure(names: set[str], direct: Mapping[str, set[str]]) -> tuple[str, ...]:
+def _with_causes(names: set[str], direct: Mapping[str, set[str]]) -> tuple[str, ...]:
     """The names, and all on which they depend."""
-    found: set[str] = set()
-    while names - found:
-        found |= names
+    done: set[str] = set()
+    while names - done:
+        done |= names
         names = names.union(*(direct[name] for name in names))
-    return tuple(sorted(found))
+    return tuple(sorted(done))
 
 
-def _why_not(
+def _obstacle(
     trace: Mapping[str, Any], name: str, latents: tuple[str, ...], hidden: set[str]
 ) -> str:
-    """Why the latents behind a site cannot be summed out for it, "" if they can."""
-    of_site = {(f.name, f.dim) for f in trace[name]["cond_indep_stack"]}
+    """Why the latents behind a site cannot be summed out of it, "" if they can."""
+    site_frames = {(f.name, f.dim) for f in trace[name]["cond_indep_stack"]}
     for latent in latents:
         if latent in hidden:
             return f"{latent!r} is inside a scan or cond"
         site = trace[latent]
         stack = site["cond_indep_stack"]
-        others = sorted(f.name for f in stack if (f.name, f.dim) not in of_site)
+        others = sorted(f.name for f in stack if (f.name, f.dim) not in site_frames)
         if others:
             return f"{latent!r} is on the plates {others}, and {name!r} is not"
         batch = np.array(site["fn"].batch_shape, int)

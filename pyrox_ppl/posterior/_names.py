@@ -1,4 +1,4 @@
-"""The names under which classes, functions and dtypes are found in another process."""
+"""Names by which another process finds classes, functions and dtypes."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ import equinox as eqx
 import ml_dtypes
 import numpy as np
 
-# Where the functions of networks are public; their own __module__ often is not.
+# Where the functions of networks are public. Their __module__ is often private.
 _PUBLIC = (
     "jax.nn",
     "jax.numpy",
@@ -23,26 +23,26 @@ _PUBLIC = (
 
 
 def dtype_name(dtype: np.dtype, path: str) -> str:
-    """The name under which `dtype_of` finds a dtype, byte order and length too.
+    """The name by which `dtype_of` finds a dtype, with its byte order and length.
 
     Raises:
-        ValueError: If the values of the dtype are more than their bytes.
+        ValueError: If an array of the dtype holds objects or records.
     """
     if dtype.hasobject or dtype.names is not None:
         raise ValueError(
-            f"{path} is an array of dtype {dtype}, which cannot be saved: make it one "
-            "of numbers or of strings of a fixed length."
+            f"{path} is an array of dtype {dtype}, which cannot be saved: use numbers "
+            "or strings of a fixed length."
         )
     return dtype.name if hasattr(ml_dtypes, dtype.name) else dtype.str
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The dtype of a name of :func:`dtype_name`."""
+    """The dtype that :func:`dtype_name` named."""
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def is_remade(cls: type, name: str) -> bool:
-    """Whether an attribute is a wrapper's name, or computed where it is needed."""
+def is_derived(cls: type, name: str) -> bool:
+    """Whether an attribute is a cached property or a dunder of a wrapper."""
     is_cached = isinstance(
         inspect.getattr_static(cls, name, None), functools.cached_property
     )
@@ -50,16 +50,17 @@ def is_remade(cls: type, name: str) -> bool:
 
 
 def defaults_of(cls: Any) -> dict[str, Any]:
-    """What the constructor takes for each argument that is not given.
+    """The default arguments of the constructor.
 
-    Equinox's networks have a lambda there, which has no name of its own.
+    Some of Equinox's networks have a lambda there: it is saved as "the default", since
+    it has no name.
     """
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def name_of(value: Any, path: str) -> str:
-    """``module:name`` under which Python finds the very same object."""
+    """``module:name``, by which Python finds the very same object."""
     own = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
     for place in (*_PUBLIC, getattr(value, "__module__", None)):
         name = f"{place}:{own}"
@@ -73,9 +74,9 @@ def name_of(value: Any, path: str) -> str:
 
 
 def name_of_wrapped(value: eqx.Module) -> str | None:
-    """The name of a function that Equinox wrapped (``eqx.filter_jit``), if it is one.
+    """The name of a function that Equinox wrapped (``eqx.filter_jit``), else None.
 
-    A copy of it, as ``eqx.nn.MLP`` makes of its activation, bears the same name.
+    ``eqx.nn.MLP`` copies its activation; the copy equals the function of that name.
     """
     own = getattr(value, "__qualname__", None)
     name = f"{value.__module__}:{own}"
@@ -84,22 +85,27 @@ def name_of_wrapped(value: eqx.Module) -> str | None:
 
 
 def find(name: str) -> Any:
-    found = _lookup(name)
-    if found is None:
+    """The object of a name that :func:`name_of` gave.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    value = _lookup(name)
+    if value is None:
         place, _, own = name.partition(":")
         raise ValueError(
-            f"the file needs {own!r} of the Python module {place!r}, which is not "
-            "here: import or define it first."
+            f"the file needs {own!r} of the Python module {place!r}, and there is "
+            "none: install the module, or define it there."
         )
-    return found
+    return value
 
 
 def _lookup(name: str) -> Any:
     place, _, own = name.partition(":")
     try:
-        found = importlib.import_module(place)
+        value = importlib.import_module(place)
     except ImportError:
         return None
     for part in own.split("."):
-        found = getattr(found, part, None)
-    return found
+        value = getattr(value, part, None)
+    return value

@@ -1,6 +1,7 @@
 """plot_fit, plot_calibration and plot_diagnostics: a posterior as pictures."""
 
 import importlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._calibration import along_one_axis
 from pyrox_ppl.posterior._diagnosis import Diagnosis
+from pyrox_ppl.posterior._functions import FunctionStatistics
 from pyrox_ppl.prediction._prediction import Prediction
 
 
@@ -26,28 +28,28 @@ def plot_fit(
     """Draw predicted curves as a band, or a field's mean and spread.
 
     Over one coordinate: the mean, and a band between each pair of quantiles that lie
-    the same way from the median. Over two coordinates: the mean and the standard
+    symmetrically around the median. Over two coordinates: the mean and the standard
     deviation, side by side.
 
     **Shapes**: `x` is ``(points,)`` or ``(points, 1)`` for curves, ``(points, 2)`` for
     fields; the prediction ``(points,)`` or ``(points, outputs)``.
 
     Args:
-        prediction: Of :func:`~pyrox_ppl.predict`, at the points `x`.
+        prediction: What :func:`~pyrox_ppl.predict` returned for the points `x`.
         x: The coordinates of the points.
         x_observed: Coordinates of observations to draw as points.
         y_observed: Their values.
         output: Which output of the prediction.
         axes: Matplotlib axes to draw on: one for curves, two for fields; new ones if
             not given.
-        label: What the curve is, in the legend.
+        label: The name of the curve in the legend.
 
     Returns:
         The axes: one for curves, an array of two for fields.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the coordinates and the prediction do not fit each other.
+        ValueError: If the shapes of coordinates and prediction do not match.
 
     Example:
         >>> import matplotlib; matplotlib.use("agg")
@@ -101,8 +103,8 @@ def plot_fit(
     broken = int((~np.isfinite(mean + std)).sum())
     if broken:
         raise ValueError(
-            f"the prediction is NaN or infinite at {broken} of {number} points, where "
-            "no colour can be drawn: leave them out, and ask `diagnose` why."
+            f"the prediction is NaN or infinite at {broken} of {number} points, which "
+            "have no colour: leave them out, and ask `diagnose` why."
         )
     for axis, values, title, colours in (
         (axes[0], mean, "mean", "viridis"),
@@ -127,8 +129,8 @@ def plot_calibration(
     says that the predictions are not calibrated.
 
     Args:
-        tree: A DataTree with ``posterior_predictive`` and ``observed_data``, of
-            held-out data best: ``px.to_datatree(tree, x_test, y=y_test, model=model)``.
+        tree: A DataTree with ``posterior_predictive`` and ``observed_data``, best of
+            held-out data: ``px.to_datatree(tree, x_test, y=y_test, model=model)``.
         site: The observed site; by default all of them.
         coverage: Whether to draw the coverage of central intervals.
 
@@ -157,7 +159,7 @@ def plot_calibration(
     _stats.check_tree(tree, "plot_calibration", "posterior_predictive", "observed_data")
     sites = _stats.names(_stats.group(tree, "observed_data"))
     if site is not None and site not in sites:
-        raise ValueError(f"{site!r} is no observed site; these are: {sites}.")
+        raise ValueError(f"{site!r} is not an observed site; these are: {sites}.")
     chosen = sites if site is None else [site]
     return azp.plot_ppc_pit(
         along_one_axis(tree, chosen),
@@ -168,13 +170,13 @@ def plot_calibration(
 
 
 def plot_diagnostics(diagnosis: Diagnosis) -> Any:
-    """Draw what a diagnosis found, a panel for each: what lies past a line is not fine.
+    """Draw the figures of a diagnosis, a panel for each kind, with their limits.
 
     R-hat and effective sample size of the functions at the probes; the Pareto k of
     every observation; the losses of SVI.
 
     Args:
-        diagnosis: Of :func:`~pyrox_ppl.diagnose`.
+        diagnosis: What :func:`~pyrox_ppl.diagnose` returned.
 
     Returns:
         The matplotlib figure.
@@ -195,62 +197,51 @@ def plot_diagnostics(diagnosis: Diagnosis) -> Any:
     """
     plt = _pyplot("plot_diagnostics")
     panels: list[Any] = []
-    functions = diagnosis.functions
-    if functions is not None:
-        panels += [_rhat, _ess]
-    panels += [_pareto(name, result) for name, result in diagnosis.loo.items()]
+    if diagnosis.functions is not None:
+        functions, limit = diagnosis.functions, _checks.ESS_PER_CHAIN * diagnosis.chains
+        panels += [partial(_rhat, functions), partial(_ess, functions, limit)]
+    panels += [partial(_pareto, n, result) for n, result in diagnosis.loo.items()]
     if diagnosis.loss is not None:
-        panels.append(_loss)
+        panels.append(partial(_loss, diagnosis.loss))
     if not panels:
         raise ValueError(
             "this diagnosis has nothing to draw: diagnose with probe inputs, or a tree "
-            "that has log_likelihood or the losses of SVI."
+            "with log_likelihood or the losses of SVI."
         )
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained"
     )
     for panel, axis in zip(panels, np.atleast_1d(axes), strict=True):
-        panel(axis, diagnosis)
+        panel(axis)
     verdict = "fine" if diagnosis.ok else f"not fine: {', '.join(diagnosis.failed)}"
     figure.suptitle(f"{diagnosis.title}: {verdict}", fontsize="medium")
     return figure
 
 
-def _rhat(axis: Any, diagnosis: Diagnosis) -> None:
-    functions = diagnosis.functions
-    if functions is None:
-        return
+def _rhat(functions: FunctionStatistics, axis: Any) -> None:
     axis.plot(functions.rhat, ".", color="C0")
     axis.axhline(_checks.RHAT, color="0.5", linestyle="--")
     axis.set(title="R-hat of the function", xlabel="probe", ylabel="R-hat")
 
 
-def _ess(axis: Any, diagnosis: Diagnosis) -> None:
-    functions = diagnosis.functions
-    if functions is None:
-        return
+def _ess(functions: FunctionStatistics, limit: int, axis: Any) -> None:
     axis.plot(functions.ess_bulk, ".", color="C0", label="bulk")
     axis.plot(functions.ess_tail, "x", color="C1", label="tail", markersize=4)
-    axis.axhline(_checks.ESS_PER_CHAIN * diagnosis.chains, color="0.5", linestyle="--")
+    axis.axhline(limit, color="0.5", linestyle="--")
     axis.set(
         title="effective sample size", xlabel="probe", ylabel="draws", ylim=(0, None)
     )
     axis.legend()
 
 
-def _pareto(name: str, result: Any) -> Any:
-    def draw(axis: Any, diagnosis: Diagnosis) -> None:
-        axis.plot(np.ravel(result.pareto_k), ".", color="C0")
-        axis.axhline(result.good_k, color="0.5", linestyle="--")
-        axis.set(title=f"LOO of {name}", xlabel="observation", ylabel="Pareto k")
-
-    return draw
+def _pareto(name: str, result: Any, axis: Any) -> None:
+    axis.plot(np.ravel(result.pareto_k), ".", color="C0")
+    axis.axhline(result.good_k, color="0.5", linestyle="--")
+    axis.set(title=f"LOO of {name}", xlabel="observation", ylabel="Pareto k")
 
 
-def _loss(axis: Any, diagnosis: Diagnosis) -> None:
-    if diagnosis.loss is None:
-        return
-    runs = np.atleast_2d(diagnosis.loss)
+def _loss(losses: np.ndarray, axis: Any) -> None:
+    runs = np.atleast_2d(losses)
     for loss in runs:
         axis.plot(loss, color="C0", linewidth=0.5, alpha=0.4)
         width = max(1, loss.size // 50)
@@ -258,7 +249,7 @@ def _loss(axis: Any, diagnosis: Diagnosis) -> None:
             mean = np.convolve(loss, np.ones(width) / width, mode="valid")
         axis.plot(np.arange(mean.size) + width // 2, mean, color="C0")
     axis.set(title="loss of SVI", xlabel="step", ylabel="-ELBO / nats")
-    # The first losses can be so large that nothing is seen of the others.
+    # The first losses can be so large that the others would look constant.
     late = runs[:, runs.shape[1] // 20 :]
     late = late[np.isfinite(late)]
     if late.size:

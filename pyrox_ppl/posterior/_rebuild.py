@@ -1,4 +1,4 @@
-"""The module that a description of it stands for, made again."""
+"""A module made again from its description and its arrays."""
 
 import collections
 import dataclasses
@@ -13,11 +13,11 @@ from pyrox_ppl.posterior._names import defaults_of, dtype_of, find
 
 
 def rebuild(description: str, arrays: list[np.ndarray]) -> Any:
-    """Make the module again.
+    """Make a module from what `describe` wrote.
 
     Raises:
-        ValueError: If a class or function is not there under its name, if a class has
-            other fields now, or if JAX does not hold the arrays in their dtype.
+        ValueError: If a class or function is not found by its name, if the fields of a
+            class have changed, or if JAX does not keep the dtype of an array.
     """
     made: dict[tuple[int, str], Any] = {}
     markers: dict[int, object] = {}
@@ -93,7 +93,7 @@ def rebuild(description: str, arrays: list[np.ndarray]) -> Any:
 
 
 def _array_of(array: np.ndarray, node: dict[str, Any]) -> Any:
-    """An array of the kind that it was.
+    """An array of its former kind: NumPy, JAX, weakly typed or PRNG keys.
 
     Raises:
         ValueError: If JAX would give it another dtype.
@@ -104,13 +104,13 @@ def _array_of(array: np.ndarray, node: dict[str, Any]) -> Any:
         return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=node["impl"])
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise ValueError(
-            f"the module holds an array of {array.dtype.name}, of which JAX makes "
-            f"{jax.dtypes.canonicalize_dtype(array.dtype).name} here: call "
-            'jax.config.update("jax_enable_x64", True) before, as where it was saved '
-            "(its draws alone: `xarray.open_datatree`)."
+            f"the module holds an array of {array.dtype.name}, which JAX would turn "
+            f"into {jax.dtypes.canonicalize_dtype(array.dtype).name}: call "
+            'jax.config.update("jax_enable_x64", True) before loading, as before '
+            "saving. `xarray.open_datatree` opens the draws without the module."
         )
     if node["kind"] == "weak":
-        # Of a weak type, which leaves the dtype of a result to the other operand.
+        # A weak type leaves the dtype of a result to the other operand.
         zero = array.dtype.type(0).item()
         return jax.numpy.full(array.shape, zero).at[...].set(array)
     return jax.numpy.asarray(array)
@@ -120,13 +120,15 @@ def _module_of(name: str, fields: dict[str, Any], absent: list[str]) -> Any:
     """An instance, as Equinox itself makes one from its leaves."""
     cls = find(name)
     if not isinstance(cls, type):
-        raise ValueError(f"{name!r} is no class.")
+        raise ValueError(
+            f"the file needs the class {name!r}, which is not a class now."
+        )
     known = [f.name for f in dataclasses.fields(cls)] if fields or absent else []
     if {*known} != {*fields, *absent}:
         raise ValueError(
-            f"the class {name!r} was changed since: its fields were "
-            f"{[*fields, *absent]} and are {known}. Load the file where the class is "
-            "as it was."
+            f"the class {name!r} has changed since it was saved: its fields were "
+            f"{[*fields, *absent]} and are now {known}. Load the file with the version "
+            "of the class that was saved."
         )
     module = object.__new__(cls)
     for field, value in fields.items():

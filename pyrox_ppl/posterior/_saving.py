@@ -1,38 +1,43 @@
 """save and load: a posterior and its module in one file."""
 
-import contextlib
 import json
 import math
 import os
-import tempfile
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import equinox as eqx
 import numpy as np
 import xarray as xr
 
+from pyrox_ppl._files import replace_when_written
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._names import dtype_name, dtype_of
 from pyrox_ppl.posterior._rebuild import rebuild
-from pyrox_ppl.posterior._saved_digest import digest_of
 from pyrox_ppl.posterior._structure import describe
+from pyrox_ppl.posterior._tree_file import digest_of, open_tree, write_tree
 
 _FORMAT = 2
 _MODULE = "module"
 
 
 class Saved(NamedTuple):
-    """What a file held.
+    """The contents of a file.
 
     Attributes:
         posterior: The DataTree.
         module: The module with its stored values, or None.
         name: The root of the module's names, if one was given.
+
+    Example:
+        >>> import jax.numpy as jnp, tempfile, pyrox_ppl as px
+        >>> tree = px.to_datatree({"a": jnp.arange(5.0)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     px.save(f"{folder}/fit.nc", tree, name="net")
+        ...     posterior, module, name = px.load(f"{folder}/fit.nc")
+        >>> module, name
+        (None, 'net')
     """
 
     posterior: xr.DataTree
@@ -47,11 +52,11 @@ def save(
     *,
     name: str | None = None,
 ) -> None:
-    """Write a posterior, and the module that it is of, into one file.
+    """Write a posterior and its module into one file.
 
-    The file is written beside and moved in place when it is whole: an interrupted save
-    leaves the previous file as it was. A digest of every array and attribute goes with
-    it.
+    The file is written beside its place and moved there when it is whole, so an
+    interrupted save leaves the previous file as it was. It contains a digest of every
+    array and attribute.
 
     Args:
         path: Where to; ``.nc`` makes a netCDF file (any netCDF-4 reader opens it),
@@ -64,9 +69,10 @@ def save(
         name: The root of the module's names, if ``bind`` was given one.
 
     Raises:
-        TypeError: If `posterior` is no DataTree.
-        ValueError: If the suffix is neither, if the module holds something without a
-            name, such as a lambda, or if the format does not keep the tree as it is.
+        TypeError: If `posterior` is not a DataTree.
+        ValueError: If the suffix is neither of these, if the module holds something
+            without a name, such as a lambda, or if the format cannot keep the tree as
+            it is.
         ImportError: If the library for the format is not installed.
 
     Example:
@@ -86,10 +92,13 @@ def save(
             "save takes a path, a DataTree of `to_datatree` and a module, in this "
             f"order, got {type(posterior).__name__} as the tree."
         )
-    # What it was read from says nothing of how it is to be written.
+    # The encoding of the file that the tree came from may not suit this one.
     tree = posterior.map_over_datasets(xr.Dataset.drop_encoding)
     if _MODULE in tree.children:
-        raise ValueError(f"the group {_MODULE!r} is where save puts the module.")
+        raise ValueError(
+            f"save puts the module into the group {_MODULE!r}, and the tree has one of "
+            "that name: rename it."
+        )
     if module is not None:
         tree[_MODULE] = xr.DataTree(_module_dataset(module))
     tree.attrs.update(
@@ -100,29 +109,23 @@ def save(
     if name is not None:
         tree.attrs["module_name"] = name
     tree.attrs["digest"] = digest_of(tree)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{path.suffix}")
-    try:
-        _write(tree, temporary)
-        with _opened(temporary) as written:
+    with replace_when_written(path) as temporary:
+        write_tree(tree, temporary)
+        with open_tree(temporary) as written:
             if digest_of(written) != tree.attrs["digest"]:
                 raise ValueError(
                     f"{path.suffix} does not keep every array and attribute of this "
                     "tree as it is: try the other suffix (.nc, .zip), or leave out "
                     "what you added to the tree."
                 )
-        with temporary.open("rb") as whole:
-            os.fsync(whole.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Saved:
     """Read what :func:`save` wrote.
 
-    Predictions of what was loaded are those of what was saved, bit by bit, on the same
-    machine and versions. Classes and functions of the module are imported by the names
-    in the file: load files that you trust.
+    On the same machine and versions, predictions are bit by bit those before saving.
+    Classes and functions of the module are imported by the names in the file: load only
+    files that you trust.
 
     Args:
         path: The file.
@@ -133,8 +136,8 @@ def load(path: str | os.PathLike[str]) -> Saved:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated or damaged, if :func:`save` did not write
-            it, if a class of the module is not to be found or has other fields now, or
-            if the module needs x64 (``jax_enable_x64``) and it is off.
+            it, if a class of the module is not found or its fields have changed, or if
+            the module needs x64 (``jax_enable_x64``) and it is off.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, pyrox_ppl as px
@@ -149,12 +152,12 @@ def load(path: str | os.PathLike[str]) -> Saved:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
-        with _opened(path) as file:
+        with open_tree(path) as file:
             tree = file.load()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be read: it is truncated or damaged, or no file of its "
-            f"suffix ({type(error).__name__}: {error})."
+            f"{path} cannot be read: it is truncated or damaged, or not in the format "
+            f"of its suffix ({type(error).__name__}: {error})."
         ) from error
     if "pyrox_ppl_format" not in tree.attrs:
         raise ValueError(
@@ -163,18 +166,17 @@ def load(path: str | os.PathLike[str]) -> Saved:
         )
     if int(tree.attrs["pyrox_ppl_format"]) > _FORMAT:
         raise ValueError(
-            f"{path} was written by {tree.attrs['saved_by']}, in a format that this "
-            f"version ({__version__}) does not know: update pyrox_ppl."
+            f"{path} was written by {tree.attrs['saved_by']} in a newer format than "
+            f"this version ({__version__}) reads: update pyrox_ppl."
         )
     if int(tree.attrs["pyrox_ppl_format"]) < _FORMAT:
         raise ValueError(
-            f"{path} was written by {tree.attrs['saved_by']}, in an older format: load "
-            "and save it again with that version, or open its draws with "
-            "`xarray.open_datatree`."
+            f"{path} was written by {tree.attrs['saved_by']} in an older format: open "
+            "its draws with `xarray.open_datatree`, or load it with that version."
         )
     if tree.attrs.pop("digest", None) != digest_of(tree):
         raise ValueError(
-            f"{path} is damaged: its arrays or attributes are not those that were "
+            f"{path} is damaged: its arrays or attributes differ from those that were "
             "saved."
         )
     module = None
@@ -190,64 +192,16 @@ def load(path: str | os.PathLike[str]) -> Saved:
 def _check_suffix(path: Path) -> None:
     if path.suffix not in (".nc", ".zip"):
         raise ValueError(
-            f"{path.name!r} must end in .nc (netCDF) or .zip (zipped zarr), which says "
-            "the format."
+            f"{path.name!r} must end in .nc (netCDF) or .zip (zipped zarr): the suffix "
+            "chooses the format."
         )
 
 
-def _write(tree: xr.DataTree, path: Path) -> None:
-    if path.suffix == ".nc":
-        tree.to_netcdf(path, engine="h5netcdf")
-        return
-    # Zarr writes its metadata twice, which a zip file cannot take: a folder first.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        _renamed(tree, _escaped).to_zarr(folder, consolidated=False)
-        with zipfile.ZipFile(path, "w") as packed:
-            for part in sorted(Path(folder).rglob("*")):
-                if part.is_file():
-                    packed.write(part, part.relative_to(folder))
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[xr.DataTree]:
-    """The tree in a file, an array of which is read where it is asked for."""
-    if path.suffix == ".nc":
-        with xr.open_datatree(path, engine="h5netcdf", cache=False) as tree:
-            yield tree
-        return
-    from zarr.storage import ZipStore
-
-    store: Any = ZipStore(path, mode="r")  # xarray's annotation does not know it
-    try:
-        with xr.open_datatree(
-            store, engine="zarr", consolidated=False, cache=False
-        ) as tree:
-            yield _renamed(tree, unquote)
-    finally:
-        store.close()
-
-
-def _escaped(name: str) -> str:
-    r"""A name without ``\``, which zarr takes for a ``/``."""
-    return name.replace("%", "%25").replace("\\", "%5C")
-
-
-def _renamed(tree: xr.DataTree, rename: Callable[[str], str]) -> xr.DataTree:
-    """A tree whose variables and axes are renamed."""
-    datasets = {}
-    for node in tree.subtree:
-        dataset = node.to_dataset(inherit=False)
-        names = [str(name) for name in {*dataset.variables, *dataset.dims}]
-        new = {name: rename(name) for name in names if rename(name) != name}
-        datasets[node.path] = dataset.rename(new)
-    return xr.DataTree.from_dict(datasets)
-
-
 def _module_dataset(module: Any) -> xr.Dataset:
-    """The arrays of a module, one after the other, in one variable for each dtype.
+    """The arrays of a module, joined to one variable for each dtype.
 
-    A variable for each array would take a file with its hundreds many seconds. A dtype
-    that the formats lack goes as bytes.
+    A file with hundreds of small variables takes many seconds. A dtype that the formats
+    lack is stored as bytes.
     """
     description, arrays = describe(module)
     parts: dict[str, list[np.ndarray]] = {}

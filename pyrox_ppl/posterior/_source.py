@@ -1,8 +1,8 @@
-"""What to_datatree is given, brought to one form: draws by chain, and what is known."""
+"""The sources of a tree in one form: draws by chain, and what is known of them."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from pyrox_ppl._numpyro import has_collected
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
 from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._model_call import ModelCall
 
 # NumPyro's names of what a kernel reports, and ArviZ's.
 _STATS = {
@@ -31,7 +32,6 @@ class Source:
     """Draws, and all that came with them.
 
     Attributes:
-        model: The NumPyro model, if it is known.
         draws: Site name -> array of shape ``(chain, draw, *site)``.
         params: Trained values of ``param`` and ``mutable`` sites.
         stats: What a kernel reported, under ArviZ's names.
@@ -41,7 +41,6 @@ class Source:
         attrs: What the tree says of itself.
     """
 
-    model: Callable | None
     draws: dict[str, np.ndarray]
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -51,21 +50,39 @@ class Source:
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def of_mcmc(
-    mcmc: MCMC, model: Callable | None, params: Mapping[str, Any] | None
-) -> Source:
-    """The draws of a run MCMC, of its own model if no other one is given."""
-    model = getattr(mcmc.sampler, "model", None) if model is None else model
-    if model is None:
-        raise ValueError(
-            "to_datatree needs a kernel that was made from a model, and this one was "
-            "made from a potential function."
+def find_model(source: Any, guide: Callable | None) -> Callable | None:
+    """The model that an MCMC or a guide knows; None for draws.
+
+    Raises:
+        ValueError: If an MCMC or a guide knows none.
+    """
+    if isinstance(source, MCMC):
+        advice = (
+            "to_datatree needs a kernel that was made from a model, NUTS(model), and "
+            "this one was made from a potential function."
         )
+        owner = source.sampler
+    elif guide is not None:
+        advice = (
+            "this guide does not know its model: pass it, to_datatree(fit, ..., "
+            "guide=guide, model=model)."
+        )
+        owner = guide
+    else:
+        return None
+    model = getattr(owner, "model", None)
+    if model is None:
+        raise ValueError(advice)
+    return model
+
+
+def source_from_mcmc(mcmc: MCMC) -> Source:
+    """The draws of a run MCMC."""
     if mcmc.last_state is None:
         raise ValueError("this MCMC has no draws: call mcmc.run(...) first.")
     if not has_collected(mcmc) or not mcmc.get_samples():
         raise ValueError(
-            "this MCMC has only adapted, and collected nothing: call mcmc.run(...), or "
+            "this MCMC has only adapted and kept no draws: call mcmc.run(...), or "
             "mcmc.warmup(..., collect_warmup=True) to see the warmup."
         )
     fields: dict[str, Any] = dict(mcmc.get_extra_fields(group_by_chain=True))
@@ -80,9 +97,7 @@ def of_mcmc(
         depth = np.ceil(np.log2(stats["n_steps"] + 1))
         stats["tree_depth"] = depth.astype(int)
     return Source(
-        model,
         jax.device_get(mcmc.get_samples(group_by_chain=True)),
-        params=dict(params or {}),
         stats=stats,
         is_warmup=_is_warmup(mcmc),
         attrs={"inference": "MCMC", "kernel": type(mcmc.sampler).__name__},
@@ -97,28 +112,20 @@ def _is_warmup(mcmc: MCMC) -> bool:
     return mcmc.post_warmup_state is mcmc.last_state and bool(steps <= mcmc.num_warmup)
 
 
-def of_guide(
+def source_from_guide(
     fit: Any,
     guide: Callable,
-    model: Callable | None,
-    args: tuple,
-    kwargs: dict[str, Any],
+    call: ModelCall,
     rng_key: PRNGKeyArray,
     num_samples: int,
 ) -> Source:
     """Draws from a trained guide, as one chain."""
-    model = getattr(guide, "model", None) if model is None else model
-    if model is None:
-        raise ValueError(
-            "this guide does not know its model: give it, to_datatree(fit, ..., "
-            "guide=guide, model=model)."
-        )
     state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
     params = {**getattr(fit, "params", fit), **state}
-    drawn = draw_guide(guide, model, params, args, kwargs, rng_key, num_samples)
+    call = dataclasses.replace(call, params=params)
+    drawn = draw_guide(guide, call, rng_key, num_samples)
     losses = getattr(fit, "losses", None)
     return Source(
-        model,
         {name: value[None] for name, value in drawn.values.items()},
         params=params,
         losses=None if losses is None else np.asarray(losses),
@@ -131,46 +138,30 @@ def of_guide(
     )
 
 
-def of_draws(
-    draws: Any,
-    model: Callable | None,
-    params: Mapping[str, Any] | None,
-    batch_ndims: int | None,
-) -> Source:
+def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     """A dictionary of draws, or the draws of another tree."""
-    given = Draws.of(draws, batch_ndims)
+    given = Draws.read(draws, batch_ndims)
     if len(given.shape) > 2:
         raise ValueError(
-            f"draws have the axes chain and draw, or draw alone; got {given.shape}."
+            "draws have the axes chain and draw, or only draw; got sample axes of "
+            f"shape {given.shape}: give batch_ndims=1 or batch_ndims=2."
         )
     chains = given.shape if len(given.shape) == 2 else (1, *given.shape)
     values = {
         name: np.asarray(value).reshape(*chains, *np.shape(value)[1:])
         for name, value in given.values.items()
     }
-    return Source(
-        model,
-        values,
-        params={**given.params, **(params or {})},
-        attrs={"inference": "draws"} | _origin(draws),
-    )
-
-
-def _origin(draws: Any) -> dict[str, Any]:
-    """What a tree of draws says of where they come from."""
-    said = getattr(draws, "attrs", {})
-    names = ("inference", "kernel", "guide", "point_estimate")
-    return {name: said[name] for name in names if name in said}
+    attrs = getattr(draws, "attrs", {})
+    kept = ("inference", "kernel", "guide", "point_estimate")
+    origin = {name: attrs[name] for name in kept if name in attrs}
+    return Source(values, given.params, attrs={"inference": "draws"} | origin)
 
 
 def provenance(source: Source, rng_key: PRNGKeyArray) -> dict[str, Any]:
-    """What the root of the tree says: how it was made, by what, with which key."""
-    key = rng_key
-    if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
+    """The attributes of a tree's root: how it was made, by what, with which key."""
     return {
         **source.attrs,
-        "rng_key": json.dumps(np.asarray(key).tolist()),
+        "rng_key": json.dumps(jax.random.key_data(rng_key).tolist()),
         "pyrox_ppl_version": __version__,
         "numpyro_version": numpyro.__version__,
         "jax_version": jax.__version__,

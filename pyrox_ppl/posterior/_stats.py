@@ -13,7 +13,7 @@ _AXES: dict[str, int] = {"chain_axis": 0, "draw_axis": 1}
 
 
 def rhat(values: np.ndarray) -> np.ndarray:
-    """Rank-normalised split R-hat; of a single chain, that of its halves."""
+    """Rank-normalised split R-hat; a single chain is split into two first."""
     if len(values) == 1:
         half = values.shape[1] // 2
         values = np.stack([values[0, :half], values[0, -half:]])
@@ -41,9 +41,10 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """The shape of a generalised Pareto distribution of the largest weights.
+    """The shape k of a generalised Pareto distribution of the largest weights.
 
-    ArviZ's function takes a log likelihood, whose weights are its inverse.
+    ArviZ's function takes log likelihoods, and the weights of leave-one-out are their
+    inverses: hence the sign.
     """
     return float(np.asarray(_STATS.psislw(-log_weights)[1]))
 
@@ -51,7 +52,7 @@ def pareto_k(log_weights: np.ndarray) -> float:
 def loo(tree: xr.DataTree, site: str) -> Any:
     """ArviZ's PSIS-LOO of one site, pointwise.
 
-    ArviZ warns where a Pareto k is high; whoever asks here looks at every k.
+    ArviZ's warning of a high Pareto k is dropped, because the caller reports every k.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
@@ -65,9 +66,9 @@ def check_tree(tree: Any, function: str, *groups: str) -> None:
         if not missing:
             return
         if tree.parent is not None:
-            advice = f"give the whole tree, not its group {tree.name!r}"
+            advice = f"pass the whole tree, not its group {tree.name!r}"
         elif missing == ["posterior"]:
-            advice = "a tree of draws is made by to_datatree(mcmc, ...)"
+            advice = "to_datatree(mcmc, ...) makes a tree with draws"
         else:
             advice = (
                 "make it with the observations as arguments, "
@@ -78,7 +79,7 @@ def check_tree(tree: Any, function: str, *groups: str) -> None:
             f"{sorted(tree.children)}: {advice}."
         )
     if isinstance(tree, xr.Dataset):
-        advice = "give the whole tree, not one group of it"
+        advice = "pass the whole tree, not one group of it"
     elif hasattr(tree, "losses"):
         advice = f"{function}(px.to_datatree(fit, *args, guide=guide), ...)"
     elif isinstance(tree, dict):
@@ -86,7 +87,7 @@ def check_tree(tree: Any, function: str, *groups: str) -> None:
     else:
         advice = f"{function}(px.to_datatree(mcmc, *args), ...)"
     raise TypeError(
-        f"{function} takes a DataTree of to_datatree, got {type(tree).__name__}: "
+        f"{function} takes a DataTree (see to_datatree), got {type(tree).__name__}: "
         f"{advice}."
     )
 

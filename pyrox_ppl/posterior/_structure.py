@@ -11,31 +11,31 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.tree_util import GetAttrKey
 
 from pyrox_ppl.posterior._names import (
     defaults_of,
     dtype_name,
-    is_remade,
+    is_derived,
     name_of,
     name_of_wrapped,
 )
-from pyrox_ppl.posterior._shared import places_of
 
 
 def describe(module: Any) -> tuple[str, list[np.ndarray]]:
-    """Write a module's structure as JSON, its arrays apart.
+    """Write a module's structure as JSON, and list its arrays.
 
-    The same array at two places is one array: tied leaves stay tied.
+    An array at two places is listed once: tied leaves stay tied.
 
     Raises:
-        ValueError: If something in it has no name to be found by: a lambda, say.
+        ValueError: If something in it, a lambda for instance, has no name.
     """
     writer = _Writer()
     return json.dumps(writer.node(module, type(module).__name__)), writer.plain
 
 
 class _Writer:
-    """The nodes of a tree as JSON can hold them, and the arrays met on the way."""
+    """Writes the nodes of a tree as JSON values, and collects their arrays."""
 
     def __init__(self) -> None:
         self.plain: list[np.ndarray] = []
@@ -75,8 +75,7 @@ class _Writer:
             case types.MethodType() | eqx.Module(__func__=_, __self__=_):
                 return self._method(value, path)
             case eqx.nn.Shared():
-                # Its functions are mostly lambdas.
-                return self._module(value, path, **(places_of(value) or {}))
+                return self._module(value, path, **(_places_of_shared(value) or {}))
             case eqx.nn.StateIndex():
                 init = self.node(value.init, f"{path}.init")
                 return {"index": self._marker(value.marker), "init": init}
@@ -99,9 +98,9 @@ class _Writer:
         if callable(value):
             return {"named": name_of(value, path)}
         raise ValueError(
-            f"{path} is {value!r} of {type(value).__name__}, which cannot be saved: a "
-            "module may hold arrays, modules, dataclasses, numbers, strings, "
-            "containers of them, and functions that have a name in a Python module."
+            f"{path} is {value!r} of type {type(value).__name__}, which cannot be "
+            "saved. A module may hold arrays, modules, dataclasses, numbers, strings, "
+            "containers of these, and functions that have a name in a Python module."
         )
 
     def _all(self, values: Any, path: str) -> list[Any]:
@@ -133,8 +132,8 @@ class _Writer:
         return None
 
     def _array(self, value: Any, path: str) -> dict[str, Any]:
+        is_key = jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
         if id(value) not in self._arrays:
-            is_key = jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
             array = np.asarray(jax.random.key_data(value) if is_key else value)
             dtype_name(array.dtype, path)
             self._arrays[id(value)] = (len(self.plain), value)
@@ -142,23 +141,23 @@ class _Writer:
         node: dict[str, Any] = {"array": self._arrays[id(value)][0]}
         if not isinstance(value, jax.Array):
             return {**node, "kind": "numpy"}
-        if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if is_key:
             return {**node, "kind": "key", "impl": str(jax.random.key_impl(value))}
         return {**node, "kind": "weak" if value.weak_type else "jax"}
 
     def _marker(self, marker: Any) -> Any:
-        """The key of a state: a name, or an object that is the same at both ends."""
+        """The key of a state: a string, or a number for an opaque object."""
         if isinstance(marker, str):
             return marker
         return self._markers.setdefault(id(marker), (len(self._markers), marker))[0]
 
     def _method(self, value: Any, path: str) -> dict[str, Any]:
         owner, name = value.__self__, value.__func__.__name__
-        found = getattr(owner, name, None)
-        if getattr(found, "__func__", None) is not value.__func__:
+        method = getattr(owner, name, None)
+        if getattr(method, "__func__", None) is not value.__func__:
             raise ValueError(
-                f"{path} is {value!r}, which is not the method {name!r} of its object: "
-                "it cannot be saved."
+                f"{path} is {value!r}, which its object does not have under the name "
+                f"{name!r}, so it cannot be saved: use a method of the class."
             )
         return {"method": name, "of": self.node(owner, path)}
 
@@ -167,10 +166,10 @@ class _Writer:
         defaults = defaults_of(type(value))
         held = getattr(value, "__dict__", {})
         names = [field.name for field in dataclasses.fields(value)]
-        unknown = [n for n in held if n not in names and not is_remade(type(value), n)]
+        unknown = [n for n in held if n not in names and not is_derived(type(value), n)]
         if unknown:
             raise ValueError(
-                f"{path} has the attributes {unknown}, which are no fields of "
+                f"{path} has the attributes {unknown}, which are not fields of "
                 f"{type(value).__name__}: declare them as fields."
             )
         fields = {}
@@ -190,3 +189,60 @@ class _Writer:
         return {"module": cls, "fields": fields} | (
             {"absent": absent} if absent else {}
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class NodesAt:
+    """A function that returns the nodes of a tree at given places.
+
+    Equinox writes ``eqx.nn.Shared`` with two lambdas, which have no name to be saved
+    by; the places that they return say the same.
+
+    Attributes:
+        places: For each node the steps to it: whether the step is to an attribute,
+            and the name or key.
+        is_single: Whether to return the one node itself, not a tuple.
+    """
+
+    places: tuple[tuple[tuple[bool, Any], ...], ...]
+    is_single: bool
+
+    def __call__(self, tree: Any) -> Any:
+        """The nodes."""
+        nodes = [tree] * len(self.places)
+        for index, place in enumerate(self.places):
+            for is_attribute, key in place:
+                node = nodes[index]
+                nodes[index] = getattr(node, key) if is_attribute else node[key]
+        return nodes[0] if self.is_single else tuple(nodes)
+
+
+def _places_of_shared(shared: eqx.nn.Shared) -> dict[str, NodesAt] | None:
+    """The places of the nodes; None where ``get`` computes a node from others."""
+    functions = {}
+    for name in ("where", "get"):
+        nodes = getattr(shared, name)(shared.pytree)
+        is_single = not isinstance(nodes, tuple | list)
+        nodes = [nodes] if is_single else nodes
+        places = [_place(shared.pytree, node) for node in nodes]
+        if any(place is None for place in places):
+            return None
+        functions[name] = NodesAt(tuple(p for p in places if p is not None), is_single)
+    return functions
+
+
+def _place(tree: Any, node: Any) -> tuple[tuple[bool, Any], ...] | None:
+    def is_it(other: Any) -> bool:
+        return other is node
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_it)
+    for path, leaf in leaves:
+        if leaf is node:
+            return tuple(_step(key) for key in path)
+    return None
+
+
+def _step(key: Any) -> tuple[bool, Any]:
+    if isinstance(key, GetAttrKey):
+        return True, key.name
+    return False, key.idx if hasattr(key, "idx") else key.key

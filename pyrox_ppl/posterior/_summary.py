@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.posterior._functions import FEWEST_DRAWS
 
 
 def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.DataFrame:
@@ -16,8 +17,8 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
 
     A scalar site is summarised by its value, an array (a layer's weight, say) by its
     root mean square :math:`\|\theta\| / \sqrt n`. Permuting or flipping the units of a
-    layer changes every one of its weights and leaves this as it is, so its R-hat and
-    ESS say something where those of the weights do not.
+    layer changes every single weight but not the root mean square, so its R-hat and ESS
+    are meaningful where those of single weights are not.
 
     Args:
         tree: A DataTree of :func:`~pyrox_ppl.to_datatree`.
@@ -31,7 +32,7 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
         ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``.
 
     Raises:
-        TypeError: If `tree` is no DataTree.
+        TypeError: If `tree` is not a DataTree.
         ValueError: If a variable is not there.
 
     Example:
@@ -74,7 +75,7 @@ def size_of_draws(values: np.ndarray) -> np.ndarray:
 def _row(values: np.ndarray) -> dict[str, Any]:
     sizes = size_of_draws(values)
     finite = bool(np.isfinite(sizes).all())
-    with np.errstate(invalid="ignore"):  # of what is not finite: it shows
+    with np.errstate(invalid="ignore"):  # NaN and infinity show in the table
         mean, sd = float(sizes.mean()), float(sizes.std())
     row: dict[str, Any] = {
         "size": int(np.prod(values.shape[2:])),
@@ -85,8 +86,8 @@ def _row(values: np.ndarray) -> dict[str, Any]:
         "ess_tail": np.nan,
         "r_hat": np.nan,
     }
-    # ArviZ asks for so many draws, to split a chain twice, and that they move.
-    if finite and sizes.shape[1] >= 8 and np.ptp(sizes) > 0:
+    # ArviZ splits a chain twice, and divides by the variance.
+    if finite and sizes.shape[1] >= FEWEST_DRAWS and np.ptp(sizes) > 0:
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))
@@ -94,7 +95,7 @@ def _row(values: np.ndarray) -> dict[str, Any]:
 
 
 def _rounded(value: float, sd: float) -> float:
-    """To three digits of the standard deviation, and to three decimals at least."""
+    """Round to three digits of the standard deviation, but at least three decimals."""
     if not (np.isfinite(value) and np.isfinite(sd) and sd > 0):
         return value
     return round(value, max(3, 2 - math.floor(math.log10(sd))))

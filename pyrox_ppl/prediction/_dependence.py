@@ -9,15 +9,15 @@ from jax.extend.core import Var
 from numpyro import handlers
 
 
-def marked(value: Any) -> jax.Array:
-    """The same value, as one that :func:`dependence` can find again.
+def mark(value: Any) -> jax.Array:
+    """Return the same value as one that :func:`find_dependence` recognises.
 
-    The barrier makes a variable of it that nothing else in the program is.
+    The barrier gives it a variable of its own in the program.
     """
     return jax.lax.optimization_barrier(jnp.asarray(value))
 
 
-def dependence(
+def find_dependence(
     function: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]],
 ) -> dict[str, set[str]]:
     """Say which results of a function depend on which values that it made.
@@ -26,8 +26,8 @@ def dependence(
     as one operation, all of whose outputs depend on all of its inputs.
 
     Args:
-        function: Returns two dictionaries of pytrees: values that were `marked`, and
-            results.
+        function: Returns two dictionaries of pytrees: values that :func:`mark` made,
+            and results.
 
     Returns:
         For each result the names of the marked values that it depends on.
@@ -41,9 +41,9 @@ def dependence(
             reached.setdefault(next(out), set()).add(name)
     for equation in closed.jaxpr.eqns:
         sources = [v for v in equation.invars if isinstance(v, Var)]
-        found = set().union(*(reached.get(v, set()) for v in sources))
+        names = set().union(*(reached.get(v, set()) for v in sources))
         for variable in equation.outvars:
-            reached[variable] = reached.get(variable, set()) | found
+            reached[variable] = reached.get(variable, set()) | names
     return {
         name: set().union(
             *(
@@ -56,12 +56,10 @@ def dependence(
     }
 
 
-def abstract_trace(
-    fn: Callable, args: tuple, kwargs: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The sites of a model whose values do not matter: zeros, not draws.
+def abstract_trace(run: Callable[[], Any]) -> dict[str, dict[str, Any]]:
+    """The sites of a model with marked zeros in place of its draws.
 
-    Some priors cannot be drawn from. The zeros are `marked`.
+    Their values do not matter, and some priors cannot be drawn from.
     """
 
     def zeros(site: dict[str, Any]) -> jax.Array | None:
@@ -69,22 +67,7 @@ def abstract_trace(
             return None
         shape = (*site["kwargs"]["sample_shape"], *site["fn"].shape())
         dtype = int if site["fn"].support.is_discrete else float
-        return marked(jnp.zeros(shape, dtype))
+        return mark(jnp.zeros(shape, dtype))
 
-    run = handlers.substitute(handlers.seed(fn, 0), substitute_fn=zeros)
-    return handlers.trace(run).get_trace(*args, **kwargs)
-
-
-def content(trace: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """All arrays that a model's sites hold, by site; the indices of plates left out."""
-    parts = ("value", "fn", "scale")
-    return {
-        name: [
-            leaf
-            for part in parts
-            for leaf in jax.tree.leaves(site.get(part))
-            if isinstance(leaf, jax.Array)
-        ]
-        for name, site in trace.items()
-        if site["type"] != "plate"
-    }
+    seeded = handlers.substitute(handlers.seed(run, 0), substitute_fn=zeros)
+    return handlers.trace(seeded).get_trace()

@@ -1,4 +1,4 @@
-"""Draws in the forms that users have them, brought to one."""
+"""Draws in one form, from a dictionary or a DataTree."""
 
 import dataclasses
 import math
@@ -18,30 +18,30 @@ class Draws:
         values: Site name -> an array of shape ``(number, *site)``.
         shape: The sample axes as they were given: ``(draw,)`` or ``(chain, draw)``.
         params: The trained values of ``param`` and ``mutable`` sites, without an axis
-            of draws. The arrays of a site that is a tree of them are under
-            ``<site>.<path>`` where they come from a DataTree.
+            of draws. From a DataTree, a site that is a tree of arrays comes array by
+            array, under ``<site>.<path>``.
+        attrs: The ``attrs`` of a DataTree's sites.
         guide_params: The trained values of a DataTree's guide.
-        about: What a DataTree says of each of its sites (``attrs``).
-        may_be_grouped: Whether a dictionary may be of draws grouped by chain: nobody
-            said how many sample axes there are, and all sites have the first two axes
-            in common.
+        may_be_grouped: Whether the draws of a dictionary may be grouped by chain: the
+            user did not say how many sample axes there are, and all sites have the
+            first two axes in common.
     """
 
     values: dict[str, Any]
     shape: tuple[int, ...]
     params: dict[str, Any]
-    about: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    attrs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     guide_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     may_be_grouped: bool = False
 
     @property
     def number(self) -> int:
-        """How many draws there are, of all chains."""
+        """The number of draws in all chains together."""
         return math.prod(self.shape)
 
     @classmethod
-    def of(cls, draws: Any, batch_ndims: int | None = None) -> Self:
-        """Bring a dictionary of draws or an ArviZ ``DataTree`` to this form.
+    def read(cls, draws: Any, batch_ndims: int | None = None) -> Self:
+        """Read a dictionary of draws or an ArviZ ``DataTree``.
 
         Args:
             draws: Site name -> array; or a DataTree (or an object like it) whose group
@@ -49,30 +49,30 @@ class Draws:
             batch_ndims: The number of sample axes of a dictionary's arrays, by default
                 1; that of a DataTree is 2.
 
-        What was only trained, and has no draws, is one draw of no site.
+        A source without draws, only with trained values, counts as one draw of no site.
 
         Raises:
             TypeError: If `draws` is neither.
-            ValueError: If there are no draws, or if sites differ in their sample axes.
+            ValueError: If there are no draws, or if the sample axes of sites differ.
         """
         params: dict[str, Any] = {}
         guide_params: dict[str, Any] = {}
-        about: dict[str, Mapping[str, Any]] = {}
+        attrs: dict[str, Mapping[str, Any]] = {}
         may_be_grouped = False
         if hasattr(draws, "children"):
             if not {"posterior", "params"} & set(draws.children):
                 raise ValueError(
-                    "this DataTree has no group 'posterior', so it holds no draws; its "
-                    f"groups are {sorted(draws.children)}."
+                    "this DataTree has no group 'posterior' with draws; its groups are "
+                    f"{sorted(draws.children)}."
                 )
             batch_ndims = 2
             values = {}
             if "posterior" in draws.children:
                 values = variables(draws["posterior"], "chain", "draw")
-                about = _attrs(draws["posterior"])
+                attrs = _attrs(draws["posterior"])
             if "params" in draws.children:
                 params = variables(draws["params"])
-                about = _attrs(draws["params"]) | about
+                attrs = _attrs(draws["params"]) | attrs
             if "guide_params" in draws.children:
                 guide_params = variables(draws["guide_params"])
         elif isinstance(draws, Mapping) and not hasattr(draws, "data_vars"):
@@ -85,21 +85,21 @@ class Draws:
         else:
             raise TypeError(
                 "draws must be a dictionary from site names to arrays (such as "
-                "`mcmc.get_samples()`) or an ArviZ DataTree (such as that of "
-                "`to_datatree`; a Dataset `ds` of chains and draws as "
+                "`mcmc.get_samples()`) or an ArviZ DataTree (see `to_datatree`; wrap a "
+                "Dataset `ds` of chains and draws as "
                 "`xarray.DataTree.from_dict({'posterior': ds})`), got "
                 f"{type(draws).__name__}."
             )
         if not values:
             shape = (1,) * (batch_ndims or 1)
-            return cls({}, shape, params, about, guide_params)
+            return cls({}, shape, params, attrs, guide_params)
         shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
         different = set(shapes.values())
         if len(different) != 1 or len(next(iter(different))) != batch_ndims:
             raise ValueError(
                 f"every site needs the same {batch_ndims} leading sample axes, got "
-                f"{shapes}. `batch_ndims` says how many there are: 1 for "
-                "`mcmc.get_samples()`, 2 if they are grouped by chain."
+                f"{shapes}. Pass their number as `batch_ndims`: 1 for "
+                "`mcmc.get_samples()`, 2 for draws grouped by chain."
             )
         shape = different.pop()
         if math.prod(shape) == 0:
@@ -110,7 +110,7 @@ class Draws:
             )
             for name, value in values.items()
         }
-        return cls(flat, shape, params, about, guide_params, may_be_grouped)
+        return cls(flat, shape, params, attrs, guide_params, may_be_grouped)
 
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays."""
@@ -118,12 +118,12 @@ class Draws:
 
 
 def _array(value: Any) -> Any:
-    """The draws as an array, if they came as a list of numbers."""
+    """Draws as an array; they may be a list of numbers."""
     return value if hasattr(value, "reshape") else np.asarray(value)
 
 
 def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
-    """The arrays of a DataTree's group by the names that NumPyro gave the sites.
+    """The arrays of a DataTree's group, by the names of the sites in NumPyro.
 
     Raises:
         ValueError: If a variable lacks one of the leading axes.
@@ -134,8 +134,8 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
         if missing:
             raise ValueError(
                 f"the variable {name!r} of the DataTree has the axes "
-                f"{variable.dims}, and draws need {leading}. Select one chain as "
-                "`isel(chain=[0])`, and `unstack` what was stacked."
+                f"{variable.dims}, and draws need {leading}. Select one chain with "
+                "`isel(chain=[0])`, and `unstack` stacked axes."
             )
         own = _in_order(name, [dim for dim in variable.dims if dim not in leading])
         site = variable.attrs.get("numpyro_name", name)
@@ -144,10 +144,10 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
 
 
 def _in_order(name: str, dims: list[Any]) -> list[Any]:
-    """A variable's axes as the site has them: for xarray their order means nothing.
+    """A variable's axes in the order of the site's, which xarray does not preserve.
 
-    A number in an axis' name is its place. Of a module's parameter the plate is before
-    the outputs, and those are before the inputs.
+    A number in an axis' name is its place. In a module's parameter the plate comes
+    before the outputs, and the outputs before the inputs.
     """
     module = name.rpartition(".")[0]
     numbers, named = {}, []

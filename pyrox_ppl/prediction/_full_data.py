@@ -1,6 +1,6 @@
-"""A handler that runs a model on all of its data, and one that draws the data anew."""
+"""Run a model on all of its data, and draw its observations anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,35 +9,37 @@ from numpyro import handlers
 from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.primitives import Messenger
 
-from pyrox_ppl.prediction._dependence import abstract_trace, content, dependence, marked
+from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence, mark
 
 
-def full_data(fn: Callable, *, model: Callable | None = None) -> Callable:
+def full_data(
+    run: Callable[[], Any], run_model: Callable[[], Any] | None = None
+) -> Callable[[], Any]:
     """Run a model or a guide on all of its data: nothing is subsampled or scaled.
 
     A plate whose random indices pick a minibatch (``with plate(...) as i: x[i]``, or
-    ``numpyro.subsample``) takes all of its members instead, in order. A plate that has
-    as many members as the data that the model is given, and whose indices nothing
-    uses, keeps its size: all that it says is how many rows there are elsewhere. Its
-    scale is left out, as that of the other is.
+    ``numpyro.subsample``) takes all of its members instead, in order. A plate whose
+    indices nothing uses has as many members as the data that the model was given: it
+    keeps its size, and loses its scale.
 
     Args:
-        fn: The model or guide.
-        model: The model of a guide, which decides for the plates that both have.
+        run: The model or guide, its arguments bound.
+        run_model: The model of a guide, which decides for the plates that both have.
     """
+    picks = _picks_rows(run)
+    if run_model is not None and picks:
+        picks = {**picks, **_picks_rows(run_model)}
+    picking = {name for name, picked in picks.items() if picked}
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        picks = _picking(fn, args, kwargs)
-        if model is not None and picks:
-            picks = {**picks, **_picking(model, args, kwargs)}
-        with _FullData({name for name, picked in picks.items() if picked}):
-            return fn(*args, **kwargs)
+    def run_whole() -> Any:
+        with _FullData(picking):
+            return run()
 
-    return run
+    return run_whole
 
 
 class _FullData(Messenger):
-    """Make the given plates whole, and scale nothing for the others either."""
+    """Make the given plates whole, and take the scale off the others."""
 
     def __init__(self, picking: set[str]) -> None:
         super().__init__()
@@ -62,41 +64,56 @@ class _FullData(Messenger):
 
 
 class _Indices(Messenger):
-    """Give subsampled plates indices that can be found again."""
+    """Give subsampled plates marked indices."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.of: dict[str, list[jax.Array]] = {}
+        self.by_plate: dict[str, list[jax.Array]] = {}
 
     def process_message(self, msg: Any) -> None:
         """Give a plate its first members."""
         if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):
-            msg["value"] = marked(jnp.arange(msg["args"][1]))
-            self.of.setdefault(msg["name"], []).append(msg["value"])
+            msg["value"] = mark(jnp.arange(msg["args"][1]))
+            self.by_plate.setdefault(msg["name"], []).append(msg["value"])
 
 
-def _picking(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, bool]:
+def _picks_rows(run: Callable[[], Any]) -> dict[str, bool]:
     """For each subsampled plate whether any site depends on its indices."""
     names: set[str] = set()
 
-    def run() -> tuple[dict[str, Any], dict[str, Any]]:
-        # Nothing that stands outside sees this run, or loses a random number to it.
+    def indices_and_sites() -> tuple[dict[str, Any], dict[str, Any]]:
+        # No handler outside sees this run, or loses a random number to it.
         indices = _Indices()
         with handlers.block(), indices:
-            traced = content(abstract_trace(fn, args, kwargs))
-        names.update(indices.of)
-        return indices.of, traced
+            trace = abstract_trace(run)
+        names.update(indices.by_plate)
+        return indices.by_plate, _arrays_by_site(trace)
 
-    used = set().union(*dependence(run).values())
+    used = set().union(*find_dependence(indices_and_sites).values())
     return {name: name in used for name in names}
+
+
+def _arrays_by_site(trace: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
+    """All arrays that a model's sites hold; the indices of plates left out."""
+    parts = ("value", "fn", "scale")
+    return {
+        name: [
+            leaf
+            for part in parts
+            for leaf in jax.tree.leaves(site.get(part))
+            if isinstance(leaf, jax.Array)
+        ]
+        for name, site in trace.items()
+        if site["type"] != "plate"
+    }
 
 
 class redraw(Messenger):
     """Make every observation a draw; ``numpyro.factor`` stays what it is.
 
-    NumPyro's ``uncondition`` takes a factor for an observation, and its draw changes
-    the random numbers of all that follow. Nor does it see what is observed inside a
-    ``scan`` or ``cond`` before it is fed back.
+    NumPyro's ``uncondition`` draws a factor as if it were an observation, which changes
+    the random numbers of all later sites; and it does not reach an observation inside a
+    ``scan`` or ``cond`` before the value is fed back.
     """
 
     def process_message(self, msg: Any) -> None:
@@ -116,5 +133,5 @@ class redraw(Messenger):
 
 
 def is_factor(site: dict[str, Any]) -> bool:
-    """Whether a site is a ``numpyro.factor`` or another that holds no data."""
+    """Whether a site is a ``numpyro.factor`` or another one that holds no data."""
     return bool(site["infer"].get("is_auxiliary"))

@@ -1,4 +1,4 @@
-"""A loop over draws inside one ``jit``, its results brought to the host in chunks."""
+"""A loop over draws inside one ``jit``, which brings results to the host in chunks."""
 
 import math
 from collections.abc import Callable
@@ -10,26 +10,27 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
 
-# What one chunk of results takes on the device at most, in bytes.
+# The most memory that one chunk of results may take on the device, in bytes.
 CHUNK_BYTES = 2**26
 
 
 def keys_of_draws(rng_key: PRNGKeyArray, number: int) -> jax.Array:
-    """A key per draw, the same that NumPyro's ``Predictive`` gives it."""
+    """A key for every draw, the one that NumPyro's ``Predictive`` gives it."""
     return jax.random.split(rng_key, number) if number > 1 else rng_key[None]
 
 
 def even_size(number: int, most: int) -> int:
-    """The size of the fewest parts of at most `most`, that differ as little as can be.
+    """The size of a part, if as few parts as possible have at most `most` entries.
 
-    All parts have one shape, the last beginning earlier: even ones overlap least.
+    All parts have one shape, so that they need one program: the last begins earlier and
+    overlaps the one before, by as little as possible.
     """
     parts = max(1, math.ceil(number / max(1, min(number, most))))
     return math.ceil(number / parts)
 
 
 def bytes_of(result: Any) -> int:
-    """The size of arrays, or of what ``jax.eval_shape`` says of them."""
+    """The size of arrays, or of their shapes from ``jax.eval_shape``."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(result))
 
 
@@ -38,23 +39,20 @@ def map_draws(
     draws: Any,
     number: int,
     *,
-    chunk_bytes: int | None = None,
     description: str = "",
     progress_bar: bool = False,
 ) -> Any:
     """Evaluate a function at every draw, one after the other.
 
-    One at a time is the fastest and lightest way on a CPU: what a draw needs stays in
-    the cache, and matrix products are not batched. The function is compiled once.
+    On a CPU this is fastest and lightest: the arrays of one draw stay in the cache, and
+    matrix products are not batched. The function is compiled once.
 
     Args:
         one: ``one(draw)`` -> a pytree of arrays.
         draws: A pytree of arrays with a leading axis of draws.
         number: The length of that axis.
-        chunk_bytes: What the results of one chunk take on the device at most; 64 MiB if
-            not given.
         description: What the progress bar says.
-        progress_bar: Whether to show one, if it takes more than a moment.
+        progress_bar: Whether to show one, if it takes more than two seconds.
 
     Returns:
         The results as NumPy arrays with a leading axis of draws.
@@ -63,7 +61,7 @@ def map_draws(
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     first = jax.tree.unflatten(treedef, [leaf[0] for leaf in leaves])
     result = jax.eval_shape(one, first)
-    size = even_size(number, (chunk_bytes or CHUNK_BYTES) // max(1, bytes_of(result)))
+    size = even_size(number, CHUNK_BYTES // max(1, bytes_of(result)))
     loop = jax.jit(lambda chunk: jax.lax.map(one, jax.tree.unflatten(treedef, chunk)))
     out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), result)
     starts = tqdm(

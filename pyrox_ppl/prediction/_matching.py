@@ -13,42 +13,39 @@ from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl._parameter import Read, class_name, parameters_of, path_name
 from pyrox_ppl.prediction._draws import Draws
 
-# What NumPyro's reparameterisations sample in the place of a site: site + suffix.
+# NumPyro's reparameterisations of a site sample another one: site + suffix.
 REPARAMETERISED = ("_decentered", "_base", "_normal", "_unwrapped")
 
 
-def parameter_draws(
+def match_draws(
     module: Any,
     draws: Draws,
     name: str | None,
     params: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[int, Any]]:
-    """The module with its trained values, and the draws by leaf position.
-
-    Nothing is repeated here: what has no draws stays as it is.
-    """
+    """The module with its trained values, and the draws of its leaves by position."""
     root = class_name(module) if name is None else name
     reads = {read.parameter.name: read for read in parameters_of(module, root)}
-    learned = _learned(reads, root, draws, params)
+    learned = _match_trained(reads, root, draws, params)
     _check(module, reads, root, draws, learned)
     leaves = jax.tree.leaves(module)
     for site, value in learned.items():
-        one = _fit(reads[site], np.asarray(value)[None])[0]
-        for position in _places(reads, root, site, draws):
+        one = _shape_draws(reads[site], np.asarray(value)[None])[0]
+        for position in _positions(reads, root, site, draws):
             leaves[position] = one
     by_position = {}
     for site in reads:
         if site in draws.values:
-            value = _fit(reads[site], draws.values[site], draws)
-            for position in _places(reads, root, site, draws):
+            value = _shape_draws(reads[site], draws.values[site], draws)
+            for position in _positions(reads, root, site, draws):
                 by_position[position] = value
     return rebuild(module, leaves), by_position
 
 
-def members_of(
+def plate_size(
     stored: list[Any], trained: list[Any], by_position: Mapping[int, Any]
 ) -> int | None:
-    """The size of the plate that the module was bound on, if it was."""
+    """The size of the plate on which the module was bound, if it was."""
     for position, (old, leaf) in enumerate(zip(stored, trained, strict=True)):
         value = by_position.get(position)
         if value is not None and value.ndim > 1 + old.ndim:
@@ -58,7 +55,7 @@ def members_of(
     return None
 
 
-def _learned(
+def _match_trained(
     reads: Mapping[str, Read],
     root: str,
     draws: Draws,
@@ -73,7 +70,8 @@ def _learned(
     if parts:
         raise ValueError(
             f"the param sites {parts} are trees of arrays, not parameters that `learn` "
-            "read: put them into the module yourself (`eqx.combine`, `eqx.tree_at`)."
+            "made sites: put them into the module yourself (`eqx.combine`, "
+            "`eqx.tree_at`)."
         )
     of_guide = draws.guide_params.items()
     encoders = {n: v for n, v in of_guide if n in reads and n not in draws.values}
@@ -96,7 +94,7 @@ def _learned(
         raise ValueError(
             f"the trained values do not match the module under the name {root!r}: "
             + (f"{unknown} are" if unknown else "they are")
-            + " no parameters of it"
+            + " not its parameters"
             + f".\nIts parameters: {list(reads)}\nThe trained values: {list(given)}\n"
             + _advice(root, reads, given)
             + " If nothing of this module was learned, leave `params` out."
@@ -104,8 +102,8 @@ def _learned(
     both = [site for site in learned if site in draws.values]
     if both:
         raise ValueError(
-            f"{both} are among the draws and among the trained values: a parameter is "
-            "inferred or learned. They come from two fits."
+            f"there are both draws and trained values of {both}, but a parameter is "
+            "either inferred or learned: they come from two fits."
         )
     return learned
 
@@ -117,39 +115,38 @@ def _check(
     draws: Draws,
     learned: Mapping[str, Any],
 ) -> None:
-    """Raise where a draw would be dropped, or a parameter stay at its stored value."""
+    """Raise if a draw would be dropped, or a parameter keep its stored value."""
     known = {
         name
         for site in reads
         if site in draws.values or site in learned
-        for name in (site, *_tied(reads, root, site, draws))
+        for name in (site, *_tied_to(reads, root, site, draws))
     }
     undrawn = [site for site in reads if site not in known]
     halves = {
         other: site
         for site in undrawn
         for other in draws.values
-        if _goes_with(other, site)
+        if _belongs_to(other, site)
     }
     if halves:
         raise ValueError(
-            f"the draws hold {list(halves)}, which the model makes "
-            f"{sorted(set(halves.values()))} from, and not these parameters "
-            "themselves. Draws of NumPyro's Predictive and trees of "
-            "to_datatree(..., guide=guide) or to_datatree(draws, *args, model=model) "
-            "have them."
+            f"the draws hold {list(halves)}, from which the model makes "
+            f"{sorted(set(halves.values()))}, but not these parameters themselves. "
+            "NumPyro's Predictive, to_datatree(..., guide=guide) and "
+            "to_datatree(draws, *args, model=model) compute them."
         )
-    unknown = _strangers(reads, root, draws, known)
+    unknown = _foreign_sites(reads, root, draws, known)
     if unknown or not known:
         raise ValueError(
             f"the draws do not match {type(module).__name__} under the name {root!r}"
-            + (f": {unknown} are no parameters of it" if unknown else "")
+            + (f": {unknown} are not its parameters" if unknown else "")
             + f".\nIts parameters: {list(reads)}\nThe draws: {list(draws.values)}\n"
             + (f"The trained values: {list(draws.params)}\n" if draws.params else "")
             + _advice(root, reads, [*draws.values, *draws.params])
             + (
-                " If those are other sites of the model, leave them out of the draws, "
-                "or give a tree of to_datatree(..., model=model), which knows."
+                " If they are other sites of the model, leave them out of the draws, "
+                "or pass the tree of to_datatree(..., model=model), which says so."
                 if unknown
                 else ""
             )
@@ -160,45 +157,45 @@ def _check(
         if isinstance(stored, Tracer) and twins:
             raise ValueError(
                 f"the module is an argument of a compiled or transformed function, and "
-                f"there are draws of {twins[0]!r} and none of {site!r}, of the same "
-                "shape: JAX no longer says whether the two are one tied array. Take "
-                "the module from outside the function, instead of as an argument."
+                f"there are draws of {twins[0]!r} but not of {site!r}, which has the "
+                "same shape. Inside the function nothing shows whether the two are one "
+                "tied array: use the module from outside, not as an argument."
             )
 
 
-def _strangers(
+def _foreign_sites(
     reads: Mapping[str, Read], root: str, draws: Draws, known: Collection[str]
 ) -> list[str]:
     """Sites under the root that are, or may be, parameters of another module.
 
-    A tree that was made with its model says which sites are parameters. Of a
-    dictionary, only those that go with a parameter (its scale, what it is made from)
-    are known to be none.
+    A tree that was made with its model says which sites are parameters. In a
+    dictionary, only sites that belong to a parameter (its scale, the noise behind it)
+    are known not to be one.
     """
     records = {
-        site: about.get("parameter")
-        for site, about in draws.about.items()
+        site: attrs.get("parameter")
+        for site, attrs in draws.attrs.items()
         if site in draws.values
     }
-    strangers = []
+    foreign = []
     for site in draws.values:
         if not _is_under(site, root) or site in reads:
             continue
         if any(records.values()):
             path = records.get(site)
             if path and site == f"{root}.{path}":
-                strangers.append(site)
-        elif not any(_goes_with(site, parameter) for parameter in known):
-            strangers.append(site)
-    return strangers
+                foreign.append(site)
+        elif not any(_belongs_to(site, parameter) for parameter in known):
+            foreign.append(site)
+    return foreign
 
 
 def _is_under(site: str, root: str) -> bool:
     return site == root or site.startswith(f"{root}.")
 
 
-def _goes_with(site: str, parameter: str) -> bool:
-    """Whether a site is a scale of a parameter, or what the parameter is made from."""
+def _belongs_to(site: str, parameter: str) -> bool:
+    """Whether a site is a scale of a parameter, or the noise behind it."""
     suffix = site.removeprefix(parameter)
     return suffix != site and (suffix.startswith(".") or suffix in REPARAMETERISED)
 
@@ -207,26 +204,28 @@ def _is_alike(one: Any, other: Any) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def _places(
+def _positions(
     reads: Mapping[str, Read], root: str, site: str, draws: Draws
 ) -> tuple[int, ...]:
     """The leaves that hold a parameter."""
-    copies = [reads[name].positions for name in _tied(reads, root, site, draws)]
+    copies = [reads[name].positions for name in _tied_to(reads, root, site, draws)]
     return sum(copies, reads[site].positions)
 
 
-def _tied(reads: Mapping[str, Read], root: str, site: str, draws: Draws) -> list[str]:
-    """The other parameters that were one with this one when the model ran.
+def _tied_to(
+    reads: Mapping[str, Read], root: str, site: str, draws: Draws
+) -> list[str]:
+    """The other parameters that were tied to this one when the model ran.
 
-    A tree says which: in a copy of the module they may be arrays of their own.
+    A tree records them; in a copy of the module they may have become separate arrays.
     """
-    paths = json.loads(draws.about.get(site, {}).get("tied", "[]"))
+    paths = json.loads(draws.attrs.get(site, {}).get("tied", "[]"))
     names = [f"{root}.{path_name(tuple(path))}" for path in paths]
     return [name for name in names if name in reads and name != site]
 
 
 def _advice(root: str, reads: Mapping[str, Read], sites: Collection[str]) -> str:
-    """Name the root under which the sites would match, if there is one."""
+    """Suggest the root under which the sites would match, if there is one."""
     roots = {
         site.removesuffix(parameter.removeprefix(root))
         for site in sites
@@ -238,30 +237,31 @@ def _advice(root: str, reads: Mapping[str, Read], sites: Collection[str]) -> str
     return "Did you mean " + " or ".join(f"name={r!r}" for r in sorted(roots)) + "?"
 
 
-def _fit(read: Read, value: Any, draws: Draws | None = None) -> Any:
-    """A draw axis, the plate's axis if there is one, and the parameter's own shape."""
+def _shape_draws(read: Read, value: Any, draws: Draws | None = None) -> Any:
+    """Bring draws to the shape (draw, plate if there is one, *parameter)."""
     name, own = read.parameter.name, read.parameter.shape
     shape = np.shape(value)
     middle = shape[1 : max(1, len(shape) - len(own))]
     members = [size for size in middle if size != 1] or [1] * bool(middle)
     if shape[1:][len(middle) :] != own or len(members) > 1:
         raise ValueError(
-            f"the draws of {name!r} have shape {shape[1:]} each, the parameter has "
-            f"shape {own}: they come from another module, or `batch_ndims` is not "
-            "their number of sample axes."
+            f"each draw of {name!r} has shape {shape[1:]}, the parameter has shape "
+            f"{own}: they come from another module, or `batch_ndims` is not the number "
+            "of their sample axes."
         )
     if len(middle) == 1 and draws is not None and draws.may_be_grouped:
         raise ValueError(
             f"the draws of {name!r} have shape {shape}, the parameter has shape {own}, "
-            f"and every site has an axis of {middle[0]} after the first: either they "
-            "are grouped by chain, batch_ndims=2, or that is the plate the module was "
-            "bound on, batch_ndims=1. Say which."
+            f"and every site has an axis of {middle[0]} after the first. Pass "
+            "batch_ndims=2 if the draws are grouped by chain, batch_ndims=1 if that "
+            "axis is the plate on which the module was bound."
         )
     is_real = not jnp.issubdtype(read.parameter.dtype, jnp.complexfloating)
     if is_real and np.iscomplexobj(value):
         raise ValueError(
-            f"the draws of {name!r} are complex, and the parameter is real "
-            f"({read.parameter.dtype}): their imaginary parts would be lost."
+            f"the draws of {name!r} are complex, but the parameter is real "
+            f"({read.parameter.dtype}): pass draws of this parameter, or their real "
+            "parts."
         )
     fitted = value.reshape(shape[0], *members, *own)
     return jnp.asarray(fitted).astype(read.parameter.dtype)

@@ -1,4 +1,4 @@
-"""Modules back out: draws of sites in the places of the parameters they are of."""
+"""Modules whose parameters are draws: all of them, one of them, or their mean."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 
 from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._matching import members_of, parameter_draws
+from pyrox_ppl.prediction._matching import match_draws, plate_size
 
 
 def modules_from_draws[Module](
@@ -24,31 +24,33 @@ def modules_from_draws[Module](
 ) -> Module:
     """Return one module that holds every draw: each array has a leading draw axis.
 
-    **Shapes**: an array of shape ``s`` becomes ``(draws, *s)``, chains after each
-    other; where the parameter was read by ``bind(..., plate=...)``, ``(draws, members,
-    *s)``, and so does every other array. A parameter of which there are no draws has
-    its trained value, from `params` or from a DataTree's trained values; what was
-    neither inferred nor learned keeps its stored value, repeated.
+    **Shapes**: an array of shape ``s`` becomes ``(draws, *s)``, one chain after the
+    other. If a parameter was read by ``bind(..., plate=...)``, every array becomes
+    ``(draws, members, *s)``. A parameter without draws has its trained value, from
+    `params` or a DataTree; one that was neither inferred nor learned keeps its stored
+    value. Both are repeated.
 
     **Sites**: matched by the rule of :func:`~pyrox_ppl.bind`: the root, then the path.
-    What goes with a parameter that has draws is left aside: ``<parameter>.scale``,
-    ``<parameter>_decentered``, and so on. Any other site under the root that is no
-    parameter (a deterministic ``net.out``) may be one of another module, or misspelt:
-    in a dictionary it raises, where a DataTree that was made with the model knows.
+    Sites that belong to a parameter with draws are ignored: ``<parameter>.scale``,
+    ``<parameter>_decentered``, and so on. Any other site under the root that is not a
+    parameter (a deterministic ``net.out``) may be misspelt or belong to another module:
+    in a dictionary it raises, whereas a DataTree that was made with the model says what
+    it is.
 
-    A tied array gets its draws in all of its places. It is known by being one array
-    (and by the record in a DataTree): copied (``copy.deepcopy``, ``jax.tree.map``), it
-    is two, of which a dictionary fills the one that it names.
+    A tied array gets its draws in all of its places. It is recognised as one and the
+    same array, or by the record in a DataTree. A copy of the module
+    (``copy.deepcopy``, ``jax.tree.map``) has two arrays, of which a dictionary fills
+    the one that it names.
 
     Args:
         module: The module that the model read, with its stored values.
         draws: A dictionary of draws, such as ``mcmc.get_samples()``, or a DataTree of
-            :func:`~pyrox_ppl.to_datatree`. Sites under another root are left aside.
-        name: The root of the names: what ``bind`` was given, with the prefixes of
+            :func:`~pyrox_ppl.to_datatree`. Sites under another root are ignored.
+        name: The root of the names: the name given to ``bind``, with the prefixes of
             every scope; by default the class name in snake case.
-        params: The trained values of what was learned, such as ``fit.params``. A
-            DataTree has them in it; a dictionary of draws does not, and without them
-            the stored, untrained values are used.
+        params: Trained values, such as ``fit.params``. A DataTree contains them; a
+            dictionary of draws does not, and without them the stored, untrained values
+            are used.
         batch_ndims: The number of sample axes of a dictionary, by default 1.
 
     Returns:
@@ -56,10 +58,10 @@ def modules_from_draws[Module](
 
     Raises:
         ValueError: If no site, or not every site under the root, is a parameter of the
-            module, with both lists; if the draws are of what a parameter is made from
-            (``<parameter>_decentered``) without the parameter itself; if no trained
-            value is a parameter's; if a shape differs, or an axis may be that of a
-            plate or of the draws of a chain.
+            module; if there are draws of the noise behind a parameter
+            (``<parameter>_decentered``) but not of the parameter; if no trained value
+            belongs to a parameter; if a shape differs, or an axis may be either a plate
+            or the draws of a chain.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -71,7 +73,7 @@ def modules_from_draws[Module](
         >>> eqx.filter_vmap(lambda net: net(jnp.ones(2)))(modules).shape
         (5, 3)
     """
-    return _stacked(module, Draws.of(draws, batch_ndims), name, params)
+    return _stack(module, Draws.read(draws, batch_ndims), name, params)
 
 
 def module_from_draw[Module](
@@ -88,7 +90,7 @@ def module_from_draw[Module](
     Args:
         module: The module that the model read, with its stored values.
         draws: As for :func:`modules_from_draws`.
-        i: The number of the draw, the chains after each other; or ``(chain, draw)``.
+        i: The number of the draw, counted through the chains; or ``(chain, draw)``.
         name: The root of the names, as for :func:`modules_from_draws`.
         params: The trained values, as for :func:`modules_from_draws`.
         batch_ndims: The number of sample axes of a dictionary, by default 1.
@@ -108,7 +110,7 @@ def module_from_draw[Module](
         >>> float(px.module_from_draw(linear, draws, 3).bias[0])
         3.0
     """
-    given = Draws.of(draws, batch_ndims)
+    given = Draws.read(draws, batch_ndims)
     if isinstance(i, tuple):
         if len(i) != len(given.shape):
             raise IndexError(
@@ -122,7 +124,7 @@ def module_from_draw[Module](
     if not -given.number <= index < given.number:
         raise IndexError(f"draw {i} of {given.number} does not exist.")
     one = {site: value[index][None] for site, value in given.values.items()}
-    return _first(module, _replaced(given, one), name, params)
+    return _unstack(module, _with_one_draw(given, one), name, params)
 
 
 def module_from_mean[Module](
@@ -159,27 +161,27 @@ def module_from_mean[Module](
         >>> float(px.module_from_mean(linear, draws).bias[0])
         2.0
     """
-    given = Draws.of(draws, batch_ndims)
+    given = Draws.read(draws, batch_ndims)
     mean = {
         site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
         for site, value in jax.device_get(given.values).items()
     }
-    return _first(module, _replaced(given, mean), name, params)
+    return _unstack(module, _with_one_draw(given, mean), name, params)
 
 
-def _replaced(draws: Draws, one: dict[str, Any]) -> Draws:
-    """One draw in the place of all."""
+def _with_one_draw(draws: Draws, one: dict[str, Any]) -> Draws:
+    """The same with one draw in place of all."""
     return dataclasses.replace(draws, values=one, shape=(1,))
 
 
-def _stacked(
+def _stack(
     module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
 ) -> Any:
     """The module with the draw axis, and the plate's, on every array."""
-    trained, by_position = parameter_draws(module, draws, name, params)
+    trained, by_position = match_draws(module, draws, name, params)
     leaves = jax.tree.leaves(trained)
     stored = jax.tree.leaves(module)
-    members = members_of(stored, leaves, by_position)
+    members = plate_size(stored, leaves, by_position)
     leading = (draws.number,) if members is None else (draws.number, members)
     for position, (leaf, old) in enumerate(zip(leaves, stored, strict=True)):
         if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):
@@ -193,10 +195,10 @@ def _stacked(
     return rebuild(trained, leaves)
 
 
-def _first(
+def _unstack(
     module: Any, draws: Draws, name: str | None, params: Mapping[str, Any] | None
 ) -> Any:
-    """The module of the only draw."""
-    stacked = _stacked(module, draws, name, params)
+    """The module of a single draw."""
+    stacked = _stack(module, draws, name, params)
     leaves = [x[0] if eqx.is_array(x) else x for x in jax.tree.leaves(stacked)]
     return rebuild(stacked, leaves)

@@ -1,4 +1,4 @@
-"""The inputs of a module: which of their arrays have a row for every point."""
+"""The inputs of a module, and which of their arrays have a row for every point."""
 
 import dataclasses
 from typing import Any, Self
@@ -13,11 +13,11 @@ from pyrox_ppl._dict_order import unwrap_dicts, wrap_dicts
 
 
 class Points(eqx.Module):
-    """The arguments of a call, and which of the arrays in them hold the points.
+    """The arguments of a call, and which of their arrays have a row for every point.
 
     Attributes:
-        args: Positional arguments, keyword arguments.
-        numbers: The numbers of the points here: they tell random keys apart.
+        args: The positional and the keyword arguments.
+        numbers: The numbers of these points, by which they get different random keys.
         sliced: Which of the leaves have a row for every point.
         number: The number of points, or None where the arguments are a single one.
     """
@@ -28,10 +28,11 @@ class Points(eqx.Module):
     number: int | None = eqx.field(static=True)
 
     @classmethod
-    def of(cls, inputs: tuple, kwargs: dict[str, Any], batched: bool) -> Self:
+    def find(cls, inputs: tuple, kwargs: dict[str, Any], batched: bool) -> Self:
         """Find the points: the longest leading axis of the arrays with most axes.
 
-        Arrays by keyword have the points too, but do not say how many axes that takes.
+        Arrays passed by keyword are cut by points as well, but only positional ones
+        decide how many axes have points, unless there are none.
 
         Args:
             inputs: The positional arguments.
@@ -39,13 +40,13 @@ class Points(eqx.Module):
             batched: Whether the module takes batches, so that a vector is one point.
 
         Raises:
-            ValueError: If leading axes differ, or if an array may be keys for each
-                point in the form of numbers.
+            ValueError: If leading axes differ, or if an array of integers may be raw
+                random keys.
         """
-        # A module may loop over a dictionary, whose keys JAX would sort.
+        # A module may loop over a dictionary; JAX would sort its keys.
         inputs = wrap_dicts(inputs, _is_module)
         kwargs = {name: wrap_dicts(part, _is_module) for name, part in kwargs.items()}
-        # A NumPy array in the arguments of a compiled function would be a constant.
+        # A NumPy array would be a constant of the compiled function.
         inputs, kwargs = jax.tree.map(
             lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x,
             (inputs, kwargs),
@@ -65,12 +66,12 @@ class Points(eqx.Module):
         if len(sizes) > 1:
             raise ValueError(
                 "the inputs have different numbers of points along their leading axis: "
-                f"{[x.shape for x in rows]}. What is no row for every point is an "
-                "array of fewer axes, or a field of the module."
+                f"{[x.shape for x in rows]}. An input without a row for every point "
+                "must have fewer axes, or be a field of the module."
             )
         number = sizes.pop() if sizes else 1
         sliced = [
-            _is_array(x)
+            eqx.is_array(x)
             and not is_prng_key(x)
             and (x.ndim == most or _is_random(x))
             and x.shape[0] == number
@@ -78,15 +79,15 @@ class Points(eqx.Module):
         ]
         return cls((inputs, kwargs), jnp.arange(number), tuple(sliced), number)
 
-    def at(self, start: int, size: int) -> Self:
+    def block(self, start: int, size: int) -> Self:
         """A block of the points."""
         if self.number is None:
             return self
         where = slice(start, start + size)
         return self._with(lambda x: x[where], self.numbers[where])
 
-    def turned(self, first: int) -> Self:
-        """The same points, the first ones last and changed."""
+    def rotate_and_change(self, first: int) -> Self:
+        """The same points with the first ones moved to the end and changed."""
 
         def turn(x: Any) -> Any:
             moved = x[:first]
@@ -97,20 +98,20 @@ class Points(eqx.Module):
         return self._with(turn, jnp.roll(self.numbers, -first))
 
     def mapped(self) -> Self:
-        """With rows in what has fewer axes, too, where it has as many as points."""
+        """The same points, with arrays of fewer axes cut too, where possible."""
         sliced = tuple(
             one or (_is_data(x) and x.ndim > 0 and x.shape[0] == self.number)
             for x, one in zip(_leaves(self.args), self.sliced, strict=True)
         )
         return dataclasses.replace(self, sliced=sliced)
 
-    def of_draw(self, number: jax.Array) -> Self:
-        """With random keys of this draw's own."""
-        args = jax.tree.map(lambda x: _own(x, number), self.args, is_leaf=_is_module)
+    def with_keys_of_draw(self, number: jax.Array) -> Self:
+        """The same points with the random keys of one draw."""
+        args = jax.tree.map(lambda x: _key_of(x, number), self.args, is_leaf=_is_module)
         return dataclasses.replace(self, args=args)
 
     def call(self, module: Any) -> Any:
-        """The module's values, of all points at once."""
+        """The module's values at all points at once."""
         inputs, kwargs = unwrap_dicts(self.args, _is_module)
         return module(*inputs, **kwargs)
 
@@ -122,7 +123,7 @@ class Points(eqx.Module):
         def at_one(number: jax.Array, rows: list) -> Any:
             row = iter(rows)
             point = [
-                next(row) if one else _own(x, number)
+                next(row) if one else _key_of(x, number)
                 for x, one in zip(leaves, self.sliced, strict=True)
             ]
             args = jax.tree.unflatten(treedef, point)
@@ -136,7 +137,7 @@ class Points(eqx.Module):
         return [
             x.shape[1:] if of_one and one else x.shape
             for x, one in zip(_leaves(self.args), self.sliced, strict=True)
-            if _is_array(x)
+            if eqx.is_array(x)
         ]
 
     def _with(self, change: Any, numbers: Any) -> Self:
@@ -159,22 +160,18 @@ def _is_module(node: Any) -> bool:
     return isinstance(node, eqx.Module)
 
 
-def _is_array(x: Any) -> bool:
-    return eqx.is_array(x)
-
-
 def _is_data(x: Any) -> bool:
-    return _is_array(x) and not _is_random(x)
+    return eqx.is_array(x) and not _is_random(x)
 
 
 def _is_random(x: Any) -> bool:
-    """A random key, of either form of JAX, or an array of typed ones."""
-    typed = _is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return typed or (_is_array(x) and is_prng_key(x))
+    """Whether this is a random key, typed or raw, or an array of typed ones."""
+    typed = eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return typed or (eqx.is_array(x) and is_prng_key(x))
 
 
-def _own(x: Any, number: jax.Array) -> Any:
-    """The random key of this draw or point; anything else as it is."""
+def _key_of(x: Any, number: jax.Array) -> Any:
+    """A random key for this draw or point; anything else stays as it is."""
     if not _is_random(x):
         return x
     fold_in = jax.random.fold_in
@@ -184,11 +181,11 @@ def _own(x: Any, number: jax.Array) -> Any:
 
 
 def _refuse_raw_keys(x: Any) -> None:
-    """Raise for what may be keys in the form of numbers, or integers in their form."""
-    is_array = _is_array(x) and x.dtype == jnp.uint32
+    """Raise for integers that may be raw random keys."""
+    is_array = eqx.is_array(x) and x.dtype == jnp.uint32
     if is_array and x.ndim > 1 and x.shape[-1] == 2:
         raise ValueError(
-            f"an input of shape {x.shape} and dtype uint32 may be random keys, which "
-            "need to differ from draw to draw, or integers. Give keys as "
+            f"an input of shape {x.shape} and dtype uint32 may hold random keys, which "
+            "must differ from draw to draw, or integers. Pass keys as "
             "jax.random.wrap_key_data(keys), integers as int32."
         )

@@ -1,15 +1,18 @@
 """predict: means, spreads and quantiles of predictions in bounded memory."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._function import predict_function
-from pyrox_ppl.prediction._model import predict_sites
-from pyrox_ppl.prediction._prediction import Prediction
+from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._module_values import ModuleCall, predict_module
+from pyrox_ppl.prediction._prediction import SummaryOptions
+from pyrox_ppl.prediction._site_values import predict_sites
 
 
 def predict(
@@ -26,56 +29,58 @@ def predict(
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> Any:
-    r"""Summarise the predictions of all draws, never holding draws times points.
+    r"""Summarise the predictions of all draws in bounded memory.
 
-    Of a module: the mean :math:`\frac1S \sum_s f_{\theta_s}(x)`, the standard deviation
-    over the draws (divided by S), and exact quantiles. Quantiles need every draw of a
-    point, so the points are taken in blocks, and within a block the draws one after the
-    other inside one ``jit``. Of a model: the same of every site that is not drawn
-    already, noise included, with the numbers of NumPyro's ``Predictive``: deterministic
-    sites are computed, whatever the draws say of them, and what was not drawn (a latent
-    that was summed out, a dropout mask) is drawn for every draw. Only a non-centred
-    parameter that was drawn, and its ``<parameter>_decentered`` not, stays as drawn.
-    Plates that take minibatches are whole; those that only scale have the rows of the
-    inputs; observations inside a ``scan`` or ``cond`` are drawn too. Nothing can
-    cut a model's data into blocks, so where draws times points would be too many, the
-    model runs again for every block.
+    For a module: the mean :math:`\frac1S \sum_s f_{\theta_s}(x)`, the standard
+    deviation over the draws (divided by S), and exact quantiles. Quantiles need every
+    draw of a point, so memory holds all draws of a block of points; within a block, the
+    draws are evaluated one after the other inside one ``jit``.
 
-    **Shapes**: of each array that of one prediction: ``(*batch, out)`` for a module.
-    A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is called; any
-    other Equinox module takes one point, so it is mapped over the leading axis of its
-    inputs, by position or by keyword, in tuples or dictionaries, too. An input with
-    fewer axes than the others, or a leading axis of 1, is shared by all points. Where
-    the value at a point depends on the other points (attention over rows, statistics of
-    the batch), no blocks are made. A random key (``key=jax.random.key(0)``, or one of
-    ``jax.random.PRNGKey``) is split: every draw, and every point that is mapped, has
-    its own; typed keys, one for each point, are split for the draws.
+    For a model: the same for every site without draws, noise included, with the random
+    numbers of NumPyro's ``Predictive``. Deterministic sites are computed, even if the
+    draws contain them; only a non-centred parameter that was drawn without its
+    ``<parameter>_decentered`` stays as drawn. A random quantity without draws (a latent
+    that was summed out, a dropout mask, an observation inside a ``scan`` or ``cond``)
+    is drawn for every draw. Plates that take minibatches are made whole; plates that
+    only scale have the rows of the inputs. A model's data cannot be cut into blocks, so
+    where draws times points would be too many, the model runs again for every block.
 
-    A value that is not finite at some draw is not left out: mean and standard deviation
-    are then not finite either.
+    **Shapes**: every array has the shape of one prediction: ``(*batch, out)`` for a
+    module. A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is
+    called. Any other Equinox module takes one point, so it is mapped over the leading
+    axis of its inputs, including those passed by keyword or inside tuples and
+    dictionaries. An input with fewer axes than the others, or with a leading axis of 1,
+    is shared by all points. If the value at a point depends on the other points
+    (attention over rows, statistics of the batch), no blocks are made. A random key
+    (``key=jax.random.key(0)``, or one of ``jax.random.PRNGKey``) is split, so that
+    every draw and every mapped point has its own; typed keys, one for each point, are
+    split for the draws.
 
-    **Sites**: of a module as for :func:`~pyrox_ppl.modules_from_draws`.
+    A value that is not finite at some draw makes its mean and standard deviation not
+    finite as well.
+
+    **Sites**: matched to a module as in :func:`~pyrox_ppl.modules_from_draws`.
 
     Args:
-        model: An Equinox module, as the model read it, or a NumPyro model.
+        model: The Equinox module that a model read, or a NumPyro model.
         draws: A dictionary of draws, such as ``mcmc.get_samples()``, or a DataTree of
             :func:`~pyrox_ppl.to_datatree`.
-        *args: The inputs. A model is given no observations (those that are there may
-            set shapes; they are drawn anew all the same).
+        *args: The inputs. A model needs no observations: if some are passed, they may
+            set shapes, but are drawn anew.
         rng_key: The JAX PRNG key of a model's draws; ``jax.random.key(0)`` if not
             given. A module needs none.
         name: The root of the module's names, as for `modules_from_draws`.
         sites: The sites of a model to predict; by default those that ``Predictive``
             returns: every sample site that was not drawn, and every deterministic.
         params: Trained values of ``param`` sites, such as ``fit.params``, and of
-            ``mutable`` sites, ``{**fit.params, **fit.state.mutable_state}``; also of a
-            module's parameters that were learned. A DataTree has them in it; beside a
-            dictionary of draws they are needed: without them a learned parameter has
-            its stored, untrained value. A model that is only trained has no draws:
-            ``predict(model, {}, x, params=fit.params)``.
+            ``mutable`` sites, ``{**fit.params, **fit.state.mutable_state}``. A DataTree
+            contains them; a dictionary of draws does not, and without them a learned
+            parameter of a module has its stored, untrained value. For a model that is
+            only trained there are no draws: ``predict(model, {}, x,
+            params=fit.params)``.
         quantiles: Probabilities of the quantiles, in [0, 1]; ``()`` for none.
-        batch_size: How many points (or values of a site) are held for all draws at a
-            time; by default what takes about 64 MB.
+        batch_size: How many points (or values of a site) to hold for all draws at a
+            time; by default about 64 MB of them.
         batch_ndims: The number of sample axes of a dictionary's arrays, by default 1.
         progress_bar: Whether to show one, if it takes more than two seconds.
         **kwargs: Keyword arguments for the module or the model.
@@ -85,10 +90,10 @@ def predict(
         probability); for a model a dictionary of them by site.
 
     Raises:
-        ValueError: If the draws or `params` do not match the module, if the inputs have
-            different numbers of points, if one with fewer axes may be a value for each
-            of them as well as shared, if points that depend on each other are to be
-            cut by `batch_size`, if a quantile is no probability, or if a site does not
+        ValueError: If the draws or `params` do not match the module; if the inputs have
+            different numbers of points; if an input with fewer axes may hold a value
+            for each point or be shared by all; if `batch_size` would cut points that
+            depend on each other; if a quantile is not a probability; if a site does not
             exist.
 
     Example:
@@ -104,39 +109,44 @@ def predict(
         raise ValueError(f"quantiles are probabilities in [0, 1], got {wrong}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    given = Draws.of(draws, batch_ndims)
-    common = {
-        "quantiles": tuple(quantiles),
-        "batch_size": batch_size,
-        "progress_bar": progress_bar,
-    }
-    if isinstance(model, eqx.Module):
+    given = Draws.read(draws, batch_ndims)
+    options = SummaryOptions(tuple(quantiles), batch_size, progress_bar)
+    call = bind_call(model, args, kwargs, params, name, sites)
+    if isinstance(call, ModuleCall):
+        return predict_module(call, given, options)
+    call = dataclasses.replace(call, params={**given.params, **call.params})
+    if not given.values and not call.params:
+        raise ValueError(
+            "there are no draws and no params to predict from: give "
+            "`mcmc.get_samples()`, or params=fit.params for a model that is only "
+            "trained. For draws from the prior use NumPyro's Predictive."
+        )
+    rng_key = jax.random.key(0) if rng_key is None else rng_key
+    return predict_sites(call, given, rng_key, sites, options)
+
+
+def bind_call(
+    function: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    params: Mapping[str, Any] | None,
+    name: str | None,
+    sites: Sequence[str] | None,
+) -> ModuleCall | ModelCall:
+    """Bind a module or a model to the arguments of a call.
+
+    Raises:
+        ValueError: If `sites` are given for a module, or `name` for a model.
+    """
+    if isinstance(function, eqx.Module):
         if sites is not None:
             raise ValueError(
-                f"sites are those of a model, and {type(model).__name__} is a module."
+                "`sites` chooses among the sites of a model, and "
+                f"{type(function).__name__} is a module: leave it out."
             )
-        return predict_function(
-            model, given, args, kwargs, name=name, params=params, **common
-        )
+        return ModuleCall(function, args, kwargs, name, params)
     if name is not None:
-        raise ValueError("name is the root of a module's names, and this is a model.")
-    params = {**given.params, **(params or {})}
-    if not given.values and not params:
         raise ValueError(
-            "there are no draws and no params, so there is nothing to predict from: "
-            "give `mcmc.get_samples()`, or params=fit.params of a model that is only "
-            "trained. Draws from the prior are those of NumPyro's Predictive."
+            "`name` is the root of a module's names, and this is a model: leave it out."
         )
-    return predict_sites(
-        model,
-        given,
-        args,
-        kwargs,
-        rng_key=rng_key,
-        sites=sites,
-        params=params,
-        **common,
-    )
-
-
-__all__ = ["Prediction", "predict"]
+    return ModelCall(function, args, kwargs, params or {})

@@ -3,7 +3,22 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import jax.numpy as jnp
 import numpy as np
+
+
+class SummaryOptions(NamedTuple):
+    """How to summarise draws.
+
+    Attributes:
+        quantiles: Probabilities of the quantiles.
+        batch_size: How many points or values to hold for all draws at a time.
+        progress_bar: Whether to show one.
+    """
+
+    quantiles: tuple[float, ...]
+    batch_size: int | None
+    progress_bar: bool
 
 
 class Prediction(NamedTuple):
@@ -14,6 +29,14 @@ class Prediction(NamedTuple):
         std: The standard deviation over the draws (divided by their number).
         quantiles: Probability -> quantile over the draws, interpolated linearly as
             ``numpy.quantile`` does.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
+        >>> linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+        >>> draws = {"linear.bias": jnp.arange(5.0)[:, None]}
+        >>> prediction = px.predict(linear, draws, jnp.zeros((20, 1)))
+        >>> prediction.mean.shape, sorted(prediction.quantiles)
+        ((20, 1), [0.05, 0.5, 0.95])
     """
 
     mean: np.ndarray
@@ -22,14 +45,15 @@ class Prediction(NamedTuple):
 
     @classmethod
     def empty(
-        cls, shape: tuple[int, ...], dtype: np.dtype, quantiles: Sequence[float]
+        cls, shape: tuple[int, ...], dtype: Any, quantiles: Sequence[float]
     ) -> Self:
-        """Arrays to be filled block by block."""
+        """Make arrays to be filled block by block."""
+        dtype = widened(dtype)
         if np.issubdtype(dtype, np.complexfloating) and quantiles:
             raise ValueError(
-                "complex values have no order, so no quantiles: give quantiles=()."
+                "complex values have no order, hence no quantiles: give quantiles=()."
             )
-        # Integers need double precision to be told apart.
+        # An integer dtype becomes float64 where float32 would round its values.
         mean = (
             dtype if np.issubdtype(dtype, np.inexact) else np.result_type(dtype, "f4")
         )
@@ -41,11 +65,11 @@ class Prediction(NamedTuple):
         )
 
     def fill(self, where: Any, draws: np.ndarray) -> None:
-        """Summarise a block: all draws of some leading entries, draws along axis 0."""
-        if not np.issubdtype(draws.dtype, np.number) and draws.dtype != bool:
-            draws = draws.astype(np.float32)  # bfloat16, which NumPy cannot sort
+        """Summarise all draws of some leading entries, the draws along axis 0."""
+        kind = np.float32 if draws.dtype == bool else widened(draws.dtype)
+        draws = draws.astype(kind, copy=False)  # NumPy has no quantiles of booleans
         double = np.result_type(draws.dtype, np.float64)
-        # What is not finite shows in the result; NumPy would warn of it besides.
+        # A value that is not finite shows in the result; NumPy need not warn as well.
         with np.errstate(invalid="ignore"):
             self.mean[where] = draws.mean(0, dtype=double)
             self.std[where] = np.abs(draws.std(0, dtype=double))
@@ -54,3 +78,10 @@ class Prediction(NamedTuple):
                 values = np.quantile(draws, list(self.quantiles), axis=0)
             for quantile, value in zip(self.quantiles.values(), values, strict=True):
                 quantile[where] = value
+
+
+def widened(dtype: Any) -> np.dtype:
+    """Float32 for bfloat16 and float16, which NumPy, netCDF and ArviZ handle poorly."""
+    dtype = np.dtype(dtype)
+    is_narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    return np.dtype(np.float32) if is_narrow else dtype

@@ -1,4 +1,4 @@
-"""A model with trained values in place: of its ``param`` and its ``mutable`` sites."""
+"""A model with the trained values of its ``param`` and ``mutable`` sites in place."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,9 +13,9 @@ from numpyro import handlers
 def with_params(fn: Callable, params: Mapping[str, Any]) -> Callable:
     """Run a model with trained values.
 
-    A site whose value is a tree of arrays (a network, the state of its layers) is given
-    whole, or array by array under ``<site>.<path>``, as a DataTree has them: then the
-    model's own initial value says how they go together.
+    The value of a site may be a tree of arrays: a network, or the state of its layers.
+    `params` has it whole or, as in a DataTree, array by array under ``<site>.<path>``;
+    the model's own initial value then says how the arrays go together.
     """
     return handlers.substitute(fn, substitute_fn=partial(_value, params))
 
@@ -23,12 +23,12 @@ def with_params(fn: Callable, params: Mapping[str, Any]) -> Callable:
 def check_trained(
     trace: Mapping[str, Any], params: Mapping[str, Any], *, of: str = "model"
 ) -> None:
-    """Refuse a model of which only a part is trained: the rest would be untrained.
+    """Refuse a model of which only a part has trained values.
 
     Args:
         trace: A run of it.
         params: The trained values.
-        of: What it is, a model or a guide.
+        of: ``"model"`` or ``"guide"``.
 
     Raises:
         ValueError: If a ``mutable`` site has no value, or a ``param`` site where
@@ -44,11 +44,10 @@ def check_trained(
     ]
     if missing:
         raise ValueError(
-            f"the sites {missing} of the {of} have no trained values, and would stand "
-            f"at their initial ones; there are values of {list(params)}. Give those of "
-            f"the fit of this {of}, "
-            "params={**fit.params, **fit.state.mutable_state} (without the "
-            "latter if there is no `mutable` site)."
+            f"the sites {missing} of the {of} have no trained values and would keep "
+            f"their initial ones; there are values of {list(params)}. Pass those of "
+            f"this {of}'s fit, params={{**fit.params, **fit.state.mutable_state}} "
+            "(fit.params if there is no `mutable` site)."
         )
 
 
@@ -70,17 +69,17 @@ def _value(params: Mapping[str, Any], site: dict[str, Any]) -> Any:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(initial)
     if jax.tree_util.treedef_is_leaf(treedef):
         return None
-    found = [_part(path_of(name, path), leaf, params) for path, leaf in leaves]
-    return jax.tree.unflatten(treedef, found)
+    parts = [_part(path_of(name, path), leaf, params) for path, leaf in leaves]
+    return jax.tree.unflatten(treedef, parts)
 
 
 def _part(name: str, leaf: Any, params: Mapping[str, Any]) -> jax.Array:
-    """One array of a tree, checked against what the model begins with."""
+    """One array of a tree, checked against the initial value."""
     if name not in params or np.shape(params[name]) != np.shape(leaf):
         came = np.shape(params[name]) if name in params else "none"
         raise ValueError(
             f"the model has an array {name!r} of shape {np.shape(leaf)}; among the "
-            f"trained values it has shape {came}. They come from another model: give "
+            f"trained values it has shape {came}. They come from another model: pass "
             "params=fit.params of this one."
         )
     return jnp.asarray(params[name]).astype(jnp.asarray(leaf).dtype)

@@ -75,7 +75,7 @@ def test_what_it_needs_is_named():
     tree = px.to_datatree({"a": jnp.ones(4)})
     with pytest.raises(ValueError, match="'posterior_predictive'"):
         px.calibration(tree)
-    with pytest.raises(ValueError, match=r"no observed site; these are: \['y'\]"):
+    with pytest.raises(ValueError, match=r"not an observed site; these are: \['y'\]"):
         px.calibration(tree_of(STD), "z")
 
 

@@ -226,5 +226,5 @@ def test_it_goes_to_netcdf_and_back(tree, tmp_path):
 
 
 def test_other_arguments_than_those_of_the_run_are_refused(mcmc):
-    with pytest.raises(ValueError, match=r"\['counts', 'y'\].*mcmc\.run was given"):
+    with pytest.raises(ValueError, match=r"\['counts', 'y'\].*arguments of mcmc\.run"):
         px.to_datatree(mcmc, H, Z)

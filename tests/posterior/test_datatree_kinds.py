@@ -14,7 +14,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 import pyrox_ppl as px
-from pyrox_ppl.posterior._functions import of_model
+from pyrox_ppl.posterior._functions import function_statistics
+from pyrox_ppl.prediction._model_call import ModelCall
 
 KEY = jax.random.key(0)
 X = jnp.linspace(-1.0, 1.0, 5)
@@ -240,7 +241,8 @@ def test_the_state_of_an_svi_run_reaches_every_group_and_predict():
     predicted = px.predict(model, draws, x, params=everything, sites=["h"])["h"].mean
     np.testing.assert_allclose(predicted, by_hand, atol=0.02)
     spread = np.abs(by_hand) * draws["net.slope"].std()
-    probed = of_model(model, anew, (x,), {}, ["f"], None, None, False)
+    call = ModelCall(model, (x,), {}, {})
+    probed = function_statistics(anew, call, ["f"], None, False)
     np.testing.assert_allclose(probed.std, spread, rtol=0.05, atol=1e-3)
     for params in (None, fit.params):
         with pytest.raises(ValueError, match=r"\['state'\].*mutable_state"):
@@ -268,7 +270,7 @@ def test_a_network_kept_as_a_param_of_arrays_predicts_from_its_tree():
 def test_a_tree_without_the_models_arguments_says_what_to_give():
     mcmc = MCMC(NUTS(line), num_warmup=2, num_samples=2, progress_bar=False)
     mcmc.run(KEY, X, X)
-    with pytest.raises(ValueError, match=r"argument: 'x'.*mcmc\.run was given"):
+    with pytest.raises(ValueError, match=r"argument: 'x'.*arguments of mcmc\.run"):
         px.to_datatree(mcmc)
     with pytest.raises(ValueError, match="cannot be called"):
         px.to_datatree(mcmc, X, X, predictions={"z": X})

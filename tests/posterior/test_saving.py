@@ -119,14 +119,14 @@ def test_what_has_no_name_is_refused_and_the_file_is_as_it_was(tmp_path):
 def test_an_interrupted_save_leaves_the_file_before(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"fit{suffix}"
     px.save(path, px.to_datatree({"a": jnp.ones(3)}))
-    before, write = path.read_bytes(), saving._write
+    before, write = path.read_bytes(), saving.write_tree
 
     def interrupted(tree, temporary):
         write(tree, temporary)
         temporary.write_bytes(temporary.read_bytes()[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(saving, "_write", interrupted)
+    monkeypatch.setattr(saving, "write_tree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         px.save(path, px.to_datatree({"a": jnp.zeros(3)}))
     assert path.read_bytes() == before
@@ -136,8 +136,8 @@ def test_an_interrupted_save_leaves_the_file_before(tmp_path, monkeypatch, suffi
 KILLED = """
 import os, sys, jax.numpy as jnp, pyrox_ppl as px
 from pyrox_ppl.posterior import _saving as saving
-write = saving._write
-saving._write = lambda tree, path: (write(tree, path), os.kill(os.getpid(), 9))
+write = saving.write_tree
+saving.write_tree = lambda tree, path: (write(tree, path), os.kill(os.getpid(), 9))
 px.save(sys.argv[1], px.to_datatree({"a": jnp.zeros(3)}))
 """
 
@@ -187,4 +187,4 @@ def test_a_class_that_is_not_there_is_named(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
     )
-    assert "which is not here" in done.stderr
+    assert "and there is none" in done.stderr

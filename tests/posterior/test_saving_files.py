@@ -171,8 +171,8 @@ def test_what_a_format_cannot_keep_is_told_at_once(tmp_path, monkeypatch):
         tree.attrs["inference"] = "other"
         write(tree, path)
 
-    write = saving._write
-    monkeypatch.setattr(saving, "_write", forgetful)
+    write = saving.write_tree
+    monkeypatch.setattr(saving, "write_tree", forgetful)
     with pytest.raises(ValueError, match=r"\.nc does not keep .* as it is"):
         px.save(tmp_path / "fit.nc", TREE)
     assert not list(tmp_path.iterdir())

@@ -103,7 +103,7 @@ def test_a_network_of_the_guide_comes_back(tmp_path):
 
 def test_complex_draws_do_not_lose_their_imaginary_part():
     draws = {"net.a": jnp.full((3, 2, 2), 1j)}
-    with pytest.raises(ValueError, match="complex, and the parameter is real"):
+    with pytest.raises(ValueError, match="complex, but the parameter is real"):
         px.modules_from_draws(Square(jnp.eye(2)), draws, name="net")
     modules = px.modules_from_draws(Square(1j * jnp.eye(2)), draws, name="net")
     np.testing.assert_array_equal(modules.a, draws["net.a"])
@@ -111,5 +111,5 @@ def test_complex_draws_do_not_lose_their_imaginary_part():
 
 def test_a_parameter_without_an_axis_of_draws_is_no_draws():
     for linear in (eqx.nn.Linear(2, 1, key=KEY), eqx.nn.Linear(3, 5, key=KEY)):
-        with pytest.raises(ValueError, match="is not their number of sample axes"):
+        with pytest.raises(ValueError, match="is not the number of their sample axes"):
             px.modules_from_draws(linear, {"linear.weight": linear.weight})

@@ -70,7 +70,10 @@ def test_a_fit_predicts_with_its_params():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"net.layers.0.wieght": jnp.ones((4, 2))}, r"wieght'\] are no parameters"),
+        (
+            {"net.layers.0.wieght": jnp.ones((4, 2))},
+            r"wieght'\] are not its parameters",
+        ),
         ({"other.layers.0.weight": jnp.ones((4, 2))}, r"no parameters.*name='other'"),
         ({"nonsense": jnp.ones(3)}, "leave `params` out"),
         (FIRST | {"net.layers.7.bias": jnp.ones(4)}, r"layers\.7.*no parameters"),

@@ -135,5 +135,5 @@ def test_a_tree_knows_which_sites_are_parameters():
     y = whole.pop("y")[0]
     with_model = px.to_datatree(whole, X, y=y, model=model_of(None, {}))
     for draws in (whole, px.to_datatree(whole), with_model):
-        with pytest.raises(ValueError, match=r"'net\.bias'\] are no parameters"):
+        with pytest.raises(ValueError, match=r"'net\.bias'\] are not its parameters"):
             px.predict(narrow, draws, X, name="net")

@@ -13,7 +13,7 @@ from numpyro.infer import Predictive
 import pyrox_ppl as px
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl._parameter import parameters_of
-from pyrox_ppl.prediction import _model as model_prediction
+from pyrox_ppl.prediction import _site_values as site_values
 
 KEY = jax.random.key(0)
 QUANTILES = (0.1, 0.5, 0.9)
@@ -114,11 +114,11 @@ def test_a_models_sites_are_the_numbers_of_predictive(batch_size):
 
 def test_draws_times_points_are_not_held(monkeypatch):
     x = jnp.linspace(0.0, 1.0, 50)
-    monkeypatch.setattr(model_prediction, "CHUNK_BYTES", 4 * 13 * 5)  # five points
+    monkeypatch.setattr(site_values, "CHUNK_BYTES", 4 * 13 * 5)  # five points
     seen = []
-    fill = model_prediction.Prediction.fill
+    fill = site_values.Prediction.fill
     monkeypatch.setattr(
-        model_prediction.Prediction,
+        site_values.Prediction,
         "fill",
         lambda self, where, draws: seen.append(draws.shape) or fill(self, where, draws),
     )

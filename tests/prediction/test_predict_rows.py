@@ -164,7 +164,7 @@ def test_a_key_of_two_numbers_is_no_two_points():
 
 def test_numbers_that_may_be_keys_are_refused():
     keys = jax.random.split(jax.random.PRNGKey(0), 50)
-    with pytest.raises(ValueError, match=r"may be random keys.*wrap_key_data"):
+    with pytest.raises(ValueError, match=r"may hold random keys.*wrap_key_data"):
         px.predict(Point(jnp.ones(2), "noisy"), DRAWS, X[:50], name="net", key=keys)
 
 

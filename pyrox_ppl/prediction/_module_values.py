@@ -1,7 +1,8 @@
-"""Predictions of a module: blocks of points, and within a block a loop over draws."""
+"""A module at every draw: blocks of points, and within a block a loop over draws."""
 
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -14,16 +15,35 @@ from pyrox_ppl._bind import AbstractModule, _mark_bound
 from pyrox_ppl._dict_order import rebuild, unwrap_dicts, wrap_dicts
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size
-from pyrox_ppl.prediction._matching import members_of, parameter_draws
+from pyrox_ppl.prediction._matching import match_draws, plate_size
 from pyrox_ppl.prediction._points import Points
-from pyrox_ppl.prediction._prediction import Prediction
+from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
 
 # With more points at a time a draw's activations no longer stay in the cache.
 MOST_POINTS = 256
 
 
-class Function:
-    """A module at all of its draws, evaluated block by block.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """A module with all that one call of it needs.
+
+    Attributes:
+        module: The module, with its stored values.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        name: The root of its parameters' names; None for that of its class.
+        params: Trained values of its parameters.
+    """
+
+    module: eqx.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    name: str | None
+    params: Mapping[str, Any] | None
+
+
+class ModuleValues:
+    """The values of a module at every draw, block by block of the points.
 
     Attributes:
         points: The number of points, or None where the inputs are a single one.
@@ -31,28 +51,22 @@ class Function:
     """
 
     def __init__(
-        self,
-        module: eqx.Module,
-        draws: Draws,
-        inputs: tuple,
-        kwargs: dict[str, Any],
-        *,
-        name: str | None,
-        params: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
+        self, call: ModuleCall, draws: Draws, batch_size: int | None = None
     ) -> None:
+        module = call.module
         self._number = draws.number
-        self._module, self._values = parameter_draws(module, draws, name, params)
+        self._module, self._values = match_draws(module, draws, call.name, call.params)
         trained = jax.tree.leaves(self._module)
-        if members_of(jax.tree.leaves(module), trained, self._values) is not None:
+        if plate_size(jax.tree.leaves(module), trained, self._values) is not None:
             raise ValueError(
-                f"the draws of {type(module).__name__} have an axis of the plate it "
-                "was bound on (or of chains: `batch_ndims=2`): predict with the model, "
-                "or with `modules_from_draws` and `eqx.filter_vmap`."
+                f"the draws of {type(module).__name__} have one axis more than its "
+                "parameters, a plate on which it was bound, or chains. If these are "
+                "chains, give `batch_ndims=2`; if it is a plate, predict with the "
+                "model, or with `modules_from_draws` and `eqx.filter_vmap`."
             )
         self._batched = isinstance(module, AbstractModule)
-        _check_call(module, inputs, kwargs)
-        self._inputs = Points.of(inputs, kwargs, self._batched)
+        _check_call(call)
+        self._inputs = Points.find(call.args, call.kwargs, self._batched)
         self.points = self._inputs.number
         if not self._batched and self.points is None:
             raise ValueError(
@@ -60,15 +74,15 @@ class Function:
                 "leading axis of its inputs, and none of them has one: give arrays, a "
                 "single point as x[None]."
             )
-        self.block = 1 if self.points is None else self._block(batch_size)
-        self._refuse_either_way()
+        self.block = 1 if self.points is None else self._block_size(batch_size)
+        self._refuse_ambiguous_inputs()
 
-    def _block(self, batch_size: int | None) -> int:
+    def _block_size(self, batch_size: int | None) -> int:
         points = self.points or 0
         one = self._shape_at(min(1, points))
         most = min(MOST_POINTS, CHUNK_BYTES // max(1, bytes_of(one)))
         block = even_size(points, batch_size or most) if points else 0
-        if block == points or not self._batched or not self._depends(block):
+        if block == points or not self._batched or not self._points_interact(block):
             return block
         if batch_size is not None:
             raise ValueError(
@@ -79,12 +93,12 @@ class Function:
             )
         return points
 
-    def _depends(self, block: int) -> bool:
+    def _points_interact(self, block: int) -> bool:
         """Whether the value at a point depends on the points beside it.
 
-        Points that were last in a block come first in another one, and what was before
-        them comes after, changed: the values at them must not. This is a program that
-        is needed anyway. The first draws would do, but would be another program.
+        The last points of a block become the first of another one, and the points
+        before them come after them, changed. The values at the former must stay the
+        same. All draws are evaluated, since that program is needed anyway.
         """
         points = self.points or 0
         whole, part = self._shape_at(points), self._shape_at(block)
@@ -98,29 +112,29 @@ class Function:
             return _differ(both, apart)
         half = block // 2
         before = np.asarray(self._at(0, block))
-        turned = self._inputs.at(0, block).turned(block - half)
+        turned = self._inputs.block(0, block).rotate_and_change(block - half)
         after = np.asarray(self._evaluate(turned))
         return _differ(before[:, block - half :], after[:, :half])
 
-    def _refuse_either_way(self) -> None:
+    def _refuse_ambiguous_inputs(self) -> None:
         """Raise where an input may be a value for each point as well as shared."""
         mapped = self._inputs.mapped()
         is_clear = mapped.sliced == self._inputs.sliced or self.points in (None, 1)
         if self._batched or is_clear:
             return
         try:
-            self._shape_of(mapped.at(0, 1))
+            self._shape_of(mapped.block(0, 1))
         except (TypeError, ValueError):
-            return  # The module takes it whole, and only so.
+            return  # The module takes it only as a whole.
         raise ValueError(
-            f"of the inputs of shape {self._inputs.shapes()}, what has fewer axes may "
-            f"be a value for each of the {self.points} points, or shared by all of "
-            f"them, and {type(self._module).__name__} takes it both ways. Map it as "
-            "you mean it: `modules_from_draws` and `eqx.filter_vmap`."
+            f"among the inputs of shape {self._inputs.shapes()}, one with fewer axes "
+            f"may hold a value for each of the {self.points} points, or be shared by "
+            f"all of them: {type(self._module).__name__} accepts both. Say which by "
+            "mapping it yourself: `modules_from_draws` and `eqx.filter_vmap`."
         )
 
     def _at(self, start: int, size: int) -> jax.Array:
-        return self._evaluate(self._inputs.at(start, size))
+        return self._evaluate(self._inputs.block(start, size))
 
     def _evaluate(self, points: Points) -> jax.Array:
         module = wrap_dicts(self._module)
@@ -130,9 +144,9 @@ class Function:
         return values
 
     def _shape_at(self, size: int) -> jax.ShapeDtypeStruct:
-        """Of the values of one draw at so many points."""
+        """The shape of the values of one draw at `size` points."""
         try:
-            out = self._shape_of(self._inputs.at(0, size))
+            out = self._shape_of(self._inputs.block(0, size))
         except (TypeError, ValueError) as error:
             error.add_note(_note(self._module, self._inputs, self._batched))
             raise
@@ -151,10 +165,10 @@ class Function:
             lambda: _evaluate(wrap_dicts(self._module), one, points, self._batched)
         )
 
-    def blocks(self, progress_bar: bool = False) -> Any:
+    def blocks(self, progress_bar: bool = False) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield slices of the points, and the values there of all draws.
 
-        The next block is under way while the last one is looked at.
+        The device computes the next block while the caller reads the last one.
         """
         points = self.points
         if points is None or self.block == points:
@@ -173,31 +187,20 @@ class Function:
             yield waiting[0], np.asarray(waiting[1])
 
     def shape(self) -> jax.ShapeDtypeStruct:
-        """Of the values of one draw at all points."""
+        """The shape of the values of one draw at all points."""
         return self._shape_at(1 if self.points is None else self.points)
 
 
-def predict_function(
-    module: eqx.Module,
-    draws: Draws,
-    inputs: tuple,
-    kwargs: dict[str, Any],
-    *,
-    name: str | None,
-    params: Mapping[str, Any] | None,
-    quantiles: tuple[float, ...],
-    batch_size: int | None,
-    progress_bar: bool,
+def predict_module(
+    call: ModuleCall, draws: Draws, options: SummaryOptions
 ) -> Prediction:
     """Summarise a module's values over all draws (see :func:`~pyrox_ppl.predict`)."""
-    function = Function(
-        module, draws, inputs, kwargs, name=name, params=params, batch_size=batch_size
-    )
-    value = function.shape()
-    out = Prediction.empty(value.shape, _widened(value.dtype), quantiles)
-    for where, values in function.blocks(progress_bar):
-        out.fill(where, values.astype(_widened(values.dtype), copy=False))
-    return out
+    values = ModuleValues(call, draws, options.batch_size)
+    one = values.shape()
+    summary = Prediction.empty(one.shape, one.dtype, options.quantiles)
+    for where, block in values.blocks(options.progress_bar):
+        summary.fill(where, block)
+    return summary
 
 
 @eqx.filter_jit
@@ -206,8 +209,8 @@ def _evaluate(
 ) -> Any:
     """The values of every draw, one draw after the other.
 
-    Compiled once for every structure and shape, and kept from call to call: whatever
-    the program depends on is in the arguments.
+    JAX keeps one program for every structure and shape, from call to call: all that
+    the program depends on is among the arguments.
     """
     module = unwrap_dicts(module)
     leaves = jax.tree.leaves(module)
@@ -216,7 +219,7 @@ def _evaluate(
         number, values = draw
         of_draw = [values.get(position, leaf) for position, leaf in enumerate(leaves)]
         net = _mark_bound(rebuild(module, of_draw))
-        given = points.of_draw(number)
+        given = points.with_keys_of_draw(number)
         return given.call(net) if batched else given.map(net)
 
     if not values:
@@ -225,20 +228,21 @@ def _evaluate(
     return jax.lax.map(one, (jnp.arange(number), values))
 
 
-def _check_call(module: Any, inputs: tuple, kwargs: dict[str, Any]) -> None:
+def _check_call(call: ModuleCall) -> None:
     """Raise if the module does not take these arguments."""
-    call = module.forward if isinstance(module, AbstractModule) else module
+    module: Any = call.module
+    function = module.forward if isinstance(module, AbstractModule) else module
     try:
-        inspect.signature(call).bind(*inputs, **kwargs)
+        inspect.signature(function).bind(*call.args, **call.kwargs)
     except TypeError as error:
         raise TypeError(
-            f"{type(module).__name__} cannot be called with {len(inputs)} inputs and "
-            f"the keyword arguments {list(kwargs)}: {error}."
+            f"{type(module).__name__} cannot be called with {len(call.args)} inputs "
+            f"and the keyword arguments {list(call.kwargs)}: {error}."
         ) from error
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether values differ by more than rounding, of the largest of them."""
+    """Whether values differ by more than rounding errors of the largest value."""
     kind = np.complex128 if np.iscomplexobj(one) else np.float64
     one, other = one.astype(kind), other.astype(kind)
     size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
@@ -256,10 +260,3 @@ def _note(module: Any, points: Points, batched: bool) -> str:
         f"{points.shapes(of_one=True)}. A single point is given as x[None]; rows of "
         "several batch axes are flattened to one."
     )
-
-
-def _widened(dtype: Any) -> np.dtype:
-    """NumPy has no quantiles of bfloat16, float16 or bool."""
-    narrow = jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize < 4
-    is_bool = np.dtype(dtype).kind == "b"
-    return np.dtype(np.float32 if narrow or is_bool else dtype)

@@ -1,0 +1,113 @@
+"""A model bound to its arguments and trained values: one call, on all of its data."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpyro import handlers
+
+from pyrox_ppl.prediction._full_data import full_data
+from pyrox_ppl.prediction._trained import with_params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelCall:
+    """A model with all that one call of it needs.
+
+    Attributes:
+        model: The NumPyro model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        params: The trained values of its ``param`` and ``mutable`` sites, and of those
+            of its guide.
+    """
+
+    model: Callable[..., Any]
+    args: tuple
+    kwargs: Mapping[str, Any]
+    params: Mapping[str, Any]
+
+    @functools.cached_property
+    def run(self) -> Callable[[], Any]:
+        """The call, on all of the data and with the trained values in place."""
+        return full_data(self._given)
+
+    def run_guide(self, guide: Callable[..., Any]) -> Callable[[], Any]:
+        """The call of a guide of this model, which decides for their common plates."""
+        run = with_params(guide, self.params)
+        return full_data(functools.partial(run, *self.args, **self.kwargs), self._given)
+
+    def trace(self, draw: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """The sites of the model at one draw; deterministic ones are computed.
+
+        Raises:
+            ValueError: If the draw has another shape than its site.
+        """
+
+        def put(site: dict[str, Any]) -> Any:
+            is_latent = site["type"] == "sample" and not site["is_observed"]
+            if not is_latent or site["name"] not in draw:
+                return None
+            check_draw(site, draw[site["name"]])
+            return draw[site["name"]]
+
+        run = handlers.substitute(handlers.seed(self.run, seed), substitute_fn=put)
+        return handlers.trace(run).get_trace()
+
+    @functools.cached_property
+    def _given(self) -> Callable[[], Any]:
+        """The call with the trained values, on the data that it is given."""
+        run = with_params(self.model, self.params)
+        return functools.partial(run, *self.args, **self.kwargs)
+
+
+def check_draw(site: dict[str, Any], value: Any) -> None:
+    """Refuse a draw whose shape is not that of the site it is about to stand in for.
+
+    Inside a ``scan`` the draws of all steps are along one more axis, possibly of fewer
+    steps. Whether a site is inside one is known only after the run: `check_draws`.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    shape, expected = np.shape(value), _shape(site)
+    if shape != expected and (site["type"] != "sample" or shape[1:] != expected):
+        raise _mismatch(site, shape)
+
+
+def check_draws(trace: dict[str, Any], draws: Mapping[str, Any]) -> None:
+    """Refuse draws whose shapes are not those of the sites of a finished run.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    for name in draws:
+        site = trace.get(name, {"type": None})
+        if site["type"] == "sample" and not site.get("_control_flow_done"):
+            shape = np.shape(site["value"])
+            if shape not in ((), _shape(site)):
+                raise _mismatch(site, shape)
+
+
+def _shape(site: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of one draw of a sample site, or of a computed value."""
+    is_sample = site["type"] == "sample"
+    return site["fn"].shape() if is_sample else np.shape(site["value"])
+
+
+def _mismatch(site: dict[str, Any], shape: tuple[int, ...]) -> ValueError:
+    # JAX answers an index past the end with the last member, without a word: group 7
+    # of five would silently get the weights of group 4.
+    plates = {f.name: f.size for f in site.get("cond_indep_stack") or ()}
+    name = site["name"]
+    return ValueError(
+        f"a draw of {name!r} has shape {shape}, and the model with these arguments "
+        f"has {name!r} of shape {_shape(site)}"
+        + (f", on the plates {plates}" if plates else "")
+        + ": the draws belong to other members or rows than these. To predict new "
+        "groups, leave the site out of the dictionary of draws, and `predict` draws "
+        "it from its prior; or give the draws of these members only "
+        "(draws[:, members])."
+    )

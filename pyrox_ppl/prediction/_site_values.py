@@ -1,0 +1,215 @@
+"""The sites of a model at every draw, as NumPyro's Predictive has them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from numpyro import handlers
+from tqdm.auto import tqdm
+
+from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._full_data import is_factor, redraw
+from pyrox_ppl.prediction._loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
+from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
+from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
+from pyrox_ppl.prediction._trained import check_trained
+
+
+def site_function(
+    call: ModelCall,
+    sites: Sequence[str] | None = None,
+    kinds: Sequence[str] = ("sample", "deterministic"),
+) -> Callable[[tuple[dict[str, Any], jax.Array]], dict[str, jax.Array]]:
+    """The function ``(draw, key) -> values`` of a model's sites that are not drawn.
+
+    The random numbers are those of NumPyro's ``Predictive``, which seeds every draw by
+    itself, outside the handler that puts the draw in place. Deterministic sites are
+    computed and not taken from the draws; nothing is subsampled.
+
+    Raises:
+        ValueError: On a call, if a site does not exist, if a draw has another shape
+            than its site, or if a part of the model has trained values and another has
+            none.
+    """
+
+    def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> dict[str, Any]:
+        draw, key = draw_and_key
+        put = _PutDraw(draw)
+        run = handlers.substitute(redraw(call.run), substitute_fn=put)
+        trace = handlers.trace(handlers.seed(run, key)).get_trace()
+        check_trained(trace, call.params)
+        check_draws(trace, draw)
+        values = {
+            name: jnp.asarray(site["value"])
+            for name, site in trace.items()
+            if site["type"] in kinds
+            and (
+                site["type"] == "deterministic"
+                or (name not in draw and name not in put.unused_noise)
+            )
+            and not (site["type"] == "sample" and is_factor(site))
+        }
+        if sites is None:
+            return values
+        missing = [name for name in sites if name not in values]
+        if missing:
+            raise ValueError(
+                f"the model has no site {missing} to predict; it has {sorted(values)}."
+            )
+        return {name: values[name] for name in sites}
+
+    return evaluate
+
+
+class _PutDraw:
+    """Puts the values of a draw in place of sites, for ``substitute``.
+
+    A deterministic site is computed: its draws may belong to other data. There is one
+    exception. If a parameter was drawn and the noise behind it was not (``net.weight``
+    is there, ``net.weight_decentered`` is not), the parameter stays as drawn.
+
+    Attributes:
+        unused_noise: The sites of noise behind such parameters.
+    """
+
+    def __init__(self, draw: Mapping[str, Any]) -> None:
+        self._draw = draw
+        self._undrawn: set[str] = set()
+        self.unused_noise: set[str] = set()
+
+    def __call__(self, site: dict[str, Any]) -> Any:
+        name = site["name"]
+        noise = f"{name}_decentered"
+        if site["type"] == "sample" and name not in self._draw:
+            self._undrawn.add(name)
+            return None
+        if site["type"] == "deterministic" and noise in self._undrawn:
+            if name not in self._draw:
+                return None
+            self.unused_noise.add(noise)
+        elif site["type"] != "sample":
+            return None
+        check_draw(site, self._draw[name])
+        return self._draw[name]
+
+
+class SiteValues:
+    """The sites of a model at every draw: all at once, or one of them block by block.
+
+    Attributes:
+        shapes: The shape and dtype of every site at one draw.
+    """
+
+    def __init__(
+        self,
+        call: ModelCall,
+        draws: Draws,
+        rng_key: PRNGKeyArray,
+        sites: Sequence[str] | None = None,
+        kinds: Sequence[str] = ("sample", "deterministic"),
+    ) -> None:
+        self._evaluate = site_function(call, sites, kinds)
+        self._number = draws.number
+        self._draws = (draws.on_device(), keys_of_draws(rng_key, draws.number))
+        first = jax.tree.map(lambda leaf: leaf[0], self._draws)
+        self.shapes = jax.eval_shape(self._evaluate, first)
+
+    @property
+    def block_size(self) -> int:
+        """How many values of a site are held for all draws at a time, by default."""
+        return max(1, CHUNK_BYTES // (4 * self._number))
+
+    def all(self, progress_bar: bool = False) -> dict[str, np.ndarray]:
+        """All sites, with a leading axis of draws."""
+        return map_draws(
+            self._evaluate,
+            self._draws,
+            self._number,
+            description="predict",
+            progress_bar=progress_bar,
+        )
+
+    def blocks(
+        self, name: str, batch_size: int | None = None, progress_bar: bool = False
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """One site, a block of its values at a time; the model runs for every block."""
+        size = self.shapes[name].size
+        if size == 0:
+            return
+        width = even_size(size, batch_size or self.block_size)
+
+        @jax.jit
+        def loop(draws: Any, start: jax.Array) -> jax.Array:
+            def block(draw: Any) -> jax.Array:
+                whole = self._evaluate(draw)[name].reshape(-1)
+                return jax.lax.dynamic_slice(whole, (start,), (width,))
+
+            return jax.lax.map(block, draws)
+
+        starts = range(0, size, width)
+        for start in tqdm(starts, desc=name, disable=not progress_bar, delay=2.0):
+            begin = min(start, size - width)
+            yield slice(begin, begin + width), np.asarray(loop(self._draws, begin))
+
+
+def predict_sites(
+    call: ModelCall,
+    draws: Draws,
+    rng_key: PRNGKeyArray,
+    sites: Sequence[str] | None,
+    options: SummaryOptions,
+) -> dict[str, Prediction]:
+    """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
+    if not draws.values:
+        _check_only_trained(call)
+    values = SiteValues(call, draws, rng_key, sites)
+    total = sum(shape.size for shape in values.shapes.values())
+    if options.batch_size is None and total <= 4 * values.block_size:
+        arrays = values.all(options.progress_bar)
+        return {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
+    summaries = {}
+    for name, shape in values.shapes.items():
+        flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
+        for where, block in values.blocks(
+            name, options.batch_size, options.progress_bar
+        ):
+            flat.fill(where, block)
+        summaries[name] = _reshape(flat, shape.shape)
+    return summaries
+
+
+def _check_only_trained(call: ModelCall) -> None:
+    """Refuse a model with latent sites when there are no draws of any of them."""
+
+    def latents_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
+        trace = abstract_trace(call.run)
+        samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
+        causes = {n: s["value"] for n, s in samples.items() if not s["is_observed"]}
+        return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
+
+    dependence = find_dependence(latents_and_distributions)
+    latent = set().union(*(causes - {name} for name, causes in dependence.items()))
+    if latent:
+        raise ValueError(
+            f"other sites of the model depend on {sorted(latent)}, and there are no "
+            "draws of these: give draws, such as `mcmc.get_samples()` or a DataTree. "
+            "`params` without draws suffice for a model that is only trained."
+        )
+
+
+def _summarise(values: np.ndarray, quantiles: tuple[float, ...]) -> Prediction:
+    summary = Prediction.empty(values.shape[1:], values.dtype, quantiles)
+    summary.fill(..., values)
+    return summary
+
+
+def _reshape(prediction: Prediction, shape: tuple[int, ...]) -> Prediction:
+    return Prediction(
+        prediction.mean.reshape(shape),
+        prediction.std.reshape(shape),
+        {q: value.reshape(shape) for q, value in prediction.quantiles.items()},
+    )
