@@ -1,7 +1,9 @@
-"""A key of all that decides what a Python object does: equal keys, same behaviour."""
+"""A key of everything that decides what a Python object does: one walk over it."""
 
+import dataclasses
 import enum
 import functools
+import logging
 import struct
 import sys
 import threading
@@ -15,12 +17,13 @@ import jax
 import numpy as np
 from numpyro.distributions import Distribution
 
-from pyrox_ppl.infer._arrays import digest_rows
+from pyrox_ppl.infer._arrays import digest
 from pyrox_ppl.infer._names_read import is_installed, read_by_name, read_of_process
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
-# What has no state that could change, or none that the user could reach.
+# What has no state that can change, none that a user can reach, or (a logger) none that
+# decides a result.
 _FIXED = (
     types.ModuleType,
     types.CodeType,
@@ -36,6 +39,7 @@ _FIXED = (
     np.ufunc,
     jax.Array,
     jax.Device,
+    logging.Logger,
     type(threading.Lock()),
     type(threading.RLock()),
 )
@@ -47,7 +51,7 @@ LeaveOut = Callable[[Any], Iterable[str]]
 
 
 class Same:
-    """An object compared by identity, and kept alive with the key."""
+    """A leaf of a key: an object compared by identity, and kept alive with the key."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -59,15 +63,32 @@ class Same:
         return object.__hash__(self.value)
 
 
+class Unseen:
+    """A leaf of a key: an object whose state no attribute shows. It equals no other."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@dataclasses.dataclass(frozen=True)
+class OfProcess:
+    """A part of a key that another process does not share, such as the environment."""
+
+    key: Any
+
+
 def content_key(
     value: Any, leave_out: LeaveOut = lambda _: ()
 ) -> tuple[Any, tuple[str, ...]]:
     """A hashable key of an object, and the types in it that cannot be looked into.
 
-    It follows attributes, containers, closures, defaults, bound objects, and what the
-    user's own functions read by name: globals, modules, the environment. Plain values
-    count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
+    The walk follows attributes, containers, closures, defaults, bound objects, and what
+    the user's own functions read by name: globals, modules, the environment. Plain
+    values count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
     change, by identity. What cannot be looked into makes the key unequal to any other.
+
+    The key is a tree of tuples, whose leaves are plain values, :class:`Same`,
+    :class:`Unseen` and :class:`OfProcess`.
 
     Args:
         value: Any object.
@@ -84,7 +105,7 @@ class _Walk:
     def __init__(self, leave_out: LeaveOut) -> None:
         self._leave_out = leave_out
         self._places: dict[int, int] = {}
-        self._visited: list[Any] = []  # so that no identity is used twice
+        self._visited: list[Any] = []  # kept alive, so that no id is used twice
         self.unseen: set[str] = set()
 
     def key(self, value: Any) -> Any:
@@ -109,7 +130,7 @@ class _Walk:
                 # A masked array has its mask there; a mapped file is its contents.
                 mapped = isinstance(value, np.memmap)
                 parts = () if mapped else self._attributes(value)
-                return digest_rows(value), Same(type(value)), parts
+                return digest(value), Same(type(value)), parts
             case type():
                 return Same(value), self._class(value)
             case types.FunctionType():
@@ -131,7 +152,7 @@ class _Walk:
             case weakref.ref():
                 return (self.key(value()),)
             case Distribution():
-                # Its other attributes are computed from these when they are asked for.
+                # Its other attributes are computed from these on demand.
                 return self.key(type(value)), self.key(value.tree_flatten())
         return self._instance(value)
 
@@ -139,7 +160,7 @@ class _Walk:
         kind = type(value)
         plain: Any
         for plain in (int, float, complex, str, bytes):
-            if isinstance(value, plain):  # of a class of its own, which may hold more
+            if isinstance(value, plain):  # its class is a subclass, which may hold more
                 shown = plain.__repr__(value)
                 return self.key(kind), shown, self._attributes(value)
         if isinstance(value, _CONTAINERS):
@@ -152,16 +173,18 @@ class _Walk:
             return Same(value), self.key(inner), attributes
         if _is_python(kind):
             return self.key(kind), self._attributes(value)
-        self.unseen.add(kind.__name__)
-        return (object(),)
+        return (self._unseen(value),)
+
+    def _unseen(self, value: Any) -> Unseen:
+        self.unseen.add(type(value).__name__)
+        return Unseen(value)
 
     def _contents(self, value: Any) -> Any:
         if isinstance(value, set | frozenset):
-            # No order: an element is compared as it compares itself, or not at all.
+            # A set has no order in which two of them could be walked side by side.
             if all(isinstance(one, (*PLAIN, enum.Enum)) for one in value):
                 return frozenset(self.key(one) for one in value)
-            self.unseen.add(type(value).__name__)
-            return object()
+            return self._unseen(value)
         if isinstance(value, Mapping):
             factory = self.key(getattr(value, "default_factory", None))
             pairs = ((self.key(k), self.key(v)) for k, v in value.items())
@@ -197,8 +220,11 @@ class _Walk:
 
     def _named(self, function: types.FunctionType) -> tuple:
         """What a function of the user's reads by name."""
-        read = read_by_name(function) | read_of_process(function)
-        return tuple((name, self.key(part)) for name, part in read.items())
+
+        def keys(read: dict[str, Any]) -> tuple:
+            return tuple((name, self.key(part)) for name, part in read.items())
+
+        return keys(read_by_name(function)), OfProcess(keys(read_of_process(function)))
 
     def _class(self, value: type) -> tuple:
         """What the user's own classes hold: methods, and values that may be set."""
@@ -212,7 +238,7 @@ class _Walk:
 
 
 def _is_of_a_library(value: Any) -> bool:
-    """Whether a library has the object under its name, so that no user changes it."""
+    """Whether a library holds the object under its name, so that no user changes it."""
     name, where = (getattr(value, n, None) for n in ("__qualname__", "__module__"))
     if not (callable(value) and isinstance(name, str) and isinstance(where, str)):
         return False
@@ -225,7 +251,7 @@ def _is_of_a_library(value: Any) -> bool:
 
 
 def _file_of(kind: type) -> str:
-    """Where a class was made, if it was not made by a call."""
+    """The file that defines a class; a class made by a call has none."""
     if kind.__module__ == "builtins":
         return "<frozen"
     module = None if kind.__module__ == "types" else sys.modules.get(kind.__module__)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pyrox_ppl.infer._arrays import digest, digest_rows
+from pyrox_ppl.infer._arrays import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class MinibatchLoader:
 
     def describe(self) -> dict[str, str]:
         """What decides the batches: the order, and the contents of the arrays."""
-        contents = {f"array {i}": digest_rows(a) for i, a in enumerate(self.arrays)}
+        contents = {f"array {i}": digest(a) for i, a in enumerate(self.arrays)}
         order = (
             digest(self.rng_key),
             self.batch_size,
@@ -167,14 +167,12 @@ def _take(array: Any, rows: np.ndarray) -> np.ndarray:
     return taken
 
 
-def batches_of(held_out: Any) -> Iterator[Any]:
-    """The batches of a loader, or the one batch that some arrays are."""
+def held_out_batches(held_out: Any) -> Iterator[Any]:
+    """The batches of a loader, or some arrays as the only batch."""
     is_loader = isinstance(held_out, MinibatchLoader)
     return held_out.epoch(0) if is_loader else iter([held_out])
 
 
-def contents_of(held_out: Any) -> Any:
+def describe_held_out(held_out: Any) -> Any:
     """What decides those batches."""
-    if isinstance(held_out, MinibatchLoader):
-        return sorted(held_out.describe().items())
-    return digest(held_out)
+    return held_out.describe() if isinstance(held_out, MinibatchLoader) else held_out

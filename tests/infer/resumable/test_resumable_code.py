@@ -23,7 +23,7 @@ from pyrox_ppl.infer import (
     run_minibatches,
     run_svi,
 )
-from pyrox_ppl.infer.resumable._fingerprint import program
+from pyrox_ppl.infer.resumable._fingerprint import describe_program
 
 KEY = jax.random.key(3)
 Y = np.array([0.3, 0.9, 1.4], np.float32)
@@ -142,7 +142,9 @@ def test_a_callback_counts_by_all_that_it_reads(change):
     after_name = getattr(after, "__qualname__", "")
     assert after_name == getattr(before, "__qualname__", "")
     told = [
-        program(lambda x, f=f: jax.pure_callback(f, SCALAR, x), (jnp.float32(0.0),))
+        describe_program(
+            lambda x, f=f: jax.pure_callback(f, SCALAR, x), (jnp.float32(0.0),)
+        )
         for f in (before, before, after)
     ]
     assert told[0] == told[1]
@@ -164,7 +166,7 @@ SAME = """
 import jax, jax.numpy as jnp, test_resumable_code as t
 for callback, _ in t.CHANGES.values():
     f = lambda x, f=callback: jax.pure_callback(f, t.SCALAR, x)
-    print(t.program(f, (jnp.float32(0.0),)))
+    print(t.describe_program(f, (jnp.float32(0.0),)))
 """
 
 
