@@ -22,6 +22,24 @@ def is_key(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def check_key(rng_key: Any, call: str) -> None:
+    """Check that a user passed a key where one belongs.
+
+    Args:
+        rng_key: What was passed.
+        call: The function with its arguments in order, as the error shows it.
+
+    Raises:
+        TypeError: If it is no key.
+    """
+    # Keys of the old kind, jax.random.PRNGKey, are plain arrays.
+    if not is_key(rng_key) and getattr(rng_key, "dtype", None) != np.uint32:
+        raise TypeError(
+            "rng_key must be a PRNG key, such as jax.random.key(0), and is "
+            f"{rng_key!r:.60} ({type(rng_key).__name__}): call {call}."
+        )
+
+
 def is_sharded(leaf: Any) -> bool:
     """Whether an array lies on several devices."""
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1

@@ -126,6 +126,6 @@ def import_zarr() -> Any:
     except ImportError as error:
         raise ImportError(
             "a run on disk needs zarr, which is not installed: "
-            'pip install "pyrox_ppl[io]".'
+            'pip install "pyrox-ppl[io]".'
         ) from error
     return zarr

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import from_numpy, is_key, stored_as, strong, to_numpy
+from pyrox_ppl.infer._arrays import check_key, from_numpy, stored_as, strong, to_numpy
 from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, check
 from pyrox_ppl.infer.resumable._store import RunStore
 
@@ -111,13 +111,9 @@ def check_call(call: str, rng_key: Any, *, commits: bool = True) -> None:
         TypeError: If `rng_key` is no key.
         ValueError: If JAX runs in several processes.
     """
-    name = call.partition("(")[0]
-    if not is_key(rng_key) and getattr(rng_key, "dtype", None) != np.uint32:
-        raise TypeError(
-            f"rng_key must be a PRNG key, such as jax.random.key(0), and {name} got a "
-            f"{type(rng_key).__name__} in its place: call {call}."
-        )
+    check_key(rng_key, call)
     if commits and jax.process_count() > 1:
+        name = call.partition("(")[0]
         raise ValueError(
             f"{name} works in one process, and jax.process_count() is "
             f"{jax.process_count()}: processes that are killed at different moments "
