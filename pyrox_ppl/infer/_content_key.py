@@ -4,8 +4,8 @@ import dataclasses
 import enum
 import functools
 import logging
+import operator
 import struct
-import sys
 import threading
 import types
 import weakref
@@ -18,7 +18,13 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from pyrox_ppl.infer._arrays import digest
-from pyrox_ppl.infer._names_read import is_installed, read_by_name, read_of_process
+from pyrox_ppl.infer._names_read import (
+    file_of,
+    is_held_by_a_library,
+    is_installed,
+    read_by_name,
+    read_of_process,
+)
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
@@ -114,7 +120,7 @@ class _Walk:
         if type(value) in PLAIN or isinstance(value, np.generic | np.dtype):
             return type(value), repr(value)
         fixed = isinstance(value, _FIXED) or type(value) is object
-        if fixed or _is_of_a_library(value):
+        if fixed or is_held_by_a_library(value):
             return Same(value)
         if id(value) in self._places:
             return "again", self._places[id(value)]
@@ -152,8 +158,7 @@ class _Walk:
             case weakref.ref():
                 return (self.key(value()),)
             case Distribution():
-                # Its other attributes are computed from these on demand.
-                return self.key(type(value)), self.key(value.tree_flatten())
+                return self.key(type(value)), self.key(_fields_of(value))
         return self._instance(value)
 
     def _instance(self, value: Any) -> tuple:
@@ -231,31 +236,23 @@ class _Walk:
         return tuple(
             (name, self.key(part))
             for kind in value.__mro__
-            if not is_installed(_file_of(kind))
+            if not is_installed(file_of(kind))
             for name, part in vars(kind).items()
             if isinstance(part, types.FunctionType) or not _is_private(name)
         )
 
 
-def _is_of_a_library(value: Any) -> bool:
-    """Whether a library holds the object under its name, so that no user changes it."""
-    name, where = (getattr(value, n, None) for n in ("__qualname__", "__module__"))
-    if not (callable(value) and isinstance(name, str) and isinstance(where, str)):
-        return False
-    found: Any = sys.modules.get(where)
-    if found is None or not is_installed(getattr(found, "__file__", None) or "<"):
-        return False
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found is value
+def _fields_of(distribution: Distribution) -> list[Any]:
+    """What a distribution is made from; other attributes are computed on demand.
 
-
-def _file_of(kind: type) -> str:
-    """The file that defines a class; a class made by a call has none."""
-    if kind.__module__ == "builtins":
-        return "<frozen"
-    module = None if kind.__module__ == "types" else sys.modules.get(kind.__module__)
-    return getattr(module, "__file__", None) or "<"
+    NumPyro keeps their names in sets, which are in another order in each process.
+    """
+    kind, (data, aux) = type(distribution), distribution.tree_flatten()
+    names = *kind.gather_pytree_data_fields(), *kind.gather_pytree_aux_fields()
+    if len(names) != len(data) + len(aux):  # a class that flattens itself otherwise
+        return [data, aux]
+    pairs = zip(names, (*data, *aux), strict=True)
+    return sorted(pairs, key=operator.itemgetter(0))
 
 
 def _is_private(name: str) -> bool:

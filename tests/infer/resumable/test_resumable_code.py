@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from datetime import date
 from pathlib import Path
 
 import jax
@@ -87,6 +88,13 @@ def nesting(value):
     return callback
 
 
+def drawing(value):
+    def callback(x):
+        return np.float32(x + value * np.random.normal())  # noqa: NPY002 - hidden
+
+    return callback
+
+
 class Shift:
     def __init__(self, by):
         self.by = by
@@ -128,6 +136,13 @@ CHANGES = {
     "a method": (Shift(1.0).method, Shift(2.0).method),
     "a global": (reading_a_global(1.0), reading_a_global(2.0)),
     "an attribute of a module": (looking_up(1.0), looking_up(2.0)),
+    "a factor of hidden noise": (drawing(1.0), drawing(2.0)),
+    "a distribution": (
+        closing_over(dist.Normal(0, 1)),
+        closing_over(dist.Normal(0, 2)),
+    ),
+    "state in C": tuple(closing_over(np.random.default_rng(i)) for i in (0, 1)),
+    "a set of objects": tuple(closing_over({date(1, 1, i)}) for i in (1, 2)),
 }
 
 
