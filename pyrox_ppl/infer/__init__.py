@@ -1,4 +1,4 @@
-"""What NumPyro's inference lacks: it stays NumPyro's, with layers around it."""
+"""What NumPyro's inference lacks: guides, kernels, compiled and resumable runs."""
 
 from pyrox_ppl.infer._init_to_stored import init_to_stored as init_to_stored
 from pyrox_ppl.infer.compiled import CompiledMCMC as CompiledMCMC
@@ -34,5 +34,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names; the rooms that they live in are not for users."""
+    """The public names, without the private packages that define them."""
     return __all__

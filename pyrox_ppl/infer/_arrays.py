@@ -7,20 +7,37 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# File systems take 255 bytes, of which the chunks of an array need none.
+# File systems allow 255 bytes for a name; this leaves room for the hash.
 _LONGEST = 200
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether an array, or its shape and dtype, is of typed PRNG keys."""
+    """Whether an array, or its shape and dtype, holds typed PRNG keys."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def check_key(rng_key: Any, call: str) -> None:
+    """Check that a user passed a key where one belongs.
+
+    Args:
+        rng_key: What was passed.
+        call: The function with its arguments in order, as the error shows it.
+
+    Raises:
+        TypeError: If it is no key.
+    """
+    # Keys of the old kind, jax.random.PRNGKey, are plain arrays.
+    if not is_key(rng_key) and getattr(rng_key, "dtype", None) != np.uint32:
+        raise TypeError(
+            "rng_key must be a PRNG key, such as jax.random.key(0), and is "
+            f"{rng_key!r:.60} ({type(rng_key).__name__}): call {call}."
+        )
 
 
 def is_sharded(leaf: Any) -> bool:
@@ -39,7 +56,7 @@ def to_numpy(leaf: Any) -> np.ndarray:
 
 
 def from_numpy(array: np.ndarray, like: Any) -> jax.Array:
-    """The leaf that :func:`to_numpy` was given, which had the dtype of `like`."""
+    """Undo :func:`to_numpy`: the leaf again, in the dtype of `like`."""
     if is_key(like):
         impl = jax.random.key_impl(jnp.zeros((), like.dtype))
         return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
@@ -47,7 +64,7 @@ def from_numpy(array: np.ndarray, like: Any) -> jax.Array:
 
 
 def stored_as(like: Any) -> tuple[tuple[int, ...], str]:
-    """The shape and dtype of what :func:`to_numpy` makes of an array."""
+    """The shape and dtype in which :func:`to_numpy` stores an array."""
     if is_key(like):
         like = jax.eval_shape(jax.random.key_data, like)
     dtype = np.dtype(like.dtype)
@@ -57,43 +74,40 @@ def stored_as(like: Any) -> tuple[tuple[int, ...], str]:
 
 
 def strong(tree: Any) -> Any:
-    """A tree of arrays without weak types, as it would come back from disk."""
+    """Convert every leaf to the strongly typed array that would come back from disk."""
     tree = jax.tree.map(jnp.asarray, tree)
     return jax.tree.map(lambda leaf: from_numpy(to_numpy(leaf), leaf), tree)
 
 
 def digest(*parts: Any) -> str:
-    """A hash of the contents of arrays and of everything else's printed form.
+    """Hash the contents of arrays and the printed form of everything else.
 
-    Two trees have the same one if and only if they have the same structure and, bit
-    for bit, the same arrays. A function counts by its qualified name.
+    Two trees have the same hash if and only if they have the same structure and, bit
+    for bit, the same arrays. An array may be on disk (a memory map, a zarr array): it
+    is read in blocks of rows. A function counts by its qualified name.
     """
     sha = hashlib.sha256()
     leaves, structure = jax.tree.flatten(parts)
     sha.update(_ADDRESS.sub("", str(structure)).encode())
     for leaf in leaves:
-        if is_key(leaf) or eqx.is_array(leaf) or isinstance(leaf, np.generic):
-            array = np.ascontiguousarray(to_numpy(leaf))
-            sha.update(f"{leaf.dtype}{array.shape}".encode())
-            sha.update(array.reshape(-1).view(np.uint8).data)
-        elif isinstance(leaf, np.ndarray):
-            _update_in_blocks(sha, leaf)
+        if _is_array_like(leaf):
+            _add_array(sha, leaf)
         else:
             sha.update(_printed(leaf).encode())
     return sha.hexdigest()[:16]
 
 
 def flat(tree: Any) -> tuple[list[str], list[Any]]:
-    """The leaves of a tree and their paths, as paths of files: no other slash in it."""
+    """The leaves of a tree, named by their paths: only "/" separates the parts."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = ["/".join(_file_name(key) for key in path) for path, _ in leaves]
     return names, [leaf for _, leaf in leaves]
 
 
 def _file_name(key: Any) -> str:
-    """A key as the name of a file: a long one, in bytes, ends in its hash."""
+    """Turn a key into the name of a file; a long name is cut and ends in its hash."""
     name = quote(jax.tree_util.keystr((key,), simple=True), safe=" []()~")
-    # What zarr keeps for itself: metadata, and names of dots or with two underscores.
+    # Zarr reserves its metadata file, names of dots, and two leading underscores.
     if name.startswith("__") or not name.strip(".") or name == "zarr.json":
         name = f"%{ord(name[0]):02X}{name[1:]}" if name else "%"
     if len(name) <= _LONGEST:
@@ -102,15 +116,13 @@ def _file_name(key: Any) -> str:
 
 
 def canonical(value: Mapping[str, Any]) -> str:
-    """JSON that is the same for equal values."""
+    """Write JSON that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def digest_rows(array: Any) -> str:
-    """The hash of an array's contents, read in blocks of rows: it may be on disk."""
-    sha = hashlib.sha256()
-    _update_in_blocks(sha, array)
-    return sha.hexdigest()[:16]
+def _is_array_like(leaf: Any) -> bool:
+    names = ("shape", "dtype", "__getitem__")
+    return not isinstance(leaf, type) and all(hasattr(leaf, name) for name in names)
 
 
 def _printed(leaf: Any) -> str:
@@ -120,12 +132,15 @@ def _printed(leaf: Any) -> str:
     return f"{type(leaf).__module__}.{type(leaf).__qualname__} {name}"
 
 
-def _update_in_blocks(sha: Any, array: Any, rows: int = 1 << 16) -> None:
-    """Hash an array, one on disk too, without holding a copy of it."""
+def _add_array(sha: Any, array: Any, rows: int = 1 << 16) -> None:
+    """Add an array to a hash, one on disk without holding a copy of it."""
     sha.update(f"{array.dtype}{array.shape}".encode())
-    if array.ndim == 0 or array.dtype.hasobject:
+    if isinstance(array, jax.Array | np.generic):
+        array = to_numpy(array)
+    if array.dtype.hasobject:
         sha.update(repr(np.asarray(array).tolist()).encode())
         return
+    array = array if array.shape else np.asarray(array)[None]
     for start in range(0, array.shape[0], rows):
         block = np.ascontiguousarray(array[start : start + rows])
         sha.update(block.reshape(-1).view(np.uint8).data)

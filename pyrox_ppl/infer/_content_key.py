@@ -1,9 +1,11 @@
-"""A key of all that decides what a Python object does: equal keys, same behaviour."""
+"""A key of everything that decides what a Python object does: one walk over it."""
 
+import dataclasses
 import enum
 import functools
+import logging
+import operator
 import struct
-import sys
 import threading
 import types
 import weakref
@@ -15,12 +17,19 @@ import jax
 import numpy as np
 from numpyro.distributions import Distribution
 
-from pyrox_ppl.infer._arrays import digest_rows
-from pyrox_ppl.infer._names_read import is_installed, read_by_name, read_of_process
+from pyrox_ppl.infer._arrays import digest
+from pyrox_ppl.infer._names_read import (
+    file_of,
+    is_held_by_a_library,
+    is_installed,
+    read_by_name,
+    read_of_process,
+)
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
 
-# What has no state that could change, or none that the user could reach.
+# What has no state that can change, none that a user can reach, or (a logger) none that
+# decides a result.
 _FIXED = (
     types.ModuleType,
     types.CodeType,
@@ -36,6 +45,7 @@ _FIXED = (
     np.ufunc,
     jax.Array,
     jax.Device,
+    logging.Logger,
     type(threading.Lock()),
     type(threading.RLock()),
 )
@@ -47,7 +57,7 @@ LeaveOut = Callable[[Any], Iterable[str]]
 
 
 class Same:
-    """An object compared by identity, and kept alive with the key."""
+    """A leaf of a key: an object compared by identity, and kept alive with the key."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -59,15 +69,32 @@ class Same:
         return object.__hash__(self.value)
 
 
+class Unseen:
+    """A leaf of a key: an object whose state no attribute shows. It equals no other."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@dataclasses.dataclass(frozen=True)
+class OfProcess:
+    """A part of a key that another process does not share, such as the environment."""
+
+    key: Any
+
+
 def content_key(
     value: Any, leave_out: LeaveOut = lambda _: ()
 ) -> tuple[Any, tuple[str, ...]]:
     """A hashable key of an object, and the types in it that cannot be looked into.
 
-    It follows attributes, containers, closures, defaults, bound objects, and what the
-    user's own functions read by name: globals, modules, the environment. Plain values
-    count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
+    The walk follows attributes, containers, closures, defaults, bound objects, and what
+    the user's own functions read by name: globals, modules, the environment. Plain
+    values count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
     change, by identity. What cannot be looked into makes the key unequal to any other.
+
+    The key is a tree of tuples, whose leaves are plain values, :class:`Same`,
+    :class:`Unseen` and :class:`OfProcess`.
 
     Args:
         value: Any object.
@@ -84,7 +111,7 @@ class _Walk:
     def __init__(self, leave_out: LeaveOut) -> None:
         self._leave_out = leave_out
         self._places: dict[int, int] = {}
-        self._visited: list[Any] = []  # so that no identity is used twice
+        self._visited: list[Any] = []  # kept alive, so that no id is used twice
         self.unseen: set[str] = set()
 
     def key(self, value: Any) -> Any:
@@ -93,7 +120,7 @@ class _Walk:
         if type(value) in PLAIN or isinstance(value, np.generic | np.dtype):
             return type(value), repr(value)
         fixed = isinstance(value, _FIXED) or type(value) is object
-        if fixed or _is_of_a_library(value):
+        if fixed or is_held_by_a_library(value):
             return Same(value)
         if id(value) in self._places:
             return "again", self._places[id(value)]
@@ -109,7 +136,7 @@ class _Walk:
                 # A masked array has its mask there; a mapped file is its contents.
                 mapped = isinstance(value, np.memmap)
                 parts = () if mapped else self._attributes(value)
-                return digest_rows(value), Same(type(value)), parts
+                return digest(value), Same(type(value)), parts
             case type():
                 return Same(value), self._class(value)
             case types.FunctionType():
@@ -131,15 +158,14 @@ class _Walk:
             case weakref.ref():
                 return (self.key(value()),)
             case Distribution():
-                # Its other attributes are computed from these when they are asked for.
-                return self.key(type(value)), self.key(value.tree_flatten())
+                return self.key(type(value)), self.key(_fields_of(value))
         return self._instance(value)
 
     def _instance(self, value: Any) -> tuple:
         kind = type(value)
         plain: Any
         for plain in (int, float, complex, str, bytes):
-            if isinstance(value, plain):  # of a class of its own, which may hold more
+            if isinstance(value, plain):  # its class is a subclass, which may hold more
                 shown = plain.__repr__(value)
                 return self.key(kind), shown, self._attributes(value)
         if isinstance(value, _CONTAINERS):
@@ -152,16 +178,18 @@ class _Walk:
             return Same(value), self.key(inner), attributes
         if _is_python(kind):
             return self.key(kind), self._attributes(value)
-        self.unseen.add(kind.__name__)
-        return (object(),)
+        return (self._unseen(value),)
+
+    def _unseen(self, value: Any) -> Unseen:
+        self.unseen.add(type(value).__name__)
+        return Unseen(value)
 
     def _contents(self, value: Any) -> Any:
         if isinstance(value, set | frozenset):
-            # No order: an element is compared as it compares itself, or not at all.
+            # A set has no order in which two of them could be walked side by side.
             if all(isinstance(one, (*PLAIN, enum.Enum)) for one in value):
                 return frozenset(self.key(one) for one in value)
-            self.unseen.add(type(value).__name__)
-            return object()
+            return self._unseen(value)
         if isinstance(value, Mapping):
             factory = self.key(getattr(value, "default_factory", None))
             pairs = ((self.key(k), self.key(v)) for k, v in value.items())
@@ -197,39 +225,34 @@ class _Walk:
 
     def _named(self, function: types.FunctionType) -> tuple:
         """What a function of the user's reads by name."""
-        read = read_by_name(function) | read_of_process(function)
-        return tuple((name, self.key(part)) for name, part in read.items())
+
+        def keys(read: dict[str, Any]) -> tuple:
+            return tuple((name, self.key(part)) for name, part in read.items())
+
+        return keys(read_by_name(function)), OfProcess(keys(read_of_process(function)))
 
     def _class(self, value: type) -> tuple:
         """What the user's own classes hold: methods, and values that may be set."""
         return tuple(
             (name, self.key(part))
             for kind in value.__mro__
-            if not is_installed(_file_of(kind))
+            if not is_installed(file_of(kind))
             for name, part in vars(kind).items()
             if isinstance(part, types.FunctionType) or not _is_private(name)
         )
 
 
-def _is_of_a_library(value: Any) -> bool:
-    """Whether a library has the object under its name, so that no user changes it."""
-    name, where = (getattr(value, n, None) for n in ("__qualname__", "__module__"))
-    if not (callable(value) and isinstance(name, str) and isinstance(where, str)):
-        return False
-    found: Any = sys.modules.get(where)
-    if found is None or not is_installed(getattr(found, "__file__", None) or "<"):
-        return False
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found is value
+def _fields_of(distribution: Distribution) -> list[Any]:
+    """What a distribution is made from; other attributes are computed on demand.
 
-
-def _file_of(kind: type) -> str:
-    """Where a class was made, if it was not made by a call."""
-    if kind.__module__ == "builtins":
-        return "<frozen"
-    module = None if kind.__module__ == "types" else sys.modules.get(kind.__module__)
-    return getattr(module, "__file__", None) or "<"
+    NumPyro keeps their names in sets, which are in another order in each process.
+    """
+    kind, (data, aux) = type(distribution), distribution.tree_flatten()
+    names = *kind.gather_pytree_data_fields(), *kind.gather_pytree_aux_fields()
+    if len(names) != len(data) + len(aux):  # a class that flattens itself otherwise
+        return [data, aux]
+    pairs = zip(names, (*data, *aux), strict=True)
+    return sorted(pairs, key=operator.itemgetter(0))
 
 
 def _is_private(name: str) -> bool:

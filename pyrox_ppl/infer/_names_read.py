@@ -25,30 +25,51 @@ _HIDDEN_STATE = (random, np, np.random)
 
 
 def is_installed(file: str) -> bool:
-    """Whether code is of a library, whose globals are no settings of the user's."""
+    """Whether code is of a library, whose globals no user sets."""
     return file.startswith(_INSTALLED)
+
+
+def is_held_by_a_library(value: Any) -> bool:
+    """Whether a library holds the object under its name, so that no user changes it."""
+    name, where = (getattr(value, n, None) for n in ("__qualname__", "__module__"))
+    if not (callable(value) and isinstance(name, str) and isinstance(where, str)):
+        return False
+    held: Any = sys.modules.get(where)
+    if held is None or not is_installed(getattr(held, "__file__", None) or "<"):
+        return False
+    for part in name.split("."):
+        held = getattr(held, part, None)
+    return held is value
+
+
+def file_of(kind: type) -> str:
+    """The file that defines a class; "<" for a class that was made by a call."""
+    if kind.__module__ == "builtins":
+        return "<frozen"
+    module = None if kind.__module__ == "types" else sys.modules.get(kind.__module__)
+    return getattr(module, "__file__", None) or "<"
 
 
 def read_by_name(function: types.FunctionType) -> dict[str, Any]:
     """The globals that a function names, and what it may read of the user's modules.
 
-    A module counts by those of its attributes that the code names; by all, where the
-    code looks attributes up by strings. Modules imported within the function count,
-    too.
+    A module counts by those of its attributes that the code names, or by all of them
+    where the code looks attributes up by strings. Modules that are imported within the
+    function count as well.
     """
     code, known = function.__code__, function.__globals__
     names, strings = set(_names(code)), set(_strings(code))
     looked_up = strings if names & _BY_STRING else set()
-    found = {name: known[name] for name in names | looked_up if name in known}
+    named = {name: known[name] for name in names | looked_up if name in known}
     for name in names | strings if names & _IMPORT else names:
         for full in (name, f"{known.get('__package__')}.{name}"):
-            if full in sys.modules and full not in found:
-                found[full] = sys.modules[full]
-    found = dict(sorted(found.items()))
-    read = {n: value for n, value in found.items() if n in known or _is_own(value)}
-    met: set[str] = set()
-    for name, value in found.items():
-        read |= _parts(name, value, names, bool(names & _ANY_ATTRIBUTE), met)
+            if full in sys.modules and full not in named:
+                named[full] = sys.modules[full]
+    named = dict(sorted(named.items()))
+    read = {n: value for n, value in named.items() if n in known or _is_own(value)}
+    visited: set[str] = set()
+    for name, value in named.items():
+        read |= _parts(name, value, names, bool(names & _ANY_ATTRIBUTE), visited)
     return read
 
 
@@ -67,19 +88,19 @@ def read_of_process(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _parts(
-    path: str, module: Any, names: set[str], whole: bool, met: set[str]
+    path: str, module: Any, names: set[str], whole: bool, visited: set[str]
 ) -> Iterator[tuple[str, Any]]:
-    """Of a user's own module, the attributes that are read, in modules within it, too.
+    """The attributes that are read of a user's own module and of modules within it.
 
-    Each module once: packages refer to each other.
+    Each module is visited once: packages refer to each other.
     """
-    if not _is_own(module) or module.__name__ in met:
+    if not _is_own(module) or module.__name__ in visited:
         return
-    met.add(module.__name__)
+    visited.add(module.__name__)
     for name, value in sorted(vars(module).items()):
         if name in names or (whole and not name.startswith("__")):
             yield f"{path}.{name}", value
-            yield from _parts(f"{path}.{name}", value, names, whole, met)
+            yield from _parts(f"{path}.{name}", value, names, whole, visited)
 
 
 def _is_own(value: Any) -> bool:
@@ -95,7 +116,7 @@ def _is_own(value: Any) -> bool:
 def _bound_to_hidden(
     code: types.CodeType, known: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Functions of NumPy and Python that are methods of a generator that they hide."""
+    """Functions of NumPy and Python that are methods of a hidden generator."""
     for path in _paths(code):
         value = known.get(path[0])
         if not any(value is module for module in _HIDDEN_STATE):
@@ -124,7 +145,7 @@ def _paths(code: types.CodeType) -> Iterator[tuple[str, ...]]:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The names in a function's code, that of functions within it, too."""
+    """The names in a function's code and in that of functions within it."""
     yield from code.co_names
     for part in code.co_consts:
         if isinstance(part, types.CodeType):

@@ -8,40 +8,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from pyrox_ppl.infer._arrays import digest, digest_rows
+from pyrox_ppl.infer._arrays import check_key, digest
 
 
 @dataclasses.dataclass(frozen=True)
 class MinibatchLoader:
     """The rows of some arrays in batches, each row once an epoch, in random order.
 
-    The order is a function of the key, the epoch and the step, and nothing else: batch
-    17 of epoch 3 is the same in another process, whatever was read before it. An array
-    may be anything with ``shape``, ``dtype`` and slices (``numpy.memmap``, a zarr or
-    HDF5 array): only the rows of a batch are read.
+    The order depends only on the key, the epoch and the step: batch 17 of epoch 3 is
+    the same in another process, whatever was read before it. An array may be anything
+    with ``shape``, ``dtype`` and slices (``numpy.memmap``, a zarr or HDF5 array): only
+    the rows of a batch are read.
 
-    Rows on disk are read fastest in runs. With ``block_size=1`` all rows are permuted
-    (4 to 8 bytes of memory for each). With a larger `block_size` runs of so many
-    neighbouring rows are permuted, `blocks_at_once` of them at a time are read, and
-    their rows permuted among each other: nearly as random if the order on disk means
-    little, and as fast as reading in sequence.
+    Rows on disk are read fastest in blocks of neighbours. With ``block_size=1`` all
+    rows are permuted, which takes 4 to 8 bytes of memory a row. With a larger
+    `block_size` the blocks are permuted, `blocks_at_once` of them are read together,
+    and the rows in these are permuted. That is as fast as reading in sequence, and
+    nearly as random where the order on disk means little.
 
     **Shapes**: a batch is a tuple of arrays ``(batch_size, ...)``, one for each given.
-    Rows that are left over at the end of an epoch (fewer than a batch; others in each
-    epoch) are not used in it.
+    The rows left over at the end of an epoch, fewer than a batch, are not used in it;
+    they are others in each epoch.
 
     Args:
         arrays: The arrays, with the same number of rows.
         batch_size: Rows of a batch.
         rng_key: Fixes the order.
-        block_size: Neighbouring rows that stay together when the order is drawn.
-        blocks_at_once: Blocks that are read and mixed together; of use only with a
-            `block_size` above 1.
+        block_size: How many neighbouring rows stay together when the order is drawn.
+        blocks_at_once: How many blocks are read and mixed together; it has an effect
+            only with a `block_size` above 1.
         shuffle: False keeps the order on disk (to evaluate on held-out data).
 
     Raises:
-        ValueError: If there are no arrays, their lengths differ, or a batch is larger
-            than they are.
+        TypeError: If `rng_key` is no key.
+        ValueError: If there are no arrays, if their lengths differ, if a batch is
+            larger than they are, or if a size is no positive integer.
 
     Example:
         >>> import jax, numpy as np
@@ -63,6 +64,7 @@ class MinibatchLoader:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
+        check_key(self.rng_key, "MinibatchLoader(arrays, batch_size, rng_key=...)")
         if not self.arrays:
             raise ValueError("MinibatchLoader needs at least one array, and got none.")
         lengths = [array.shape[0] for array in self.arrays]
@@ -71,8 +73,9 @@ class MinibatchLoader:
                 f"the arrays have {lengths} rows: give arrays of equal length."
             )
         for name in ("batch_size", "block_size", "blocks_at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}.")
         if self.batch_size > lengths[0]:
             raise ValueError(
                 f"batch_size is {self.batch_size}, and there are {lengths[0]} rows: "
@@ -90,11 +93,11 @@ class MinibatchLoader:
         return self.num_rows // self.batch_size
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
-        """The batches of an epoch, from its `start`-th on.
+        """The batches of an epoch.
 
         Args:
             number: Which epoch, from 0.
-            start: How many batches to pass over; their rows are not read.
+            start: How many batches to skip; their rows are not read.
         """
         rows = np.zeros(0, np.int64)
         skip, left = start * self.batch_size, self.steps_per_epoch - start
@@ -110,8 +113,8 @@ class MinibatchLoader:
                 left -= 1
 
     def describe(self) -> dict[str, str]:
-        """What decides the batches: the order, and the contents of the arrays."""
-        contents = {f"array {i}": digest_rows(a) for i, a in enumerate(self.arrays)}
+        """What decides the batches: the contents of the arrays, and their order."""
+        contents = {f"array {i}": digest(a) for i, a in enumerate(self.arrays)}
         order = (
             digest(self.rng_key),
             self.batch_size,
@@ -122,7 +125,7 @@ class MinibatchLoader:
         return {**contents, "order": " ".join(str(part) for part in order)}
 
     def _groups(self, number: int) -> Iterator[np.ndarray]:
-        """The rows in the order of an epoch, in pieces."""
+        """The numbers of the rows in the order of an epoch, group by group."""
         n = self.num_rows
         if not self.shuffle:
             for first in range(0, n, self.batch_size):
@@ -144,7 +147,7 @@ class MinibatchLoader:
             yield rng.permutation(rows[rows < n])
 
     def _read(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Some rows of every array, read in ascending order, as files like it."""
+        """Some rows of every array; files are read fastest in ascending order."""
         order = np.argsort(rows, kind="stable")
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
@@ -152,7 +155,7 @@ class MinibatchLoader:
 
 
 def _take(array: Any, rows: np.ndarray) -> np.ndarray:
-    if hasattr(array, "oindex"):  # zarr: plain indexing by a list is another thing
+    if hasattr(array, "oindex"):  # zarr, whose plain indexing takes no list of rows
         return np.asarray(array.oindex[rows])
     taken = np.asarray(array[rows])
     mapped = getattr(array, "_mmap", None)
@@ -161,20 +164,18 @@ def _take(array: Any, rows: np.ndarray) -> np.ndarray:
         and array.mode in ("r", "r+")
         and hasattr(mmap, "MADV_DONTNEED")
     ):
-        # Pages of a file that were read count as this process's memory until they are
-        # given back; what was written to a shared one stays in the file.
+        # Pages that were read count as memory of this process until they are given
+        # back. Nothing is lost: what was written to a shared page is in the file.
         mapped.madvise(mmap.MADV_DONTNEED)
     return taken
 
 
-def batches_of(held_out: Any) -> Iterator[Any]:
-    """The batches of a loader, or the one batch that some arrays are."""
+def held_out_batches(held_out: Any) -> Iterator[Any]:
+    """The batches of a loader, or some arrays as the only batch."""
     is_loader = isinstance(held_out, MinibatchLoader)
     return held_out.epoch(0) if is_loader else iter([held_out])
 
 
-def contents_of(held_out: Any) -> Any:
+def describe_held_out(held_out: Any) -> Any:
     """What decides those batches."""
-    if isinstance(held_out, MinibatchLoader):
-        return sorted(held_out.describe().items())
-    return digest(held_out)
+    return held_out.describe() if isinstance(held_out, MinibatchLoader) else held_out

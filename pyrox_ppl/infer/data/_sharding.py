@@ -11,45 +11,45 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
     """Spread the rows of arrays over the devices of a mesh.
 
-    JAX's compiler then computes the likelihood of each shard where it lies, with the
-    weights replicated, and adds up the shards' log densities and gradients (an
-    all-reduce). The data must reach the compiled program as its *arguments*: an array
-    that a compiled function closes over becomes a constant, which JAX computes with as
-    a whole, on every device, and says nothing. So use
+    JAX's compiler then computes the likelihood of each shard on the device that holds
+    it, with the weights replicated, and adds up the shards' log densities and gradients
+    (an all-reduce). The data must reach the compiled program as its *arguments*. An
+    array that a compiled function closes over becomes a constant, and JAX computes with
+    all of it on every device, without a warning. So use
 
     - ``MCMC(..., jit_model_args=True).run(key, x, y=y)``, not the default;
     - ``jax.jit(svi.update)(state, x, y)``, not ``svi.run``;
-    - :func:`run_mcmc` and :func:`run_svi`, which see to it.
+    - :func:`run_mcmc` and :func:`run_svi`, which pass sharded data as arguments.
 
-    The mesh must have ``Auto`` axes, for NumPyro says nothing about shardings::
+    The mesh must have ``Auto`` axes, because NumPyro does not specify shardings::
 
         mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         x, y = shard_data(mesh, x, y)
 
-    With several processes (``jax.distributed.initialize``) each process gives the same,
-    whole arrays, and only its own shards are put on its devices. All of them then call
-    the same functions in the same order: ``jax.jit(svi.update)``, ``MCMC`` with
-    ``jit_model_args=True``, :class:`CompiledMCMC`. What has no axis of rows (losses,
-    parameters, weights) is whole in each process; of another site each may hold a part,
-    and ``jax.experimental.multihost_utils.process_allgather(draws, tiled=True)`` has
-    all of it. Start the processes with the same ``PYTHONHASHSEED``: ``Trace_ELBO`` adds
-    up sites in the order of a set of strings, which Python draws for each process, and
-    the processes must run one program.
+    With several processes (``jax.distributed.initialize``) each process passes the
+    same, whole arrays, and puts only its own shards on its devices. All processes then
+    call the same functions in the same order: ``jax.jit(svi.update)``, ``MCMC`` with
+    ``jit_model_args=True``, :class:`CompiledMCMC`. A result without an axis of rows
+    (losses, parameters, weights) is whole in each process. Of other sites a process may
+    hold only a part; ``jax.experimental.multihost_utils.process_allgather(draws,
+    tiled=True)`` returns all of it. Start the processes with the same
+    ``PYTHONHASHSEED``: they must run one program, and ``Trace_ELBO`` adds up sites in
+    the order of a set of strings, which is another one in each process.
 
     **Shapes**: ``(N, ...)`` with N a multiple of the size of the mesh's axis.
 
     Args:
         mesh: The devices.
         *arrays: The arrays, whose leading axis is sharded. None stays None.
-        axis: The mesh's axis. By default its first.
+        axis: The name of the mesh's axis. By default the first.
 
     Returns:
-        The sharded array, or a tuple of them if several were given.
+        The sharded array, or a tuple of sharded arrays if several were passed.
 
     Raises:
-        ValueError: If there is no such axis, if it is not ``Auto``, if its size does
-            not divide the number of rows, or if the processes of the mesh were not
-            started with the same ``PYTHONHASHSEED``.
+        ValueError: If the mesh has no such axis, if the axis is not ``Auto``, if its
+            size does not divide the number of rows, or if the processes of the mesh
+            were not started with the same ``PYTHONHASHSEED``.
 
     Example:
         >>> import jax, numpy as np
@@ -67,8 +67,8 @@ def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
     kind = mesh.axis_types[names.index(axis)]
     if kind != jax.sharding.AxisType.Auto:
         raise ValueError(
-            f"the axis {axis!r} of the mesh is of the kind {kind}, with which a model "
-            "would have to name the sharding of every result: make the mesh with "
+            f"the axis {axis!r} of the mesh has the type {kind}, which requires a model "
+            "to specify the sharding of every result: make the mesh with "
             "axis_types=(jax.sharding.AxisType.Auto,)."
         )
     if mesh.is_multi_process:
@@ -79,13 +79,13 @@ def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
 
 
 def _check_hash_seed() -> None:
-    """Compare in what order the processes have sets of strings."""
+    """Check that all processes order sets of strings alike."""
     mine = np.uint32(hash("sites") % 2**32)
     if len(np.unique(multihost_utils.process_allgather(mine))) > 1:
         raise ValueError(
-            "the processes order sets of strings differently, and with them the sites "
-            "in a program that all must share: set the environment variable "
-            "PYTHONHASHSEED to the same number, such as 0, where each is started."
+            "the processes order sets of strings differently, and so would not run the "
+            "same program: set the environment variable PYTHONHASHSEED to the same "
+            "number, such as 0, where each is started."
         )
 
 
@@ -95,7 +95,7 @@ def _place(array: Any, sharding: NamedSharding) -> jax.Array:
     if np.ndim(array) == 0 or np.shape(array)[0] % size:
         raise ValueError(
             f"an array of shape {np.shape(array)} cannot be spread over {size} devices "
-            f"along the axis {axis!r}: give a multiple of {size} rows (leave some out, "
-            "or fill up with rows that a mask takes out of the likelihood)."
+            f"along the axis {axis!r}: pass a multiple of {size} rows (leave some out, "
+            "or pad with rows that a mask removes from the likelihood)."
         )
     return jax.device_put(array, sharding)

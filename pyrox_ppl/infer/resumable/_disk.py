@@ -1,7 +1,9 @@
-"""Files that are on the disk when a call returns, a lock, a full disk, zarr."""
+"""What a run needs of a disk: durable files, sealed JSON, a lock, clear errors."""
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import shutil
 import warnings
@@ -9,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyrox_ppl.infer._arrays import canonical
+
 LOCK = "lock"
 
 
 def write(path: Path, content: bytes) -> None:
+    """Write a file; it is on the disk when the call returns."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -20,7 +25,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """See that a file, or the entries of a directory, are on the disk."""
+    """Make sure that a file, or the entries of a directory, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows has no such call for directories
     handle = os.open(path, os.O_RDONLY)
@@ -31,20 +36,48 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(root: Path) -> None:
+    """Make sure that a directory and all that is in it are on the disk."""
     for path in [root, *root.rglob("*")]:
         flush(path)
 
 
 def remove(path: Path) -> None:
+    """Delete a file, or a directory with all that is in it."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
 
 
+def seal(content: dict[str, Any]) -> bytes:
+    """Write a dictionary as JSON, with its hash."""
+    sha = hashlib.sha256(canonical(content).encode()).hexdigest()
+    return json.dumps({"sha256": sha, "content": content}, indent=1).encode()
+
+
+def unseal(file: Path) -> dict[str, Any]:
+    """Read a dictionary that :func:`seal` wrote.
+
+    Raises:
+        ValueError: If the file cannot be read, or its hash does not match.
+    """
+    try:
+        whole = json.loads(file.read_bytes())
+        content = whole["content"]
+        expected = hashlib.sha256(canonical(content).encode()).hexdigest()
+        if expected != whole["sha256"]:
+            raise ValueError("its checksum does not match")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}). Nothing was changed. Restore it from a "
+            "copy, or start again under a new path."
+        ) from error
+    return content
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out; the lock falls with the process, however it ends."""
+    """Keep other processes out; the lock ends with the process, however it ends."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -60,7 +93,7 @@ def locked(path: Path) -> Iterator[None]:
             ) from error
         except OSError as error:
             warnings.warn(
-                f"{path} cannot be locked ({error}): see to it that no other process "
+                f"{path} cannot be locked ({error}): make sure that no other process "
                 "works on it.",
                 stacklevel=4,
             )
@@ -68,7 +101,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full_disk(path: Path, progress: dict[str, Any]) -> Iterator[None]:
+def full_disk_explained(path: Path, progress: dict[str, Any]) -> Iterator[None]:
+    """Say, where the disk is full, what was committed and what to do."""
     try:
         yield
     except OSError as error:
@@ -76,13 +110,13 @@ def full_disk(path: Path, progress: dict[str, Any]) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"no space for the next commit to {path}. What was committed stands "
+            f"no space for the next commit to {path}. What was committed is safe "
             f"({progress}): free some space and start again with the same arguments",
         ) from error
 
 
 def import_zarr() -> Any:
-    """Zarr, which is an optional extra.
+    """Import zarr, which is an optional extra.
 
     Raises:
         ImportError: If it is not installed.

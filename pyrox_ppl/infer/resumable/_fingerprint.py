@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jaxlib.version
@@ -18,14 +18,33 @@ from numpyro import handlers
 
 from pyrox_ppl._version import __version__
 from pyrox_ppl.infer._arrays import digest, flat
-from pyrox_ppl.infer.resumable._code import describe_code
+from pyrox_ppl.infer.resumable._code import describe_code, show
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-# In the order in which a difference is told: the first explains those after it.
+
+
+class Fingerprint(NamedTuple):
+    """What a run must be continued with.
+
+    Parts are compared in this order: a difference explains those in the parts after it.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    rng_key: str
+    arguments: dict[str, str]
+    sites: dict[str, str]
+    environment: dict[str, str]
+    program: str
+    code: dict[str, str]
+    evaluation: dict[str, Any]
+    start: str
+
+
 _MEANING = {
     "kind": "the kinds of run",
     "settings": "the settings",
-    "key": "the keys",
+    "rng_key": "the keys",
     "arguments": "the arguments of the model",
     "sites": "the sites of the model",
     "environment": "the environments",
@@ -34,12 +53,53 @@ _MEANING = {
     "evaluation": "the computations of the held-out loss",
     "start": "the initial states (by settings of the kernel, or initial parameters)",
 }
+# What may differ between two environments though the model is the same.
+_BOUND_TO_ENVIRONMENT = ("environment", "program", "code", "evaluation", "start")
 
-_OF_ENVIRONMENT = ("environment", "program", "code", "evaluation", "start")
+
+def take_fingerprint(
+    kind: str,
+    *,
+    settings: dict[str, Any],
+    rng_key: Any,
+    arguments: dict[str, Any],
+    model: tuple[Callable | None, tuple, dict[str, Any]],
+    step: tuple[Callable, tuple],
+    start: Any,
+    evaluation: tuple[Callable, tuple] | None = None,
+) -> Fingerprint:
+    """Describe a run.
+
+    Args:
+        kind: The kind of run.
+        settings: The settings of the run, by name.
+        rng_key: The key of the run.
+        arguments: What the user passed, a tree by name.
+        model: The model, its arguments and its keyword arguments.
+        step: The compiled function of the run, and example arguments.
+        start: The state before the first step.
+        evaluation: The compiled held-out loss, and example arguments.
+    """
+    return Fingerprint(
+        kind=kind,
+        settings=settings,
+        rng_key=digest(rng_key),
+        arguments=_describe_arguments(arguments),
+        sites=_describe_sites(*model),
+        environment=_describe_environment(),
+        **describe_program(*step),
+        evaluation={} if evaluation is None else describe_program(*evaluation),
+        start=digest(start),
+    )
 
 
-def environment() -> dict[str, str]:
-    """All but the program that decides the bits of a result."""
+def name_arguments(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a model by the names that an error calls them."""
+    return {**{f"argument {i}": value for i, value in enumerate(args)}, **kwargs}
+
+
+def _describe_environment() -> dict[str, str]:
+    """Everything besides the program that decides the bits of a result."""
     device = jax.devices()[0]
     return {
         "jax": jax.__version__,
@@ -56,18 +116,19 @@ def environment() -> dict[str, str]:
     }
 
 
-def arguments(args: tuple, kwargs: dict[str, Any], **more: Any) -> dict[str, str]:
-    """The digest of every array and other leaf of the arguments, by its path."""
-    numbered = {f"argument {i}": value for i, value in enumerate(args)}
-    names, leaves = flat({**numbered, **kwargs, **more})
-    return {name: digest(leaf) for name, leaf in zip(names, leaves, strict=True)}
+def _describe_arguments(arguments: dict[str, Any]) -> dict[str, str]:
+    """Every leaf of the arguments, by its path."""
+    names, leaves = flat(arguments)
+    return {n: show(leaf, digest) for n, leaf in zip(names, leaves, strict=True)}
 
 
-def sites_of(model: Callable | None, args: tuple, kwargs: dict[str, Any]) -> dict:
-    """Name -> type, distribution, shape and dtype of every site of a model."""
-    found: dict[str, str] = {}
+def _describe_sites(
+    model: Callable | None, args: tuple, kwargs: dict[str, Any]
+) -> dict[str, str]:
+    """Type, distribution, shape and dtype of every site of a model, by name."""
+    sites: dict[str, str] = {}
     if model is None:
-        return found
+        return sites
 
     def record() -> None:
         seeded = handlers.seed(model, jax.random.key(0))
@@ -76,24 +137,24 @@ def sites_of(model: Callable | None, args: tuple, kwargs: dict[str, Any]) -> dic
             observed = "observed" if site.get("is_observed") else ""
             dtype = getattr(site["value"], "dtype", type(site["value"]).__name__)
             words = (site["type"], observed, function, np.shape(site["value"]), dtype)
-            found[name] = " ".join(str(word) for word in words if word != "")
+            sites[name] = " ".join(str(word) for word in words if word != "")
 
     jax.eval_shape(record)
-    return found
+    return sites
 
 
-def program(function: Callable, args: tuple) -> dict[str, Any]:
-    """What a function computes, as the parts ``program`` and ``code`` of a run.
+def describe_program(function: Callable, args: tuple) -> dict[str, Any]:
+    """Describe what a function computes: the parts ``program`` and ``code`` of a run.
 
-    Its jaxpr and the constants in it, those of functions compiled within it too; and
-    the Python functions that it calls at run time (``jax.pure_callback``), of which a
-    jaxpr says nothing but the name.
+    ``program`` is the hash of its jaxpr and of all constants in it, also those of
+    functions that are compiled within it. ``code`` describes the Python functions that
+    it calls at run time (``jax.pure_callback``): a jaxpr shows only their names.
     """
     traced = jax.make_jaxpr(function)(*args)
     text = _ADDRESS.sub("", str(traced))
     constants: list[Any] = []
     callbacks: list[Callable] = []
-    _look_into(traced, constants, callbacks)
+    _collect_hidden(traced, constants, callbacks)
     code: dict[str, str] = {}
     for index, callback in enumerate(callbacks):
         name = getattr(callback, "__qualname__", type(callback).__qualname__)
@@ -102,7 +163,7 @@ def program(function: Callable, args: tuple) -> dict[str, Any]:
     return {"program": digest(text, constants), "code": code}
 
 
-def _look_into(part: Any, constants: list[Any], callbacks: list[Callable]) -> None:
+def _collect_hidden(part: Any, constants: list[Any], callbacks: list[Callable]) -> None:
     """Collect what the text of a jaxpr leaves out."""
     if isinstance(part, ClosedJaxpr | Jaxpr):
         constants.extend(getattr(part, "consts", ()))
@@ -110,46 +171,46 @@ def _look_into(part: Any, constants: list[Any], callbacks: list[Callable]) -> No
             constants.extend(
                 atom.val for atom in equation.invars if isinstance(atom, Literal)
             )
-            # One that prints or logs decides no result.
+            # A callback that prints or logs decides no result.
             if "debug" not in equation.primitive.name:
                 given = equation.params.get("callback")
                 if given is not None:
                     callbacks.append(getattr(given, "callback_func", given))
-            _look_into(list(equation.params.values()), constants, callbacks)
+            _collect_hidden(list(equation.params.values()), constants, callbacks)
     elif isinstance(part, np.ndarray):
         constants.append(part)
     elif isinstance(part, list | tuple):
         for item in part:
-            _look_into(item, constants, callbacks)
+            _collect_hidden(item, constants, callbacks)
 
 
 def check(
     stored: dict[str, Any],
-    current: dict[str, Any],
+    current: Fingerprint,
     path: Path,
     allow_other_environment: bool,
 ) -> None:
     """Compare what a run was begun with to what it would be continued with.
 
     In another environment the same model may print as another program, and its initial
-    state have other last bits. Where that is allowed they are not compared.
+    state may have other last bits. Where that is allowed they are not compared.
 
     Raises:
         ValueError: If they differ; it says in what.
     """
-    elsewhere = stored.get("environment") != current.get("environment")
-    for part, meaning in _MEANING.items():
-        before, now = stored.get(part), current.get(part)
+    elsewhere = stored.get("environment") != current.environment
+    for part, now in current._asdict().items():
+        before, meaning = stored.get(part), _MEANING[part]
         if before == now:
             continue
-        if allow_other_environment and elsewhere and part in _OF_ENVIRONMENT:
+        if allow_other_environment and elsewhere and part in _BOUND_TO_ENVIRONMENT:
             if part in ("program", "code", "evaluation"):
                 warnings.warn(
                     f"{path} was begun in another environment, where {meaning} were "
-                    "written otherwise, so that a change of them would not be seen: "
-                    "see to it that the model and its kernel or optimiser are the ones "
-                    "that the run was begun with.",
-                    stacklevel=5,
+                    "written differently, so a change of them cannot be detected: make "
+                    "sure that the model and its kernel or optimiser are those that "
+                    "the run was begun with.",
+                    stacklevel=7,
                 )
             continue
         advice = (
@@ -160,17 +221,19 @@ def check(
             else "Start again with what the run was begun with, or give a new path"
         )
         if part == "settings":
-            advice += _way_on(before or {}, now or {})
+            advice += _lengthen(before or {}, now)
         raise ValueError(
             f"{path} holds another run: {meaning} differ"
             f"{_differences(before, now)}. {advice}. Nothing on disk was changed."
         )
 
 
-def _way_on(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """How to lengthen a run, where that is the only difference."""
-    longer = {n for n in {**before, **now} if before.get(n) != now.get(n)}
-    if longer - {"segment"} == {"num_samples"}:
+def _lengthen(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How to lengthen a run, where its length is the only difference."""
+    changed = {n for n in {**before, **now} if before.get(n) != now.get(n)}
+    # By default a segment is a part of the whole run, so that it changes too.
+    longer = changed - {"segment"}
+    if longer == {"num_samples"}:
         return (
             ". For more draws, finish this run as it was begun, and sample the rest "
             "under a new path from where it ended: "
@@ -178,7 +241,7 @@ def _way_on(before: dict[str, Any], now: dict[str, Any]) -> str:
             "rest.post_warmup_state = mcmc.last_state; "
             "run_mcmc(rest, mcmc.last_state.rng_key, ..., path=new_path)"
         )
-    if longer - {"segment"} in ({"num_steps"}, {"epochs"}):
+    if longer in ({"num_steps"}, {"num_epochs"}):
         return (
             ". For more steps, finish this run as it was begun, and start another one "
             "under a new path at its parameters: init_params=result.params (the "
@@ -191,16 +254,16 @@ def _differences(before: Any, now: Any) -> str:
     if not isinstance(before, dict) or not isinstance(now, dict):
         return ""
     names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    told = [
+    shown = [
         f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
         for name in names[:5]
     ]
     more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    return f" ({'; '.join(told)}{more})"
+    return f" ({'; '.join(shown)}{more})"
 
 
 def _processor() -> str:
-    """The processor's name: XLA writes other code for another one."""
+    """The name of the processor: XLA compiles other code for another one."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

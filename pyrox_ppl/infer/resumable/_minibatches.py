@@ -1,9 +1,8 @@
 """SVI over minibatches: one compiled step, early stopping, commits to disk."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +11,15 @@ import numpy as np
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import digest, from_numpy, stored_as, strong, to_numpy
-from pyrox_ppl.infer.data._loader import MinibatchLoader, batches_of, contents_of
-from pyrox_ppl.infer.resumable._fingerprint import environment, program, sites_of
-from pyrox_ppl.infer.resumable._resume import (
-    check_one_process,
-    load_state,
-    open_or_begin,
-    save_state,
+from pyrox_ppl.infer._arrays import strong
+from pyrox_ppl.infer.data._loader import (
+    MinibatchLoader,
+    describe_held_out,
+    held_out_batches,
 )
-from pyrox_ppl.infer.resumable._site_order import in_order
-from pyrox_ppl.infer.resumable._store import RunStore
+from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, take_fingerprint
+from pyrox_ppl.infer.resumable._loop import Run, Segment, check_call, complete
+from pyrox_ppl.infer.resumable._site_order import order_sites
 
 
 class MinibatchResult(NamedTuple):
@@ -30,7 +27,7 @@ class MinibatchResult(NamedTuple):
 
     Attributes:
         params: The parameters of the best epoch (without held-out data: of the last).
-        state: NumPyro's SVI state at the same place.
+        state: NumPyro's SVI state after the same epoch.
         losses: The loss of every step, ``(steps,)``.
         held_out: The loss on held-out data after every epoch, ``(epochs,)``, or empty.
         best_epoch: The epoch of `params`, from 0.
@@ -82,13 +79,16 @@ def run_minibatches(
         loader: The data.
         num_epochs: How many times all data are seen, at most.
         held_out: Other rows, on which the loss is evaluated after each epoch, by 16
-            draws of the guide, the same each time: a loader (then the mean over its
-            batches), or the arrays of one batch. The result is the epoch of the least.
-        patience: Stop after so many epochs without a new least loss on `held_out`.
-        path: A directory for commits; a run that was killed then goes on where it
-            stood, with the data in the same order, bit for bit as if it had not been.
-        segment: How many steps make a commit. By default those of an epoch.
-        stable_update: Leave out a step that is not finite, as in ``svi.run``.
+            draws of the guide, the same each time. A loader (the loss is then the mean
+            over its batches), or the arrays of one batch. The result is the epoch with
+            the least of these losses.
+        patience: Stop after this many epochs without a new least loss on `held_out`.
+        path: A directory for commits. A run that was killed then continues after its
+            last commit, with the data in the same order. The result is bit for bit
+            that of a run never interrupted.
+        segment: How many steps make a segment, which is committed whole. By default
+            those of an epoch.
+        stable_update: As in ``svi.run``: leave out a step that is not finite.
         init_params: Initial values of param sites, as in ``svi.run``.
         progress_bar: Whether to show one, with the losses.
         allow_other_environment: As in :func:`run_mcmc`.
@@ -98,9 +98,10 @@ def run_minibatches(
         Parameters, state and losses.
 
     Raises:
-        ValueError: If `patience` is given without `held_out`, if the loss on that is
-            finite at no epoch, or if the run at `path` was begun with something else or
-            is damaged, or if it is given where JAX runs in several processes.
+        TypeError: If `rng_key` is no key.
+        ValueError: If `patience` is given without `held_out`, if the loss on `held_out`
+            is finite after no epoch, if the run at `path` was begun with something else
+            or is damaged, or if `path` is given where JAX runs in several processes.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C., Paisley, J. (2013). Stochastic
@@ -124,6 +125,8 @@ def run_minibatches(
         >>> fit.losses.shape
         (12,)
     """
+    call = "run_minibatches(svi, rng_key, loader, num_epochs, path=...)"
+    check_call(call, rng_key, commits=path is not None)
     if patience is not None and (held_out is None or patience < 1):
         raise ValueError(
             f"patience is {patience}, and held_out is "
@@ -133,12 +136,10 @@ def run_minibatches(
     for name, value in (("num_epochs", num_epochs), ("segment", segment)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be positive, not {value}.")
-    if path is not None:
-        check_one_process("run_minibatches with a path")
     update_key, evaluate_key = jax.random.split(rng_key)
     first = next(loader.epoch(0))
     start = strong(svi.init(update_key, *first, init_params=init_params, **kwargs))
-    ordered = in_order(svi)
+    ordered = order_sites(svi, start, first, kwargs)
     update = ordered.stable_update if stable_update else ordered.update
     total = num_epochs * loader.steps_per_epoch
     loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], start, first)
@@ -151,10 +152,30 @@ def run_minibatches(
         def once(key: Any) -> Any:
             return ordered.evaluate(state._replace(rng_key=key), *batch, **kwargs)
 
-        # The least loss of a single draw would be one that fits by chance.
+        # The least loss by a single draw would be one that fits by chance.
         return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
 
-    run = _Run(
+    def fingerprint() -> Fingerprint:
+        evaluation = None
+        if held_out is not None:
+            evaluation = evaluate, (start, next(held_out_batches(held_out)))
+        return take_fingerprint(
+            "minibatch SVI",
+            settings={"num_epochs": num_epochs, "segment": size, "patience": patience},
+            rng_key=rng_key,
+            arguments={
+                **kwargs,
+                "init_params": init_params,
+                "loader": loader.describe(),
+                "held_out": describe_held_out(held_out),
+            },
+            model=(svi.model, first, kwargs | svi.static_kwargs),
+            step=(step, (start, first)),
+            start=start,
+            evaluation=evaluation,
+        )
+
+    epochs = _Epochs(
         loader=loader,
         held_out=held_out,
         patience=patience,
@@ -163,115 +184,77 @@ def run_minibatches(
         update=jax.jit(step),
         evaluate=jax.jit(evaluate),
     )
-
-    def describe() -> dict[str, Any]:
-        return {
-            "kind": "minibatch SVI",
-            "settings": {"epochs": num_epochs, "segment": size, "patience": patience},
-            "key": digest(rng_key),
-            "arguments": {
-                **{name: digest(value) for name, value in kwargs.items()},
-                "init_params": digest(init_params),
-                **loader.describe(),
-                "held_out": "" if held_out is None else str(contents_of(held_out)),
-            },
-            "sites": sites_of(svi.model, first, kwargs | svi.static_kwargs),
-            "environment": environment(),
-            **program(step, (start, first)),
-            "evaluation": (
-                {}
-                if held_out is None
-                else program(evaluate, (start, next(batches_of(held_out))))
-            ),
-            "start": digest(start),
-        }
-
-    with contextlib.ExitStack() as stack:
-        store = None
-        if path is not None:
-            store = stack.enter_context(
-                open_or_begin(
-                    Path(path),
-                    fingerprint=describe(),
-                    allow_other_environment=allow_other_environment,
-                    progress=_beginning(),
-                    state=(start, start),
-                    fields={"loss": ((total,), stored_as(loss)[1])},
-                    block=size,
-                )
-            )
-        state, best, losses, progress = run(start, store, progress_bar)
+    run = Run(
+        start=(start, start),
+        progress={"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False},
+        total=total,
+        rows={"loss": jax.ShapeDtypeStruct((total,), loss.dtype)},
+        axis=0,
+        block=size,
+        segment=epochs.segment,
+    )
+    (last, best), progress, rows = complete(
+        run,
+        path=path,
+        fingerprint=fingerprint,
+        allow_other_environment=allow_other_environment,
+        progress_bar=progress_bar,
+    )
     if held_out is not None and not any(map(math.isfinite, progress["held_out"])):
         raise ValueError(
             "the loss on held_out was finite after no epoch, so none is the best: look "
             "for NaN in held_out, or train with a smaller learning rate."
         )
-    kept = state if held_out is None else best
+    state = last if held_out is None else best
     return MinibatchResult(
-        svi.get_params(kept),
-        kept,
-        from_numpy(losses, loss),
+        svi.get_params(state),
+        state,
+        rows["loss"],
         np.array(progress["held_out"]),
         progress["best_epoch"],
     )
 
 
-def _beginning() -> dict[str, Any]:
-    return {"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False}
+@dataclasses.dataclass
+class _Epochs:
+    """Steps over batches, and the end of each epoch.
 
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """The loop over steps, epochs and commits."""
+    The state is a pair: that of the last step, and that of the best epoch.
+    """
 
     loader: MinibatchLoader
     held_out: Any
     patience: int | None
     total: int
     size: int
-    update: Any
-    evaluate: Any
+    update: Callable
+    evaluate: Callable
+    # Kept between segments: the loader shuffles anew for each iterator.
+    batches: Iterator[Any] | None = None
 
-    def __call__(self, start: Any, store: RunStore | None, show: bool) -> Any:
-        progress = _beginning() if store is None else store.progress
-        state, best = (
-            (start, start) if store is None else load_state(store, (start,) * 2)
-        )
+    def segment(self, state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
+        """Steps up to the next multiple of the size of a segment, or the last."""
         progress = {**progress, "held_out": list(progress["held_out"])}
         losses: list[Any] = []
-        whole: list[np.ndarray] = []
-        with tqdm(
-            total=self.total, initial=progress["steps"], disable=not show, unit="step"
-        ) as bar:
-            for batch in self._batches(progress["steps"], progress["stopped"]):
-                state, loss = self.update(state, batch)
-                losses.append(loss)
-                progress["steps"] += 1
-                steps = progress["steps"]
-                if steps % self.loader.steps_per_epoch == 0:
-                    best = self._end_epoch(state, best, progress)
-                ended = progress["stopped"] or steps == self.total
-                if steps % self.size == 0 or ended:
-                    values, losses = np.stack(jax.device_get(losses)), []
-                    block = to_numpy(values)
-                    if store is None:
-                        whole.append(block)
-                    else:
-                        save_state(
-                            store, dict(progress), (state, best), {"loss": block}
-                        )
-                        state, best = strong((state, best))
-                    bar.set_postfix_str(_postfix(values, progress), refresh=False)
-                bar.update(1)
-                if progress["stopped"]:
-                    break
-            if store is not None:
-                whole = [store.read(progress["steps"])["loss"]]
-        return state, best, np.concatenate(whole), progress
+        last, best = state
+        if self.batches is None:
+            self.batches = self._batches(progress["steps"])
+        for batch in self.batches:
+            last, loss = self.update(last, batch)
+            losses.append(loss)
+            progress["steps"] += 1
+            bar.update(1)
+            if progress["steps"] % self.loader.steps_per_epoch == 0:
+                best = self._end_epoch(last, best, progress)
+            if progress["steps"] % self.size == 0 or progress["stopped"]:
+                break
+        rows = np.stack(jax.device_get(losses))
+        bar.set_postfix_str(_postfix(rows, progress), refresh=False)
+        return Segment((last, best), progress, {"loss": rows})
 
-    def _batches(self, done: int, stopped: bool) -> Iterator[Any]:
-        """The batches from a step on."""
-        while done < self.total and not stopped:
+    def _batches(self, done: int) -> Iterator[Any]:
+        """The batches from a step on, to the end of the run."""
+        while done < self.total:
             epoch, start = divmod(done, self.loader.steps_per_epoch)
             yield from self.loader.epoch(epoch, start)
             done += self.loader.steps_per_epoch - start
@@ -282,8 +265,8 @@ class _Run:
         if self.held_out is None:
             progress["best_epoch"] = epoch
             return best
-        values = [float(self.evaluate(state, b)) for b in batches_of(self.held_out)]
-        loss = float(np.mean(values))
+        batches = held_out_batches(self.held_out)
+        loss = float(np.mean([float(self.evaluate(state, b)) for b in batches]))
         least = min(filter(math.isfinite, progress["held_out"]), default=math.inf)
         progress["held_out"].append(loss)
         if math.isfinite(loss) and loss < least:

@@ -1,50 +1,114 @@
-"""NumPyro's SVI with the terms of its loss in one order, whatever the process."""
+"""NumPyro's Trace_ELBO with its sites added up in one order, whatever the process."""
 
 import copy
-import types
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from numpyro.infer import SVI, Trace_ELBO
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.infer import ELBO, SVI, Trace_ELBO
+from numpyro.infer.util import compute_log_probs
 
 
-def in_order(svi: SVI) -> SVI:
-    """A copy of an initialised SVI object, whose steps are the same in any process.
+def order_sites(svi: SVI, state: Any, args: tuple, kwargs: dict[str, Any]) -> SVI:
+    """Copy an initialised SVI object, so that its steps are the same in any process.
 
-    ``Trace_ELBO`` adds up the sites in the order of a set of their names, and Python
-    orders sets of strings anew in each process: the sum has other last bits, and its
-    program another text. Here they are in the order of the model, then of the guide.
-    The arithmetic is NumPyro's. Other losses are left as they are.
+    NumPyro's ``Trace_ELBO`` adds up the sites in the order of a set of their names, and
+    Python orders sets of strings anew in each process. The sum then has other last
+    bits, and its program another text. In the copy, :class:`OrderedTraceELBO` adds them
+    up. ``TraceMeanField_ELBO`` and ``RenyiELBO`` take the sites in the order of the
+    trace, so that they need no such care. Other losses stay as they are: one whose
+    program depends on the order of a set is refused when another process continues it.
     """
-    if type(svi.loss) is not Trace_ELBO:
+    if type(svi.loss) is not Trace_ELBO or not svi.loss.sum_sites:
         return svi
-    ordered, loss = copy.copy(svi), copy.copy(svi.loss)
-    method: Any = Trace_ELBO.loss_with_mutable_state
-    function = _with_globals(method, {"set": _OrderedSet})
-    loss.loss_with_mutable_state = types.MethodType(function, loss)
-    ordered.loss = loss
+    # NumPyro's loss is traced, and never run, for its checks of sites and plates.
+    jax.eval_shape(lambda state: svi.evaluate(state, *args, **kwargs), state)
+    ordered = copy.copy(svi)
+    ordered.loss = OrderedTraceELBO(svi.loss)
     return ordered
 
 
-class _OrderedSet(dict):
-    """What ``set`` is for ``Trace_ELBO``, in the order in which members came."""
+class OrderedTraceELBO(ELBO):
+    r"""The loss of ``Trace_ELBO``, term by term in the order of model, then guide.
 
-    def __init__(self, members: Iterable[Any] = ()) -> None:
-        super().__init__(dict.fromkeys(members))
+    .. math:: -\sum_i \left(\log p(z_i) - \log q(z_i)\right), \qquad z \sim q,
 
-    def union(self, *others: Iterable[Any]) -> "_OrderedSet":
-        """The members of both."""
-        return _OrderedSet([*self, *(member for other in others for member in other)])
+    over all sample sites :math:`i`; a site that is only in the model or only in the
+    guide has one of the two terms. Keys, terms and the mean over particles are those of
+    NumPyro; its checks of sites and plates are left out.
+
+    Args:
+        loss: NumPyro's loss, for its settings.
+    """
+
+    def __init__(self, loss: Trace_ELBO) -> None:
+        super().__init__(loss.num_particles, loss.vectorize_particles)
+        self._has_multi_sample_guide = loss.multi_sample_guide
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: jax.Array,
+        param_map: dict[str, jax.Array],
+        model: Any,
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The loss, and the values of mutable sites if there is one particle."""
+
+        def particle(key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+            model_key, guide_key = jax.random.split(key)
+            log_q, guide_trace = compute_log_probs(
+                handlers.seed(guide, guide_key), args, kwargs, param_map
+            )
+            mutable = _values(guide_trace, "mutable")
+            params = param_map | mutable
+            if self._has_multi_sample_guide:
+                log_p = _sum_over_samples(
+                    model, args, kwargs, params, model_key, guide_trace
+                )
+            else:
+                seeded = handlers.seed(model, model_key)
+                log_p, model_trace = compute_log_probs(
+                    handlers.replay(seeded, guide_trace), args, kwargs, params
+                )
+                mutable |= _values(model_trace, "mutable")
+            zero = jnp.array(0.0)
+            names = dict.fromkeys([*log_p, *log_q])
+            terms = [log_p.get(name, zero) - log_q.get(name, zero) for name in names]
+            return sum(terms, start=zero), mutable
+
+        if self.num_particles == 1:
+            elbo, mutable = particle(rng_key)
+            return {"loss": -elbo, "mutable_state": mutable or None}
+        keys = jax.random.split(rng_key, self.num_particles)
+        elbos = self.vectorize_particles_fn(lambda key: particle(key)[0], keys)
+        return {"loss": -jnp.mean(elbos), "mutable_state": None}
 
 
-def _with_globals(function: Any, names: dict[str, Any]) -> Callable:
-    """The same code, with some global names of its own."""
-    new = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    new.__kwdefaults__ = function.__kwdefaults__
-    return new
+def _sum_over_samples(
+    model: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    params: dict[str, Any],
+    rng_key: jax.Array,
+    guide_trace: dict[str, Any],
+) -> dict[str, jax.Array]:
+    """The model's log density of every site, summed over the samples of a guide."""
+    samples = _values(guide_trace, "sample")
+    number = next(iter(samples.values())).shape[0]
+    latents = {name: value for name, value in samples.items() if value.size > 0}
+    latents |= _values(guide_trace, "deterministic")
+    plates = _values(guide_trace, "plate")
+
+    def one(key: jax.Array, latents: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        with handlers.seed(rng_seed=key), handlers.substitute(data=latents | plates):
+            return compute_log_probs(model, args, kwargs, params)[0]
+
+    log_p = jax.vmap(one)(jax.random.split(rng_key, number), latents)
+    return {name: jnp.sum(log_p[name], axis=0) for name in log_p}
+
+
+def _values(trace: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: s["value"] for name, s in trace.items() if s["type"] == kind}

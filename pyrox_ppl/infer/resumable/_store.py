@@ -2,21 +2,20 @@
 
 A directory holds
 
-- ``draws.zarr``: one array per field, all of its final shape, in chunks of one block;
-- ``state-<n>.npz``: the arrays to go on from;
-- ``manifest.json``: what of it counts, with the hash of every block and of itself.
+- ``draws.zarr``: one array per field, of its final shape, in chunks of one block;
+- ``state-<n>.npz``: the arrays from which the run continues;
+- ``manifest.json``: what was committed, with the hash of every block and of itself.
 
-A block's chunks and the state are written and flushed first; then the manifest that
-names them replaces the one before by a rename, which is atomic. A process that dies
-before the rename has committed nothing, one that dies after it everything. No array
-is unpickled.
+The chunks of a block and the state are written and flushed first. Then a new manifest,
+which names them, replaces the old one by a rename, which is atomic. A process that dies
+before the rename has committed nothing; one that dies after it has committed
+everything. No array is unpickled.
 """
 
 import contextlib
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -28,22 +27,17 @@ from pyrox_ppl.infer.resumable._disk import (
     LOCK,
     flush,
     flush_tree,
-    full_disk,
+    full_disk_explained,
     import_zarr,
     locked,
     remove,
+    seal,
+    unseal,
     write,
 )
-from pyrox_ppl.infer.resumable._manifest import (
-    FORMAT,
-    MANIFEST,
-    PREVIOUS,
-    read_manifest,
-    sealed,
-    spare,
-)
 
-_DRAWS = "draws.zarr"
+_FORMAT = 1
+_MANIFEST, _DRAWS = "manifest.json", "draws.zarr"
 
 
 def reached(point: str) -> None:
@@ -89,25 +83,26 @@ class RunStore:
         Args:
             path: The directory, which does not exist or is empty.
             fingerprint: What the run must be continued with.
-            progress: How far it is: numbers by name.
-            state: The arrays to go on from.
+            progress: How far the run has come, by name.
+            state: The arrays from which the run continues.
             fields: The final shape and the dtype of every array that grows.
             axis: The axis along which they grow.
-            block: How many entries along it make a block.
+            block: How many entries along that axis make a block.
         """
         making = path.with_name(f"{path.name}.creating")
         making.mkdir(parents=True, exist_ok=True)
         manifest = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "fingerprint": fingerprint,
             "fields": {n: [list(s), d] for n, (s, d) in fields.items()},
             "axis": axis,
             "block": block,
             "blocks": [],
+            "entries": 0,
             "commit": -1,
         }
         with locked(making):
-            with full_disk(path, {}):
+            with full_disk_explained(path, {}):
                 for leftover in making.iterdir():
                     if leftover.name != LOCK:
                         remove(leftover)
@@ -124,7 +119,7 @@ class RunStore:
                     )
                 flush_tree(making / _DRAWS)
                 store = cls(making, manifest)
-                store._write_manifest(progress, state, [])
+                store._write_manifest(state, progress=progress)
                 reached("created")
                 os.replace(making, path)
                 flush(path.parent)
@@ -139,14 +134,21 @@ class RunStore:
         Raises:
             ValueError: If the directory is not a run, or its manifest is damaged.
         """
-        if not (path / MANIFEST).is_file():
+        file = path / _MANIFEST
+        if not file.is_file():
             raise ValueError(
-                f"{path} has no {MANIFEST}: it is not a run that was begun here, or "
-                "its manifest was removed. Nothing in it was changed. Give a new path"
-                f"{spare(path)}."
+                f"{path} has no {_MANIFEST}: it is not a run that was begun here, or "
+                "its manifest was removed. Nothing in it was changed. Give a new path."
             )
         with locked(path):
-            yield cls(path, read_manifest(path))
+            manifest = unseal(file)
+            if manifest["format"] != _FORMAT:
+                raise ValueError(
+                    f"{file} has format {manifest['format']}, and this version of "
+                    f"pyrox_ppl reads {_FORMAT}: finish the run with the version that "
+                    "began it."
+                )
+            yield cls(path, manifest)
 
     def state(self) -> list[np.ndarray]:
         """The committed state.
@@ -164,13 +166,8 @@ class RunStore:
             ) from error
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(self._damage(file.name, "is truncated or altered"))
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return [arrays[f"{i:05d}"] for i in range(len(arrays.files))]
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise ValueError(
-                self._damage(file.name, f"is no archive: {error}")
-            ) from error
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return [arrays[f"{i:05d}"] for i in range(len(arrays.files))]
 
     def commit(
         self,
@@ -181,23 +178,26 @@ class RunStore:
         """Add a block (the last may be short), the state and the progress: all or none.
 
         Raises:
-            OSError: If the disk is full; what was committed before stands.
+            OSError: If the disk is full; what was committed before is safe.
         """
-        with full_disk(self.path, self.progress):
-            blocks = list(self._manifest["blocks"])
-            if rows is not None:
-                self._write_block(len(blocks), rows)
-                blocks.append(digest(dict(rows)))
-            self._write_manifest(progress, state, blocks)
+        with full_disk_explained(self.path, self.progress):
+            changes: dict[str, Any] = {"progress": progress}
+            if rows:
+                blocks = self._manifest["blocks"]
+                count = self._write_block(len(blocks), rows)
+                changes["blocks"] = [*blocks, digest(dict(rows))]
+                changes["entries"] = self._manifest["entries"] + count
+            self._write_manifest(state, **changes)
 
-    def read(self, count: int) -> dict[str, np.ndarray]:
-        """The first `count` committed entries of every field, every block verified.
+    def read(self) -> dict[str, np.ndarray]:
+        """The committed entries of every field; every block is verified.
 
         Raises:
             ValueError: If a block is missing, truncated or altered; it is named.
         """
         group = self._group("r")
         axis, block = self._manifest["axis"], self._manifest["block"]
+        count = self._manifest["entries"]
         result = {}
         for name, (shape, dtype) in self._manifest["fields"].items():
             shape = [*shape[:axis], count, *shape[axis + 1 :]]
@@ -215,13 +215,14 @@ class RunStore:
                 raise ValueError(self._damaged_block(index, "its arrays", "altered"))
         return result
 
-    def _write_block(self, index: int, rows: dict[str, np.ndarray]) -> None:
+    def _write_block(self, index: int, rows: dict[str, np.ndarray]) -> int:
+        """Write a block and flush it; the number of its entries."""
         group = self._group("r+")
-        axis, block = self._manifest["axis"], self._manifest["block"]
+        axis, start = self._manifest["axis"], index * self._manifest["block"]
+        count = 0
         for name, value in rows.items():
-            array = group[name]
-            start = index * block
-            array[_slice(axis, start, start + value.shape[axis])] = value
+            array, count = group[name], value.shape[axis]
+            array[_slice(axis, start, start + count)] = value
             reached("draws")
             place = [0] * value.ndim
             place[axis] = index
@@ -231,10 +232,10 @@ class RunStore:
                 flush(chunk)
                 flush(chunk.parent)
         reached("draws flushed")
+        return count
 
-    def _write_manifest(
-        self, progress: dict[str, Any], state: list[np.ndarray], blocks: list[str]
-    ) -> None:
+    def _write_manifest(self, state: list[np.ndarray], **changes: Any) -> None:
+        """Write the state, then the manifest that names it: the commit itself."""
         number = self._manifest["commit"] + 1
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {f"{i:05d}": array for i, array in enumerate(state)}
@@ -243,29 +244,18 @@ class RunStore:
         name = f"state-{number}.npz"
         write(self.path / name, content)
         reached("state")
-        new = {
-            **self._manifest,
-            "progress": progress,
-            "blocks": blocks,
-            "commit": number,
-            "state": {"file": name, "sha256": hashlib.sha256(content).hexdigest()},
-        }
-        whole = sealed(new)
-        manifest, previous = self.path / MANIFEST, self.path / PREVIOUS
-        if manifest.exists():
-            # A spare: nothing depends on it, so it need not be on the disk by now.
-            previous.with_suffix(".tmp").write_bytes(manifest.read_bytes())
-            os.replace(previous.with_suffix(".tmp"), previous)
-        reached("previous")
-        write(manifest.with_suffix(".tmp"), whole)
+        entry = {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+        new = {**self._manifest, **changes, "commit": number, "state": entry}
+        manifest = self.path / _MANIFEST
+        write(manifest.with_suffix(".tmp"), seal(new))
         reached("manifest")
         os.replace(manifest.with_suffix(".tmp"), manifest)
         reached("renamed")
         flush(self.path)
         self._manifest = new
-        # Of the states only those stay that this manifest and the previous one name.
+        # A process that died before its rename leaves a state that no manifest names.
         for file in self.path.glob("state-*.npz"):
-            if file.name not in (name, f"state-{number - 1}.npz"):
+            if file.name != name:
                 file.unlink()
         reached("committed")
 
@@ -287,7 +277,7 @@ class RunStore:
     def _damage(self, what: str, how: str) -> str:
         return (
             f"{self.path}: {what} {how}. Nothing was changed. Restore it from a copy, "
-            f"or start again under a new path{spare(self.path)}."
+            "or start again under a new path."
         )
 
 

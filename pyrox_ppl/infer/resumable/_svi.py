@@ -1,4 +1,4 @@
-"""SVI that survives its process: the same commits as resumable MCMC."""
+"""SVI that survives its process: losses and states on disk, committed together."""
 
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,15 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import (
-    digest,
-    from_numpy,
-    is_sharded,
-    stored_as,
-    strong,
-    to_numpy,
-)
+from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer.resumable._fingerprint import (
-    arguments,
-    environment,
-    program,
-    sites_of,
+    Fingerprint,
+    name_arguments,
+    take_fingerprint,
 )
-from pyrox_ppl.infer.resumable._resume import (
-    check_one_process,
-    load_state,
-    open_or_begin,
-    save_state,
-)
-from pyrox_ppl.infer.resumable._site_order import in_order
+from pyrox_ppl.infer.resumable._loop import Run, Segment, check_call, complete
+from pyrox_ppl.infer.resumable._site_order import order_sites
 
 
 def run_svi(
@@ -48,14 +35,14 @@ def run_svi(
     allow_other_environment: bool = False,
     **kwargs: Any,
 ) -> SVIRunResult:
-    """Do what ``svi.run`` does, in segments that are safe on disk as they are done.
+    """Do what ``svi.run`` does, in segments that are safe on disk once they are done.
 
     After each segment the losses and the state (parameters, optimiser, mutable sites,
     key) are committed together, by one atomic rename. A process that is killed loses
-    the segment it was in; started again with the same arguments, the run goes on where
-    it stood. **The result is bit for bit that of a run never interrupted.** See
-    :func:`run_mcmc` for what is on disk, and :func:`run_minibatches` for data that
-    come in batches.
+    the segment it was in; started again with the same arguments, the run continues
+    after its last commit. **The result is bit for bit that of a run never
+    interrupted.** See :func:`run_mcmc` for what is on disk, and
+    :func:`run_minibatches` for data that come in batches.
 
     Args:
         svi: NumPyro's SVI object.
@@ -67,19 +54,19 @@ def run_svi(
         progress_bar: Whether to show one; it begins at what is done.
         stable_update: As in ``svi.run``: leave out a step that is not finite.
         init_params: As in ``svi.run``.
-        allow_other_environment: Go on also if JAX, NumPyro, the processor or a
-            setting that decides the last bits of a number is another one.
+        allow_other_environment: As in :func:`run_mcmc`.
         **kwargs: Keyword arguments of the model and guide.
 
     Returns:
         NumPyro's ``SVIRunResult``: parameters, state, and the losses of all steps.
 
     Raises:
-        ValueError: If the run at `path` was begun with something else, or if a file of
-            it is damaged, or if JAX runs in several processes. The directory is left
-            as it is.
+        TypeError: If `rng_key` is no key.
+        ValueError: If the run at `path` was begun with something else, if a file of it
+            is damaged, or if JAX runs in several processes. The directory is left as
+            it is.
         RuntimeError: If another process is working on `path`.
-        OSError: If the disk is full; what was committed stands.
+        OSError: If the disk is full; what was committed is safe.
         ImportError: If zarr is not installed.
 
     Example:
@@ -99,15 +86,13 @@ def run_svi(
         >>> result.losses.shape
         (40,)
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be a positive integer, not {num_steps}.")
-    if segment is not None and segment < 1:
-        raise ValueError(f"segment must be a positive number of steps, not {segment}.")
-    check_one_process("run_svi")
-    path = Path(path)
+    check_call("run_svi(svi, rng_key, num_steps, *args, path=...)", rng_key)
+    for name, value in (("num_steps", num_steps), ("segment", segment)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be a positive number of steps, not {value}.")
     size = min(segment or max(num_steps // 20, 1), num_steps)
     start = strong(svi.init(rng_key, *args, init_params=init_params, **kwargs))
-    ordered = in_order(svi)
+    ordered = order_sites(svi, start, args, kwargs)
     update = ordered.stable_update if stable_update else ordered.update
 
     # A constant of a program is not sharded: arrays on several devices are arguments.
@@ -127,40 +112,45 @@ def run_svi(
     example = (start, np.int32(1), data)
     _, like = jax.eval_shape(advance, *example)
     compiled = jax.jit(advance)
-    with open_or_begin(
-        path,
-        fingerprint={
-            "kind": "SVI",
-            "settings": {
+
+    def segment_of_steps(state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
+        # The number of steps is an argument, so that the last, shorter segment runs the
+        # same machine code as the others.
+        steps = min(size, num_steps - progress["steps"])
+        state, losses = compiled(state, np.int32(steps), data)
+        losses = to_numpy(losses)[:steps]
+        bar.set_postfix_str(f"loss: {np.mean(losses):.4f}", refresh=False)
+        return Segment(state, {"steps": progress["steps"] + steps}, {"loss": losses})
+
+    def fingerprint() -> Fingerprint:
+        return take_fingerprint(
+            "SVI",
+            settings={
                 "num_steps": num_steps,
                 "segment": size,
                 "loss": type(svi.loss).__qualname__,
             },
-            "key": digest(rng_key),
-            "arguments": arguments(args, kwargs, init_params=init_params),
-            "sites": sites_of(svi.model, args, kwargs | svi.static_kwargs),
-            "environment": environment(),
-            **program(advance, example),
-            "start": digest(start),
-        },
-        allow_other_environment=allow_other_environment,
+            rng_key=rng_key,
+            arguments=name_arguments(args, kwargs) | {"init_params": init_params},
+            model=(svi.model, args, kwargs | svi.static_kwargs),
+            step=(advance, example),
+            start=start,
+        )
+
+    run = Run(
+        start=start,
         progress={"steps": 0},
-        state=start,
-        fields={"loss": ((num_steps,), stored_as(like)[1])},
+        total=num_steps,
+        rows={"loss": jax.ShapeDtypeStruct((num_steps,), like.dtype)},
+        axis=0,
         block=size,
-    ) as store:
-        state, done = load_state(store, start), store.progress["steps"]
-        with tqdm(
-            total=num_steps, initial=done, disable=not progress_bar, unit="step"
-        ) as bar:
-            while done < num_steps:
-                steps = min(size, num_steps - done)
-                state, losses = compiled(state, np.int32(steps), data)
-                losses = to_numpy(losses)[:steps]
-                done += steps
-                save_state(store, {"steps": done}, state, {"loss": losses})
-                state = strong(state)
-                bar.set_postfix_str(f"loss: {np.mean(losses):.4f}", refresh=False)
-                bar.update(steps)
-        losses = from_numpy(store.read(num_steps)["loss"], like)
-    return SVIRunResult(svi.get_params(state), state, losses)
+        segment=segment_of_steps,
+    )
+    state, _, rows = complete(
+        run,
+        path=path,
+        fingerprint=fingerprint,
+        allow_other_environment=allow_other_environment,
+        progress_bar=progress_bar,
+    )
+    return SVIRunResult(svi.get_params(state), state, rows["loss"])

@@ -97,8 +97,8 @@ def test_files_are_read_as_arrays_are(tmp_path):
         ((), 1, {}, "at least one array"),
         ((np.ones(3), np.ones(4)), 1, {}, r"\[3, 4\] rows"),
         ((np.ones(3),), 4, {}, "batch_size is 4, and there are 3 rows"),
-        ((np.ones(3),), 0, {}, "batch_size must be positive"),
-        ((np.ones(3),), 1, {"block_size": 0}, "block_size must be positive"),
+        ((np.ones(3),), 0, {}, "batch_size must be a positive integer"),
+        ((np.ones(3),), 1, {"block_size": 0}, "block_size must be a positive integer"),
     ],
 )
 def test_wrong_arguments_are_told(arrays, size, options, told):

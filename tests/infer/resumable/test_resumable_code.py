@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from datetime import date
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from pyrox_ppl.infer import (
     run_minibatches,
     run_svi,
 )
-from pyrox_ppl.infer.resumable._fingerprint import program
+from pyrox_ppl.infer.resumable._fingerprint import describe_program
 
 KEY = jax.random.key(3)
 Y = np.array([0.3, 0.9, 1.4], np.float32)
@@ -87,6 +88,13 @@ def nesting(value):
     return callback
 
 
+def drawing(value):
+    def callback(x):
+        return np.float32(x + value * np.random.normal())  # noqa: NPY002 - hidden
+
+    return callback
+
+
 class Shift:
     def __init__(self, by):
         self.by = by
@@ -128,6 +136,13 @@ CHANGES = {
     "a method": (Shift(1.0).method, Shift(2.0).method),
     "a global": (reading_a_global(1.0), reading_a_global(2.0)),
     "an attribute of a module": (looking_up(1.0), looking_up(2.0)),
+    "a factor of hidden noise": (drawing(1.0), drawing(2.0)),
+    "a distribution": (
+        closing_over(dist.Normal(0, 1)),
+        closing_over(dist.Normal(0, 2)),
+    ),
+    "state in C": tuple(closing_over(np.random.default_rng(i)) for i in (0, 1)),
+    "a set of objects": tuple(closing_over({date(1, 1, i)}) for i in (1, 2)),
 }
 
 
@@ -142,7 +157,9 @@ def test_a_callback_counts_by_all_that_it_reads(change):
     after_name = getattr(after, "__qualname__", "")
     assert after_name == getattr(before, "__qualname__", "")
     told = [
-        program(lambda x, f=f: jax.pure_callback(f, SCALAR, x), (jnp.float32(0.0),))
+        describe_program(
+            lambda x, f=f: jax.pure_callback(f, SCALAR, x), (jnp.float32(0.0),)
+        )
         for f in (before, before, after)
     ]
     assert told[0] == told[1]
@@ -164,7 +181,7 @@ SAME = """
 import jax, jax.numpy as jnp, test_resumable_code as t
 for callback, _ in t.CHANGES.values():
     f = lambda x, f=callback: jax.pure_callback(f, t.SCALAR, x)
-    print(t.program(f, (jnp.float32(0.0),)))
+    print(t.describe_program(f, (jnp.float32(0.0),)))
 """
 
 

@@ -1,4 +1,4 @@
-"""A run on disk: a spare manifest, a full disk, a lock, a bar, no zarr."""
+"""A run on disk: a full disk, a lock, a bar, no zarr."""
 
 import errno
 import subprocess
@@ -40,16 +40,6 @@ def fail_at(monkeypatch, place, count, error):
             raise error
 
     monkeypatch.setattr(_store, "reached", reached)
-
-
-def test_the_spare_manifest_goes_back_by_one_commit(tmp_path, expected):
-    path = tmp_path / "run"
-    run(path)
-    (path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"copy manifest\.previous\.json over"):
-        run(path)
-    (path / "manifest.json").write_bytes((path / "manifest.previous.json").read_bytes())
-    np.testing.assert_array_equal(run(path).get_samples(), expected)
 
 
 @pytest.mark.parametrize("place", ["draws", "state", "manifest"])

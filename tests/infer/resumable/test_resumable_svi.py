@@ -1,6 +1,12 @@
 """run_svi: NumPyro's losses and parameters, whatever fails on the way."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -8,9 +14,11 @@ import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
+from numpyro.primitives import mutable
 
 from pyrox_ppl.infer import run_svi
 from pyrox_ppl.infer.resumable import _store
+from pyrox_ppl.infer.resumable._site_order import OrderedTraceELBO, order_sites
 
 KEY = jax.random.key(5)
 Y = np.array([0.3, 0.9, 1.4], np.float32)
@@ -109,3 +117,110 @@ def test_the_loss_has_one_order_of_sites_in_every_process(tmp_path):
     reference = svi.run(KEY, 6, Y, progress_bar=False)
     np.testing.assert_allclose(reference.losses, result.losses, rtol=1e-6)
     assert result.params.keys() == reference.params.keys()
+
+
+def moving(y):
+    """A model with a mutable site, and a site that only it has."""
+    count = mutable("count", lambda: {"value": jnp.zeros(())})
+    count["value"] = count["value"] + 1.0
+    model(y)
+    numpyro.factor("more", -count["value"])
+
+
+def spread_guide(y):
+    """A guide that proposes several samples."""
+    loc = numpyro.param("loc", 0.5)
+    numpyro.sample("mean", dist.Normal(loc, 2.0).expand([5]))
+
+
+def one_sample(y):
+    numpyro.sample("mean", dist.Normal(numpyro.param("loc", 0.5), 2.0))
+    numpyro.factor("guide only", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("guide", "settings"),
+    [
+        (one_sample, {}),
+        (one_sample, {"num_particles": 3}),
+        (one_sample, {"num_particles": 3, "vectorize_particles": False}),
+        (spread_guide, {"multi_sample_guide": True}),
+    ],
+)
+@pytest.mark.parametrize("model", [model, moving])
+@pytest.mark.filterwarnings("ignore:mutable state is currently ignored")
+@pytest.mark.filterwarnings("ignore:Found auxiliary vars")
+def test_the_loss_and_its_gradient_are_numpyros(model, guide, settings):
+    numpyros = Trace_ELBO(**settings)
+    params = {"loc": jnp.array(0.5), "count": {"value": jnp.ones(())}}
+
+    def both(loss):
+        def total(loc):
+            now = {**params, "loc": loc}
+            result = loss.loss_with_mutable_state(KEY, now, model, guide, Y)
+            return result["loss"], result["mutable_state"]
+
+        return jax.value_and_grad(total, has_aux=True)(params["loc"])
+
+    (loss, state), gradient = both(OrderedTraceELBO(numpyros))
+    (expected, expected_state), expected_gradient = both(numpyros)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5)
+    assert state == expected_state
+
+
+def test_numpyros_checks_of_the_model_stay():
+    def no_plate(y):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", len(y)):
+            numpyro.sample(
+                "y", dist.Normal(mean, jnp.ones((2, 1))), obs=jnp.stack(2 * [y])
+            )
+
+    def guide(y):
+        numpyro.sample("mean", dist.Normal(numpyro.param("loc", 0.5), 2.0))
+
+    svi = SVI(no_plate, guide, optax.sgd(0.1), Trace_ELBO())
+    state = svi.init(KEY, Y)
+    with pytest.warns(UserWarning, match="Missing a plate statement"):
+        order_sites(svi, state, (Y,), {})
+
+
+SEEDED = """
+import sys, jax, optax
+import test_resumable_svi as t
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+model = t.named("site")
+svi = SVI(model, AutoNormal(model), optax.adam(0.1), Trace_ELBO(num_particles=2))
+renamed = []
+def reached(point):
+    renamed.append(point == "renamed")
+    if sys.argv[2] == "die" and sum(renamed) == 3:
+        sys.exit(9)
+t._store.reached = reached
+result = t.run_svi(
+    svi, t.KEY, 8, t.Y, path=sys.argv[1], segment=2, progress_bar=False
+)
+print(result.losses.tolist(), jax.tree.map(lambda x: x.tolist(), result.params))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_with_another_hash_seed_continues_bit_for_bit(tmp_path):
+    place = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+
+    def run(seed, folder, how):
+        return subprocess.run(
+            [sys.executable, "-c", SEEDED, str(tmp_path / folder), how],
+            env={**os.environ, "PYTHONPATH": place, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    whole = run("1", "whole", "live")
+    assert whole.returncode == 0, whole.stderr
+    assert run("2", "run", "die").returncode == 9
+    rest = run("3", "run", "live")
+    assert rest.stdout == whole.stdout != "", rest.stderr

@@ -1,0 +1,205 @@
+"""The loop of every run: a segment, a commit, until all steps are done."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from pyrox_ppl.infer._arrays import check_key, from_numpy, stored_as, strong, to_numpy
+from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, check
+from pyrox_ppl.infer.resumable._store import RunStore
+
+
+class Segment(NamedTuple):
+    """What a segment makes, to be committed together.
+
+    Attributes:
+        state: The state after it, a tree of arrays.
+        progress: How far the run has come: ``steps``, and what the kind of run adds.
+            One that has ``stopped`` ends before its last step.
+        rows: The values that it collected, by name.
+    """
+
+    state: Any
+    progress: dict[str, Any]
+    rows: dict[str, Any]
+
+
+class Run(NamedTuple):
+    """In what the kinds of run differ.
+
+    Attributes:
+        start: The state before the first step, a tree of arrays.
+        progress: The progress before the first step.
+        total: The number of steps.
+        rows: The final shape and dtype of everything that is collected, by name.
+        axis: The axis along which it grows.
+        block: How many entries a whole segment adds.
+        segment: Makes the next segment from a state and a progress. It may write on
+            the bar.
+    """
+
+    start: Any
+    progress: dict[str, Any]
+    total: int
+    rows: dict[str, Any]
+    axis: int
+    block: int
+    segment: Callable[[Any, dict[str, Any], tqdm], Segment]
+
+
+def complete(
+    run: Run,
+    *,
+    path: str | Path | None,
+    fingerprint: Callable[[], Fingerprint],
+    allow_other_environment: bool,
+    progress_bar: bool,
+) -> Segment:
+    """Run the segments that are missing at a path, and commit each.
+
+    Args:
+        run: The run.
+        path: The directory. None keeps the run in memory.
+        fingerprint: Makes what the run at `path` must have been begun with.
+        allow_other_environment: Whether it may have been begun in another environment.
+        progress_bar: Whether to show one.
+
+    Returns:
+        The last state and progress, and all collected rows.
+
+    Raises:
+        ValueError: If the run at `path` does not fit, or is damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            record: _InMemory | _OnDisk = _InMemory(run)
+        else:
+            opened = _open_or_begin(
+                Path(path), run, fingerprint(), allow_other_environment
+            )
+            record = _OnDisk(run, stack.enter_context(opened))
+        state, progress = record.state, record.progress
+        bar = stack.enter_context(
+            tqdm(
+                total=run.total,
+                initial=progress["steps"],
+                disable=not progress_bar,
+                unit="step",
+            )
+        )
+        while progress["steps"] < run.total and not progress.get("stopped"):
+            state, progress, rows = run.segment(state, progress, bar)
+            state = record.commit(state, progress, rows)
+            bar.update(progress["steps"] - bar.n)
+        return Segment(state, progress, record.rows())
+
+
+def check_call(call: str, rng_key: Any, *, commits: bool = True) -> None:
+    """Check what all kinds of run have in common.
+
+    Args:
+        call: The function with its arguments in order, as an error shows it.
+        rng_key: What the user passed as the key.
+        commits: Whether the run commits to a path.
+
+    Raises:
+        TypeError: If `rng_key` is no key.
+        ValueError: If JAX runs in several processes.
+    """
+    check_key(rng_key, call)
+    if commits and jax.process_count() > 1:
+        name = call.partition("(")[0]
+        raise ValueError(
+            f"{name} works in one process, and jax.process_count() is "
+            f"{jax.process_count()}: processes that are killed at different moments "
+            "would continue from different commits. Start it without "
+            "jax.distributed.initialize, or use CompiledMCMC or jax.jit(svi.update), "
+            "which commit nothing."
+        )
+
+
+class _InMemory:
+    """A run that is kept nowhere else."""
+
+    def __init__(self, run: Run) -> None:
+        self.state, self.progress = run.start, run.progress
+        self._run = run
+        self._segments: list[dict[str, Any]] = []
+
+    def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
+        """Keep the rows."""
+        self.progress = progress
+        self._segments.append(rows)
+        return state
+
+    def rows(self) -> dict[str, Any]:
+        """All rows that were collected."""
+        return {
+            name: from_numpy(
+                np.concatenate([to_numpy(one[name]) for one in self._segments]), like
+            )
+            for name, like in self._run.rows.items()
+        }
+
+
+class _OnDisk:
+    """A run in a store of plain arrays, seen as JAX's trees."""
+
+    def __init__(self, run: Run, store: RunStore) -> None:
+        self._run, self._store = run, store
+        leaves, structure = jax.tree.flatten(run.start)
+        arrays = store.state()
+        if [(a.shape, a.dtype.name) for a in arrays] != [stored_as(x) for x in leaves]:
+            raise ValueError(
+                f"{store.path}: the state on disk has other arrays than the run would "
+                "have now: start again under a new path. Nothing was changed."
+            )
+        pairs = zip(arrays, leaves, strict=True)
+        self.state = jax.tree.unflatten(structure, [from_numpy(a, b) for a, b in pairs])
+        self.progress = store.progress
+
+    def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
+        """Commit a segment; the state as a run that is resumed finds it."""
+        self._store.commit(
+            progress,
+            _arrays(state),
+            {name: to_numpy(value) for name, value in rows.items()},
+        )
+        return strong(state)
+
+    def rows(self) -> dict[str, Any]:
+        """All rows that were committed."""
+        rows = self._store.read()
+        return {n: from_numpy(rows[n], like) for n, like in self._run.rows.items()}
+
+
+@contextlib.contextmanager
+def _open_or_begin(
+    path: Path, run: Run, fingerprint: Fingerprint, allow_other_environment: bool
+) -> Iterator[RunStore]:
+    """Open the run at a path if there is one that fits, else begin it."""
+    # An empty directory is as good as none.
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        with RunStore.open(path) as store:
+            check(store.fingerprint, fingerprint, path, allow_other_environment)
+            yield store
+    else:
+        with RunStore.begin(
+            path,
+            fingerprint=fingerprint._asdict(),
+            progress=run.progress,
+            state=_arrays(run.start),
+            fields={name: stored_as(like) for name, like in run.rows.items()},
+            axis=run.axis,
+            block=run.block,
+        ) as store:
+            yield store
+
+
+def _arrays(tree: Any) -> list[np.ndarray]:
+    return [to_numpy(leaf) for leaf in jax.tree.leaves(tree)]
