@@ -73,18 +73,18 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         >>> explanation.memory(100_000)
         14800000
     """
-    watch = _Watch()
+    watch, pure = _Watch(), _CopyState(model)
     found: dict[str, ExplainedSite] = {}
 
     def run() -> None:
         with handlers.trace() as trace, handlers.seed(rng_seed=0), watch:
-            model(*args, **kwargs)
+            pure(*args, **kwargs)
         for name, site in trace.items():
             if site["type"] in _SITES:
                 found[name] = _explained_site(site, trace)
 
     def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
-        prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
+        prior = Predictive(handlers.uncondition(pure), num_samples=num_samples)
         return prior(rng_key, *args, **kwargs)
 
     try:
@@ -114,6 +114,19 @@ def _check_arguments(
             "explain runs the model, which cannot be called with the arguments given: "
             f"{why}. Give the model's own after it: explain(model, x, ...)."
         ) from error
+
+
+class _CopyState(Messenger):
+    """Runs a model on copies of its ``mutable`` dictionaries.
+
+    A model may hold the dictionary that it changes: an abstract run would leave a
+    tracer in it, and a draw from the prior would see the state that the last one left.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Replace a dictionary, as NumPyro's ``substitute`` does."""
+        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
+            msg["value"] = msg["value"].copy()
 
 
 class _Watch(Messenger):

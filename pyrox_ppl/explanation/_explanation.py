@@ -114,7 +114,8 @@ class Explanation:
         """Root mean square of every other site under the prior, observed ones drawn.
 
         Where this is far from the data's, the prior is. Unlike the rest it runs the
-        model, `num_samples` times; parameters that are learned are at their start.
+        model, `num_samples` times; parameters that are learned and ``mutable`` state
+        are at their start in every draw.
 
         Args:
             rng_key: A PRNG key.
