@@ -73,22 +73,24 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         >>> explanation.memory(100_000)
         14800000
     """
-    watch, pure = _Watch(), _CopyState(model)
+    watch = _Watch()
     found: dict[str, ExplainedSite] = {}
 
     def run() -> None:
         with handlers.trace() as trace, handlers.seed(rng_seed=0), watch:
-            pure(*args, **kwargs)
+            model(*args, **kwargs)
         for name, site in trace.items():
             if site["type"] in _SITES:
                 found[name] = _explained_site(site, trace)
 
     def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
-        prior = Predictive(handlers.uncondition(pure), num_samples=num_samples)
-        return prior(rng_key, *args, **kwargs)
+        prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
+        with _CopyState():
+            return prior(rng_key, *args, **kwargs)
 
     try:
-        jax.eval_shape(run)
+        with _CopyState():
+            jax.eval_shape(run)
     except TypeError as error:
         _check_arguments(model, args, kwargs, error)
         note_forgotten_vmap(error)
@@ -114,19 +116,6 @@ def _check_arguments(
             "explain runs the model, which cannot be called with the arguments given: "
             f"{why}. Give the model's own after it: explain(model, x, ...)."
         ) from error
-
-
-class _CopyState(Messenger):
-    """Runs a model on copies of its ``mutable`` dictionaries.
-
-    A model may hold the dictionary that it changes: an abstract run would leave a
-    tracer in it, and a draw from the prior would see the state that the last one left.
-    """
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        """Replace a dictionary, as NumPyro's ``substitute`` does."""
-        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
-            msg["value"] = msg["value"].copy()
 
 
 class _Watch(Messenger):
@@ -160,6 +149,19 @@ class _Watch(Messenger):
         )
         # One that a block answers may be read outside it, too: that is another row.
         self.rows.setdefault((name, handler), row)
+
+
+class _CopyState(Messenger):
+    """Gives a model copies of its ``mutable`` dictionaries.
+
+    The model may change a dictionary that outlives the call: an abstract run would
+    leave a tracer in it, and a prior draw would start where the last one stopped.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Copy a dictionary, as NumPyro's ``substitute`` does."""
+        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
+            msg["value"] = msg["value"].copy()
 
 
 def _becomes(msg: dict[str, Any]) -> str:

@@ -114,8 +114,7 @@ class Explanation:
         """Root mean square of every other site under the prior, observed ones drawn.
 
         Where this is far from the data's, the prior is. Unlike the rest it runs the
-        model, `num_samples` times; parameters that are learned and ``mutable`` state
-        are at their start in every draw.
+        model, `num_samples` times; parameters that are learned are at their start.
 
         Args:
             rng_key: A PRNG key.
