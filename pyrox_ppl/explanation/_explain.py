@@ -86,10 +86,12 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
 
     def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
-        return prior(rng_key, *args, **kwargs)
+        with _CopyState():
+            return prior(rng_key, *args, **kwargs)
 
     try:
-        jax.eval_shape(run)
+        with _CopyState():
+            jax.eval_shape(run)
     except TypeError as error:
         _check_arguments(model, args, kwargs, error)
         note_forgotten_vmap(error)
@@ -148,6 +150,19 @@ class _Recorder(Messenger):
         )
         # A read outside the block is another row, for there it is a constant.
         self.rows.setdefault((name, handler), row)
+
+
+class _CopyState(Messenger):
+    """Gives a model copies of its ``mutable`` dictionaries.
+
+    The model may change a dictionary that outlives the call: an abstract run would
+    leave a tracer in it, and a prior draw would start where the last one stopped.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Copy a dictionary, as NumPyro's ``substitute`` does."""
+        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
+            msg["value"] = msg["value"].copy()
 
 
 def _becomes(msg: dict[str, Any]) -> str:

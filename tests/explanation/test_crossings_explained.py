@@ -40,7 +40,9 @@ def test_the_scale_under_the_prior(own):
     crossing = own.crossing
     explanation = px.explain(crossing.model, crossing.x, y=crossing.y)
     found = explanation.prior_scale(KEY, NUMBER)
-    hands = own.hands(crossing.x, own.draws, params={})
+    # Nothing is trained before a model runs: neither what it learns nor its state.
+    start = {"params": {}, "state": crossing.kind.state}
+    hands = own.hands(crossing.x, own.draws, **start)
     f = np.stack([hand.f for hand in hands])
     expected = np.sqrt(np.mean(f**2))
     assert found["f"] == pytest.approx(expected, rel=1e-2)

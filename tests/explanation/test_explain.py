@@ -13,6 +13,7 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 from numpyro.infer.autoguide import AutoDiagonalNormal
 from numpyro.infer.reparam import LocScaleReparam
+from numpyro.primitives import mutable
 
 import pyrox_ppl as px
 from pyrox_ppl.nn import SIREN
@@ -69,6 +70,20 @@ def test_the_prior_scale_is_that_of_draws():
     draws = Predictive(model, num_samples=50)(jax.random.key(0), ROWS)["y"]
     assert scale.keys() == {"y"}
     assert scale["y"] == pytest.approx(float(np.sqrt((draws**2).mean())), rel=1e-5)
+
+
+def test_every_prior_draw_has_the_state_at_its_start():
+    state = {"calls": jnp.zeros(())}
+
+    def counting():
+        now = mutable("state", state)
+        numpyro.deterministic("calls", now["calls"])
+        now["calls"] = now["calls"] + 1.0
+
+    explanation = px.explain(counting)
+    for number in (1, 1, 3, 1):
+        assert explanation.prior_scale(jax.random.key(0), number) == {"calls": 0.0}
+    assert state == {"calls": 0.0}  # neither a tracer nor another number
 
 
 def test_constants_scopes_plates_and_second_reads():
