@@ -36,7 +36,7 @@ def class_log_score(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     """
     numbers, p, _ = _check.labels_and_probabilities(labels, probabilities)
     with np.errstate(divide="ignore"):
-        return np.log(_at_label(p, numbers))
+        return np.asarray(np.log(_at_label(p, numbers)))
 
 
 def brier_score(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
@@ -75,7 +75,7 @@ def brier_score(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     """
     numbers, p, is_binary = _check.labels_and_probabilities(labels, probabilities)
     outcome = np.arange(p.shape[-1]) == numbers[..., None]
-    return ((p - outcome) ** 2).sum(-1) / (2 if is_binary else 1)
+    return np.asarray(((p - outcome) ** 2).sum(-1) / (2 if is_binary else 1))
 
 
 def ranked_probability_score(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
@@ -118,7 +118,7 @@ def ranked_probability_score(labels: ArrayLike, probabilities: ArrayLike) -> np.
             "binary outcome it is the `brier_score`."
         )
     reached = numbers[..., None] <= np.arange(p.shape[-1])
-    return ((p.cumsum(-1) - reached) ** 2).sum(-1)
+    return np.asarray(((p.cumsum(-1) - reached) ** 2).sum(-1))
 
 
 def accuracy(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
@@ -149,8 +149,8 @@ def accuracy(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     """
     numbers, p, _ = _check.labels_and_probabilities(labels, probabilities)
     best = p == p.max(-1, keepdims=True)
-    return _at_label(best, numbers) / best.sum(-1)
+    return np.asarray(_at_label(best, numbers) / best.sum(-1))
 
 
 def _at_label(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(values, labels[..., None], axis=-1)[..., 0]
+    return np.take_along_axis(values, labels[..., None], axis=-1).squeeze(-1)

@@ -117,7 +117,7 @@ class ConformalInterval:
 
 @dataclasses.dataclass(frozen=True)
 class ConformalSets:
-    r"""Adaptive prediction sets (APS): sets of classes that cover the labels of new rows.
+    r"""Adaptive prediction sets (APS): sets of classes that cover new labels.
 
     The score of a class is the probability of those more probable, and a random share
     of its own: :math:`\sum_{j: p_j > p_k} p_j + v \, p_k`, v uniform, one number a row

@@ -33,15 +33,15 @@ def central_interval(
     _check.check_level(level)
     drawn = _check.real_array("draws", draws)
     if drawn.ndim == 0:
-        raise ValueError("draws are along the first axis, got a single number.")
+        raise ValueError("draws have the axis of draws first, got a single number.")
     tails = [(1 - level) / 2, (1 + level) / 2]
     bounds = np.empty((2, drawn[0].size))
     for where, block in row_blocks(drawn):
         if not np.isfinite(block).all():
             _check.check_finite("draws", drawn)
         bounds[:, where] = np.quantile(block, tails, axis=0)
-    lower, upper = bounds.reshape(2, *drawn.shape[1:])
-    return lower, upper
+    shape = drawn.shape[1:]
+    return bounds[0].reshape(shape), bounds[1].reshape(shape)
 
 
 def coverage(observations: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> np.ndarray:
@@ -74,7 +74,7 @@ def coverage(observations: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> np.
         np.float64(0.5)
     """
     y, low, high = _interval(observations, lower, upper)
-    return (low <= y) & (y <= high)
+    return np.asarray((low <= y) & (y <= high))
 
 
 def sharpness(lower: ArrayLike, upper: ArrayLike) -> np.ndarray:
@@ -106,7 +106,7 @@ def sharpness(lower: ArrayLike, upper: ArrayLike) -> np.ndarray:
         np.float64(2.0)
     """
     low, high = _bounds(lower, upper)
-    return high - low
+    return np.asarray(high - low)
 
 
 def interval_score(
@@ -147,7 +147,7 @@ def interval_score(
     _check.check_level(level)
     y, low, high = _interval(observations, lower, upper)
     missed = np.maximum(low - y, 0) + np.maximum(y - high, 0)
-    return high - low + 2 / (1 - level) * missed
+    return np.asarray(high - low + 2 / (1 - level) * missed)
 
 
 def _interval(

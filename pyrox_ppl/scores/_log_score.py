@@ -44,16 +44,18 @@ def log_score(
     """
     draws = _check.real_array("log likelihoods", log_likelihood)
     if draws.ndim == 0:
-        raise ValueError("log likelihoods have the draws first, got a single number.")
+        raise ValueError(
+            "log likelihoods have the axis of draws first, got a single number."
+        )
     weight = _check.draw_weights(weights, len(draws))
     result = np.empty(draws[0].size)
     for where, block in row_blocks(draws):
         if not (block < np.inf).all():
-            wrong = np.count_nonzero(~(block < np.inf))
+            wrong = np.count_nonzero(~(draws < np.inf))
             raise ValueError(
-                f"log likelihoods are NaN or plus infinity for {wrong} draws and rows: "
-                "parameters are no numbers there or outside their support, or the "
-                "observation is missing."
+                f"log likelihoods are NaN or plus infinity for {wrong} of {draws.size} "
+                "draws and rows: leave out the rows that are missing, and find out "
+                "which parameters are NaN or outside their support."
             )
         result[where] = logsumexp(block, axis=0, b=weight[:, None])
     return result.reshape(draws.shape[1:])

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-ELEMENTS = 2**22  # 32 MiB in double precision; a score holds a few such arrays
+ELEMENTS = 2**18  # 2 MiB: arrays beyond the cache take four times as long
 
 
 def row_blocks(

@@ -61,7 +61,7 @@ def predictive_entropy(probabilities: ArrayLike) -> np.ndarray:
         array([0.693, 0.   ])
     """
     p = _check.class_probabilities("probabilities", probabilities)
-    return _information(p).sum(-1)
+    return np.asarray(_information(p).sum(-1))
 
 
 def mutual_information(
@@ -205,7 +205,7 @@ def variance_split(
     _check.same_shape(means=mean, variances=variance)
     if mean.ndim == 0:
         raise ValueError(
-            "means and variances have the draws first, got single numbers."
+            "means and variances have the axis of draws first, got single numbers."
         )
     weight = _check.draw_weights(weights, len(mean))
     epistemic, aleatoric = np.empty((2, mean[0].size))
