@@ -20,6 +20,7 @@ from pyrox_ppl.handlers import scope as scope
 if TYPE_CHECKING:
     from pyrox_ppl import infer as infer
     from pyrox_ppl import posterior as posterior
+    from pyrox_ppl import scores as scores
     from pyrox_ppl._show_versions import show_versions as show_versions
     from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
     from pyrox_ppl.posterior import Calibration as Calibration
@@ -102,7 +103,7 @@ if not TYPE_CHECKING:  # a type checker would accept `px.wrong` if it saw this
 
     def __getattr__(name: str) -> Any:
         """Import a public name, or a part of the package, on first use."""
-        if name in _LAZY.values():
+        if name in (*_LAZY.values(), "scores"):
             return importlib.import_module(f"pyrox_ppl.{name}")
         if name in _LAZY:
             return getattr(importlib.import_module(f"pyrox_ppl.{_LAZY[name]}"), name)
@@ -111,4 +112,4 @@ if not TYPE_CHECKING:  # a type checker would accept `px.wrong` if it saw this
 
 def __dir__() -> list[str]:
     """List the public names, including those that are not imported yet."""
-    return sorted({*__all__, "__version__", "infer", "posterior"})
+    return sorted({*__all__, "__version__", "infer", "posterior", "scores"})

@@ -30,6 +30,7 @@ CORE = {
 }
 BELOW = CORE | {"_bind"}
 TOPS = {"handlers", "nn", "priors", "explanation", "prediction", "infer", "posterior"}
+TOPS |= {"scores"}
 ALLOWED = {
     "_version": set(),
     "_dict_order": set(),
@@ -47,7 +48,8 @@ ALLOWED = {
     "explanation": BELOW | {"handlers", "nn"},
     "prediction": BELOW | {"handlers", "nn"},
     "infer": BELOW | {"handlers", "nn"},
-    "posterior": BELOW | {"handlers", "nn", "prediction"},
+    "scores": CORE,
+    "posterior": BELOW | {"handlers", "nn", "prediction", "scores"},
     "_show_versions": {"_version"},
     "__init__": BELOW | TOPS | {"_show_versions"},
 }
@@ -169,7 +171,7 @@ def test_every_public_name_is_there_and_documented_with_an_example():
         assert public.__doc__
         if name not in ("nn", "priors"):
             assert ">>>" in public.__doc__, name
-    for part in (pyrox_ppl.nn, pyrox_ppl.priors):
+    for part in (pyrox_ppl.nn, pyrox_ppl.priors, pyrox_ppl.scores):
         for name, public in vars(part).items():
             if not name.startswith("_") and not isinstance(public, types.ModuleType):
                 assert ">>>" in public.__doc__, name
@@ -189,11 +191,11 @@ def test_a_room_shows_its_public_names_and_hides_its_files(folder):
     shown = {n for n in dir(importlib.import_module(name)) if not n.startswith("_")}
     source = (folder / "__init__.py").read_text()
     exported = set(re.findall(r"\b([a-zA-Z]\w*) as \1\b", source))
-    parts = {"infer", "posterior"} if folder == PACKAGE else set()
+    parts = {"infer", "posterior", "scores"} if folder == PACKAGE else set()
     # The import hook of the tests leaves its own name in every module.
     assert shown - {"jaxtyping"} == exported | parts
     files = {path.stem for path in folder.iterdir()}
-    parts_of_package = {"nn", "priors", "infer", "posterior"}
+    parts_of_package = {"nn", "priors", "infer", "posterior", "scores"}
     assert not (exported - parts_of_package) & files
 
 
