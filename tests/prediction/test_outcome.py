@@ -91,7 +91,8 @@ def test_the_probability_of_one(name, expected):
 def test_moments_are_those_of_draws(name):
     fn, _ = KINDS[name]
     mean, variance = mean_and_variance(fn)
-    draws = np.asarray(fn.sample(KEY, (20_000,)), np.float64)
+    with jax.numpy_rank_promotion("allow"):  # NumPyro promotes when it samples
+        draws = np.asarray(fn.sample(KEY, (20_000,)), np.float64)
     assert mean.shape == variance.shape == fn.shape()
     np.testing.assert_allclose(mean, draws.mean(0), atol=5 * draws.std() / 141)
     np.testing.assert_allclose(variance, draws.var(0), rtol=0.2)
