@@ -1,0 +1,103 @@
+"""The kind of an outcome, its class probabilities and its moments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from pyrox_ppl.prediction._outcome import (
+    Outcome,
+    class_probabilities,
+    mean_and_variance,
+    outcome_of,
+)
+
+KEY = jax.random.key(0)
+LOGITS = jnp.array([[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]])
+HALF = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+KINDS = {
+    "normal": (dist.Normal(0.0, 1.0), "continuous"),
+    "lognormal": (dist.LogNormal(0.0, 1.0), "continuous"),
+    "event": (
+        dist.Normal(jnp.zeros((2, 3)), jnp.ones((2, 3))).to_event(1),
+        "continuous",
+    ),
+    "mixture": (
+        dist.MixtureSameFamily(HALF, dist.Normal(jnp.zeros(2), 1.0)),
+        "continuous",
+    ),
+    "angle": (dist.VonMises(0.0, 1.0), "circular"),
+    "poisson": (dist.Poisson(jnp.ones(3)), "count"),
+    "binomial": (dist.Binomial(5, probs=jnp.full(3, 0.5)), "count"),
+    "zero-inflated": (dist.ZeroInflatedPoisson(0.1, 2.0), "count"),
+    "uniform integers": (dist.DiscreteUniform(0, 3), "count"),
+    "bernoulli": (dist.Bernoulli(logits=jnp.zeros(3)), "binary"),
+    "pixels": (dist.Bernoulli(probs=jnp.full((2, 3), 0.3)).to_event(1), "binary"),
+    "masked": (dist.Bernoulli(0.3).expand([4]).mask(jnp.arange(4) > 1), "binary"),
+    "categorical": (dist.Categorical(logits=LOGITS), "categorical"),
+    "expanded": (dist.Categorical(logits=LOGITS).expand([4, 2]), "categorical"),
+    "ordered": (
+        dist.OrderedLogistic(jnp.zeros(3), jnp.array([-1.0, 1.0])),
+        "categorical",
+    ),
+    "vector": (dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), "multivariate"),
+    "simplex": (dist.Dirichlet(jnp.ones(3)).expand([2]), "multivariate"),
+    "counts": (dist.Multinomial(5, jnp.ones(3) / 3), "multivariate"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_kind_is_that_of_one_value(name):
+    fn, kind = KINDS[name]
+    outcome = outcome_of(fn)
+    assert outcome.kind == kind
+    assert outcome.is_ordered == (name == "ordered")
+    assert outcome.num_classes == {"binary": 2, "categorical": 3}.get(kind)
+    assert isinstance(outcome, Outcome)
+    # The same under a transform, where the parameters are abstract.
+    kinds = []
+    jax.eval_shape(lambda f: kinds.append(outcome_of(f)), fn)
+    assert kinds == [outcome]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (_, kind) in KINDS.items() if kind == "categorical"]
+)
+def test_class_probabilities_are_those_of_the_log_density(name):
+    fn, _ = KINDS[name]
+    ours = class_probabilities(fn)
+    hand = [np.exp(fn.log_prob(jnp.full(fn.shape(), k))) for k in range(3)]
+    np.testing.assert_allclose(ours, np.stack(hand, -1), rtol=1e-5)
+    assert ours.shape == (*fn.shape(), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bernoulli", np.full(3, 0.5)),
+        ("pixels", np.full((2, 3), 0.3)),
+        ("masked", np.full(4, 0.3)),
+    ],
+)
+def test_the_probability_of_one(name, expected):
+    ours = class_probabilities(KINDS[name][0])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["normal", "lognormal", "event", "poisson", "binomial"]
+)
+def test_moments_are_those_of_draws(name):
+    fn, _ = KINDS[name]
+    mean, variance = mean_and_variance(fn)
+    with jax.numpy_rank_promotion("allow"):  # NumPyro promotes when it samples
+        draws = np.asarray(fn.sample(KEY, (20_000,)), np.float64)
+    assert mean.shape == variance.shape == fn.shape()
+    np.testing.assert_allclose(mean, draws.mean(0), atol=5 * draws.std() / 141)
+    np.testing.assert_allclose(variance, draws.var(0), rtol=0.2)
+
+
+def test_moments_that_no_formula_gives_are_none():
+    shift = dist.transforms.AffineTransform(1.0, 2.0)
+    assert mean_and_variance(dist.TransformedDistribution(HALF, shift)) is None
