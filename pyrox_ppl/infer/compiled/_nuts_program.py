@@ -116,8 +116,10 @@ class MCMCPrograms(Programs):
         return draws, carry.state
 
     def _flatten(self, states: Any) -> Any:
-        """Join the axes of chains and draws."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+        """Join the axes of chains and draws; a site may have no entries."""
+        return jax.tree.map(
+            lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), states
+        )
 
 
 class _Iterations:
