@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -82,6 +83,15 @@ def check_init_params(init_params: Any, num_chains: int) -> None:
                 f"init_params must have a leading axis of the {num_chains} chains, got "
                 f"the shape {np.shape(leaf)}."
             )
+
+
+def put_chains_first(draws: Any, method: str | Callable, num_chains: int) -> Any:
+    """Bring collected values to the axes ``(chain, draw, ...)``."""
+    if num_chains == 1:
+        return jax.tree.map(lambda leaf: leaf[None], draws)
+    if method == "vectorized":
+        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), draws)
+    return draws
 
 
 def map_over_chains(

@@ -11,7 +11,7 @@ from numpyro.infer.util import ParamInfo
 
 from pyrox_ppl._numpyro import copy_kernel
 from pyrox_ppl.infer.compiled._arguments import join_arguments
-from pyrox_ppl.infer.compiled._chains import map_over_chains
+from pyrox_ppl.infer.compiled._chains import map_over_chains, put_chains_first
 from pyrox_ppl.infer.compiled._fields import Fields
 from pyrox_ppl.infer.compiled._held_params import hold_params
 from pyrox_ppl.infer.compiled._programs import (
@@ -111,16 +111,15 @@ class MCMCPrograms(Programs):
         return _Iterations(key).advance(Carry(state, draws), first, stop, shared)
 
     def _finish(self, key: Key, carry: Carry) -> tuple:
-        plan, draws = key.plan, carry.draws
-        if plan.num_chains == 1:
-            draws = jax.tree.map(lambda leaf: leaf[None], draws)
-        elif plan.num_vectorized is not None:
-            draws = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), draws)
+        plan: Plan = key.plan
+        draws = put_chains_first(carry.draws, plan.chain_method, plan.num_chains)
         return draws, carry.state
 
     def _flatten(self, states: Any) -> Any:
-        """Join the axes of chains and draws."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+        """Join the axes of chains and draws; a site may have no entries."""
+        return jax.tree.map(
+            lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), states
+        )
 
 
 class _Iterations:

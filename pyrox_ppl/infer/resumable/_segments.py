@@ -20,7 +20,11 @@ from numpyro.util import is_prng_key
 from pyrox_ppl._numpyro import takes_traced_arguments
 from pyrox_ppl.infer._arrays import is_sharded, strong
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
-from pyrox_ppl.infer.compiled._chains import map_over_chains, replicate
+from pyrox_ppl.infer.compiled._chains import (
+    map_over_chains,
+    put_chains_first,
+    replicate,
+)
 from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._held_params import hold_params
 from pyrox_ppl.infer.compiled._mcmc import CompiledMCMC
@@ -157,10 +161,8 @@ class Segments:
             self._compiled = self._compile()
         counts = (np.int32(draws), np.int32(steps))
         state, kept = self._compiled(state, *counts, self._data)
-        if self._mcmc.num_chains == 1:
-            kept = jax.tree.map(lambda leaf: leaf[None], kept)
-        elif self._vectorized:
-            kept = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), kept)
+        mcmc = self._mcmc
+        kept = put_chains_first(kept, mcmc.chain_method, mcmc.num_chains)
         return state, dict(zip(self._fields.names, kept, strict=True))
 
     def _compile(self) -> Callable:
@@ -174,7 +176,7 @@ class Segments:
         if mcmc.chain_method == "sequential":
             one = jax.jit(segment)
 
-            def each(state: Any, *rest: Any) -> Any:
+            def run_in_turn(state: Any, *rest: Any) -> Any:
                 chains = [
                     jax.tree.map(lambda leaf, c=chain: leaf[c], state)
                     for chain in range(mcmc.num_chains)
@@ -182,7 +184,7 @@ class Segments:
                 results = [one(chain, *rest) for chain in chains]
                 return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
-            return each
+            return run_in_turn
         each_chain = map_over_chains(
             lambda state, rest: segment(state, *rest),
             mcmc.chain_method,

@@ -229,7 +229,7 @@ def test_a_module_whose_parameters_are_read():
 def test_arrays_are_no_constants_of_the_program():
     ours = CompiledPredictive(model, draws(3), params={"scale": jnp.asarray(0.5)})
     whole = jax.make_jaxpr(lambda key, x: ours(key, x))(KEY, X)
-    (call,) = [eqn for eqn in whole.eqns if "program" in str(eqn.params.get("name"))]
+    (call,) = [eqn for eqn in whole.eqns if "_predict" in str(eqn.params.get("name"))]
     # The key, two arrays of the attributes and one argument.
     assert len(call.invars) == 4
     assert not call.params["jaxpr"].consts

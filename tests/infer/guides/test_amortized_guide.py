@@ -198,7 +198,10 @@ def discrete(y):
     [
         ({"plate": "rows"}, r"no plate 'rows'.*\['data', 'time'\]"),
         ({"model": discrete}, "is discrete"),
-        ({"encoder": eqx.nn.Linear(4, 9, key=KEY)}, r"returns \(9,\).*needs \(14,\)"),
+        (
+            {"encoder": eqx.nn.Linear(4, 9, key=KEY)},
+            r"returns \(9,\).*must return \(14,\)",
+        ),
         ({"context": lambda y: y[:5]}, r"6 for the whole plate.*\(5, 4\)"),
         ({"context": lambda y: 1.0}, "first axis"),
     ],
