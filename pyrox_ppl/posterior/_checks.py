@@ -102,7 +102,7 @@ def check_convergence(
                 ""
                 if origin_is_known
                 else " Members of an ensemble may differ: tree.attrs['inference'] = "
-                "'ensemble' says that they are no chains."
+                "'ensemble' says that they are not chains."
             ),
         ),
         Check(

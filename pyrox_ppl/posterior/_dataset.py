@@ -63,7 +63,7 @@ def _make(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
             dims[key] = sites.plates_of(name)
             continue
         own = sites.axis_names(name, ndim, taken)
-        # A density belongs to a whole event, the values of which may be masked singly.
+        # A mask of single values does not apply to densities, which are of events.
         single = {} if group == "log_likelihood" else sites.element_masks
         mask = single.get(name, sites.masks.get(name))
         if mask is not None:

@@ -43,7 +43,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What :func:`~pyrox_ppl.diagnose` found; ``print`` it for the verdict in words.
+    """The result of :func:`~pyrox_ppl.diagnose`; ``print`` it for the verdict in words.
 
     Attributes:
         title: The kind and number of the draws.

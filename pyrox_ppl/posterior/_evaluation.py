@@ -23,8 +23,8 @@ class Wanted:
 
     Attributes:
         predicted: Observed and deterministic sites to draw.
-        likelihoods: Observed sites of which to compute the log likelihood.
-        priors: Latent sites of which to compute the log prior.
+        likelihoods: Observed sites whose log likelihood to compute.
+        priors: Latent sites whose log prior to compute.
         log_joint: Whether to compute the log joint density in unconstrained space.
     """
 
@@ -47,8 +47,8 @@ def evaluate_draws(
         call: The model.
         sites: What is known of it.
         latent: The draws, with two sample axes.
-        rng_key: The key of the predictions; whatever else is random in the model is
-            drawn anew for every draw.
+        rng_key: The key of the predictions. Any other random site of the model is drawn
+            anew for every draw.
         wanted: What to compute.
 
     Returns:

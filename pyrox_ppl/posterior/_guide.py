@@ -28,7 +28,7 @@ class GuideDraws:
         values: The draws of the model's sites.
         random: The draws of the sites that the guide draws at random, from which all
             others follow.
-        is_point: Whether nothing is random: a point estimate.
+        is_point: Whether the guide is a point estimate.
         trained: The names of the guide's ``param`` and ``mutable`` sites.
         has_density: Whether a call of the guide says how dense its draws are.
     """

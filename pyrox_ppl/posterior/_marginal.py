@@ -44,8 +44,8 @@ class UndrawnDiscrete:
             return latents, {n: _arrays(s["fn"]) for n, s in samples.items()}
 
         direct = find_dependence(latents_and_distributions)
-        # The jaxpr does not show what depends on a latent inside a scan or cond, so
-        # every site is taken to.
+        # The jaxpr does not show which sites depend on a latent inside a scan or cond,
+        # so all sites count.
         hidden = {n for n in undrawn if trace[n].get("_control_flow_done")}
         causes = {n: _with_causes(of | hidden, direct) for n, of in direct.items()}
         supports, shapes = {}, {}
@@ -133,5 +133,5 @@ def _obstacle(
             return f"{latent!r} is on the plates {others}, and {name!r} is not"
         batch = np.array(site["fn"].batch_shape, int)
         if np.sum(batch > 1) > sum(f.size > 1 for f in stack):
-            return f"{latent!r} has axes that are on no plate"
+            return f"{latent!r} has axes that are not on a plate"
     return ""

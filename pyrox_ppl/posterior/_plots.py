@@ -267,7 +267,9 @@ def _column(values: np.ndarray, number: int, output: int) -> np.ndarray:
     if values.ndim == 1:
         return values
     if not -values.shape[1] <= output < values.shape[1]:
-        raise ValueError(f"there is no output {output} among {values.shape[1]}.")
+        raise ValueError(
+            f"output {output} does not exist: the prediction has {values.shape[1]}."
+        )
     return values[:, output]
 
 

@@ -38,7 +38,7 @@ class Source:
         is_warmup: Whether the draws are those of the warmup.
         losses: The losses of SVI, step by step.
         guide: The draws as the guide made them.
-        attrs: What the tree says of itself.
+        attrs: The attributes of the tree's root: the kind of inference and its source.
     """
 
     draws: dict[str, np.ndarray]

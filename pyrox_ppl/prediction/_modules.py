@@ -170,7 +170,7 @@ def module_from_mean[Module](
 
 
 def _with_one_draw(draws: Draws, one: dict[str, Any]) -> Draws:
-    """The same with one draw in place of all."""
+    """A single draw in place of all draws."""
     return dataclasses.replace(draws, values=one, shape=(1,))
 
 

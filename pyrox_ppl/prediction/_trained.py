@@ -23,7 +23,7 @@ def with_params(fn: Callable, params: Mapping[str, Any]) -> Callable:
 def check_trained(
     trace: Mapping[str, Any], params: Mapping[str, Any], *, of: str = "model"
 ) -> None:
-    """Refuse a model of which only a part has trained values.
+    """Refuse a model if only a part of it has trained values.
 
     Args:
         trace: A run of it.

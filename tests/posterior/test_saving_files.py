@@ -130,7 +130,7 @@ def test_a_class_with_other_fields_is_refused(tmp_path):
     done = subprocess.run(
         [*command, "c", "load"], capture_output=True, text=True, check=False
     )
-    assert "its fields were ['a', 'b'] and are ['a', 'c']" in done.stderr
+    assert "its fields were ['a', 'b'] and are now ['a', 'c']" in done.stderr
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zip"])

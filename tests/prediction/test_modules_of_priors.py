@@ -114,7 +114,7 @@ def test_a_misspelt_parameter_is_no_other_site():
     other = DRAWN | {"net.weights": jnp.ones((4, 5, 3))}
     for draws in (misspelt, deeper, other):
         with pytest.raises(
-            ValueError, match=r"(?s)weig.*no parameters.*leave them out"
+            ValueError, match=r"(?s)weig.*not its parameters.*leave them out"
         ):
             px.modules_from_draws(LINEAR, draws, name="net")
 

@@ -212,3 +212,16 @@ def test_no_points_and_no_draws():
         np.testing.assert_allclose(ours["half"].quantiles[0.5], 0.0, atol=1e-6)
     with pytest.raises(ValueError, match="there are no draws"):
         px.predict(model, {"a": jnp.ones(0)}, X)
+
+
+def test_boolean_and_half_precision_sites_are_summarised():
+    def model():
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("positive", a * jnp.ones(2) > 0)
+        numpyro.deterministic("half", a.astype(jnp.float16))
+
+    out = px.predict(model, SLOPES, sites=["positive", "half"])
+    share = np.mean(SLOPES["a"] > 0)
+    np.testing.assert_allclose(out["positive"].mean, [share, share], rtol=1e-6)
+    np.testing.assert_allclose(out["positive"].quantiles[0.95], [1.0, 1.0])
+    assert out["half"].mean.dtype == np.float32

@@ -170,7 +170,7 @@ def test_numbers_that_may_be_keys_are_refused():
 
 def test_a_vector_as_long_as_there_are_points_is_refused_if_it_fits_both_ways():
     point, z = Point(jnp.ones(2)), jnp.arange(6.0)
-    with pytest.raises(ValueError, match="each of the 6 points, or shared by all"):
+    with pytest.raises(ValueError, match="each of the 6 points, or be shared"):
         px.predict(point, DRAWS, X[:6], z, name="net")
     mean = px.predict(point, DRAWS, X[:5], z, name="net").mean
     expected = (WEIGHTS @ X[:5].T).mean(0) + 15.0
