@@ -1,4 +1,4 @@
-"""What a Python function does, in a hash that another process finds too."""
+"""What a Python function does, in a hash that is the same in every process."""
 
 import enum
 import hashlib
@@ -47,7 +47,7 @@ def show(value: Any, hash_of: Callable[[Any], str]) -> str:
 
 
 def hash_content(value: Any) -> str:
-    """Hash the :func:`content_key` of an object, by what is the same in any process."""
+    """Hash the :func:`content_key` of an object, without what only this process has."""
     sha = hashlib.sha256()
     _Reading(sha).add(content_key(value)[0])
     return sha.hexdigest()[:16]

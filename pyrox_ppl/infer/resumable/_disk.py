@@ -16,6 +16,15 @@ from pyrox_ppl.infer._arrays import canonical
 LOCK = "lock"
 
 
+# The frames between a user's call and a warning.
+_NOT_THE_USERS = (str(Path(__file__).parents[2]), contextlib.__file__)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the user's that called the package."""
+    warnings.warn(message, skip_file_prefixes=_NOT_THE_USERS, stacklevel=2)
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file; it is on the disk when the call returns."""
     with path.open("wb") as file:
@@ -92,10 +101,9 @@ def locked(path: Path) -> Iterator[None]:
                 "a path of its own."
             ) from error
         except OSError as error:
-            warnings.warn(
+            warn_user(
                 f"{path} cannot be locked ({error}): make sure that no other process "
-                "works on it.",
-                stacklevel=4,
+                "works on it."
             )
         yield
 

@@ -18,10 +18,10 @@ class Segment(NamedTuple):
     """What a segment makes, to be committed together.
 
     Attributes:
-        state: The state after it, a tree of arrays.
+        state: The state after the segment, a tree of arrays.
         progress: How far the run has come: ``steps``, and what the kind of run adds.
-            One that has ``stopped`` ends before its last step.
-        rows: The values that it collected, by name.
+            With a true ``stopped`` the run ends before its last step.
+        rows: The values that the segment collected, by name.
     """
 
     state: Any
@@ -30,17 +30,17 @@ class Segment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """In what the kinds of run differ.
+    """What differs between the kinds of run.
 
     Attributes:
         start: The state before the first step, a tree of arrays.
         progress: The progress before the first step.
         total: The number of steps.
         rows: The final shape and dtype of everything that is collected, by name.
-        axis: The axis along which it grows.
+        axis: The axis along which the rows grow.
         block: How many entries a whole segment adds.
         segment: Makes the next segment from a state and a progress. It may write on
-            the bar.
+            the progress bar.
     """
 
     start: Any
@@ -132,7 +132,7 @@ class _InMemory:
         self._segments: list[dict[str, Any]] = []
 
     def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
-        """Keep the rows."""
+        """Keep the rows, and return the state."""
         self.progress = progress
         self._segments.append(rows)
         return state
@@ -164,7 +164,7 @@ class _OnDisk:
         self.progress = store.progress
 
     def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
-        """Commit a segment; the state as a run that is resumed finds it."""
+        """Commit a segment, and return the state as a resumed run would load it."""
         self._store.commit(
             progress,
             _arrays(state),
