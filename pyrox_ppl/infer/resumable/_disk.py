@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyrox_ppl.infer._arrays import canonical
-
 LOCK = "lock"
 
 
@@ -60,8 +58,8 @@ def remove(path: Path) -> None:
 
 def seal(content: dict[str, Any]) -> bytes:
     """Write a dictionary as JSON, with its hash."""
-    sha = hashlib.sha256(canonical(content).encode()).hexdigest()
-    return json.dumps({"sha256": sha, "content": content}, indent=1).encode()
+    whole = {"sha256": _hash(content), "content": content}
+    return json.dumps(whole, indent=1).encode()
 
 
 def unseal(file: Path) -> dict[str, Any]:
@@ -73,8 +71,7 @@ def unseal(file: Path) -> dict[str, Any]:
     try:
         whole = json.loads(file.read_bytes())
         content = whole["content"]
-        expected = hashlib.sha256(canonical(content).encode()).hexdigest()
-        if expected != whole["sha256"]:
+        if _hash(content) != whole["sha256"]:
             raise ValueError("its checksum does not match")
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
@@ -82,6 +79,11 @@ def unseal(file: Path) -> dict[str, Any]:
             "copy, or start again under a new path."
         ) from error
     return content
+
+
+def _hash(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager

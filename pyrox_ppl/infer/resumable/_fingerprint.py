@@ -71,15 +71,9 @@ def take_fingerprint(
 ) -> Fingerprint:
     """Describe a run.
 
-    Args:
-        kind: The kind of run.
-        settings: The settings of the run, by name.
-        rng_key: The key of the run.
-        arguments: What the user passed, a tree by name.
-        model: The model, its arguments and its keyword arguments.
-        step: The compiled function of the run, and example arguments.
-        start: The state before the first step.
-        evaluation: The compiled held-out loss, and example arguments.
+    `model` comes with its arguments and keyword arguments; `step`, the compiled
+    function of the run, and `evaluation`, the compiled held-out loss, come with example
+    arguments.
     """
     return Fingerprint(
         kind=kind,
