@@ -14,8 +14,12 @@ from typing import Any
 LOCK = "lock"
 
 
-# The frames between a user's call and a warning.
-_NOT_THE_USERS = (str(Path(__file__).parents[2]), contextlib.__file__)
+# The files between a user's call and a warning. Python skips the files whose names
+# begin with one of these and are longer.
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[2]),
+    contextlib.__file__.removesuffix(".py"),
+)
 
 
 def warn_user(message: str) -> None:
