@@ -1,9 +1,7 @@
 """Arrays of any JAX dtype, PRNG keys among them, as plain NumPy arrays and back."""
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -23,15 +21,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def check_key(rng_key: Any, call: str) -> None:
-    """Check that a user passed a key where one belongs.
-
-    Args:
-        rng_key: What was passed.
-        call: The function with its arguments in order, as the error shows it.
-
-    Raises:
-        TypeError: If it is no key.
-    """
+    """Raise a TypeError that shows the right call if a user passed something else."""
     # Keys of the old kind, jax.random.PRNGKey, are plain arrays.
     if not is_key(rng_key) and getattr(rng_key, "dtype", None) != np.uint32:
         raise TypeError(
@@ -113,11 +103,6 @@ def _file_name(key: Any) -> str:
     if len(name) <= _LONGEST:
         return name
     return f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-def canonical(value: Mapping[str, Any]) -> str:
-    """Write JSON that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _is_array_like(leaf: Any) -> bool:

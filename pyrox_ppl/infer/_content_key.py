@@ -78,7 +78,7 @@ class Unseen:
 
 @dataclasses.dataclass(frozen=True)
 class OfProcess:
-    """A part of a key that another process does not share, such as the environment."""
+    """A part of a key that belongs to this process, such as its environment."""
 
     key: Any
 
@@ -165,7 +165,7 @@ class _Walk:
         kind = type(value)
         plain: Any
         for plain in (int, float, complex, str, bytes):
-            if isinstance(value, plain):  # its class is a subclass, which may hold more
+            if isinstance(value, plain):  # a subclass, which may hold more
                 shown = plain.__repr__(value)
                 return self.key(kind), shown, self._attributes(value)
         if isinstance(value, _CONTAINERS):

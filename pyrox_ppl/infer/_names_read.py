@@ -1,4 +1,4 @@
-"""What a function reads by name: globals, parts of modules, the environment."""
+"""What a function reads by name, and what of it belongs to a library."""
 
 import dis
 import os
@@ -145,7 +145,7 @@ def _paths(code: types.CodeType) -> Iterator[tuple[str, ...]]:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The names in a function's code and in that of functions within it."""
+    """The names in a function's code and in the code of functions within it."""
     yield from code.co_names
     for part in code.co_consts:
         if isinstance(part, types.CodeType):

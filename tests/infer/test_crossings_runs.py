@@ -1,4 +1,4 @@
-"""Every crossing run by what the library adds to inference: against the hand."""
+"""Every crossing under each way to infer: draws and densities against the hand."""
 
 import equinox as eqx
 import jax

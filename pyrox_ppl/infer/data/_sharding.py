@@ -67,8 +67,8 @@ def shard_data(mesh: Mesh, *arrays: Any, axis: str | None = None) -> Any:
     kind = mesh.axis_types[names.index(axis)]
     if kind != jax.sharding.AxisType.Auto:
         raise ValueError(
-            f"the axis {axis!r} of the mesh has the type {kind}, which requires a "
-            "model to specify the sharding of every result: make the mesh with "
+            f"the axis {axis!r} of the mesh has the type {kind}, for which a model "
+            "must specify the sharding of every result: make the mesh with "
             "axis_types=(jax.sharding.AxisType.Auto,)."
         )
     if mesh.is_multi_process:

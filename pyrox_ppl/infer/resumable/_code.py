@@ -1,4 +1,4 @@
-"""What a Python function does, in a hash that another process finds too."""
+"""What a Python function does, in a hash that is the same in every process."""
 
 import enum
 import hashlib
@@ -47,9 +47,13 @@ def show(value: Any, hash_of: Callable[[Any], str]) -> str:
 
 
 def hash_content(value: Any) -> str:
-    """Hash the :func:`content_key` of an object, by what is the same in any process."""
+    """Hash the :func:`content_key` of an object, without what only this process has."""
+    return _hash_key(content_key(value)[0])
+
+
+def _hash_key(key: Any) -> str:
     sha = hashlib.sha256()
-    _Reading(sha).add(content_key(value)[0])
+    _Reading(sha).add(key)
     return sha.hexdigest()[:16]
 
 
@@ -97,12 +101,6 @@ class _Reading:
         except (TypeError, AttributeError, NotImplementedError):  # a lock, a file
             state = _ADDRESS.sub("", repr(value)), getattr(value, "__dict__", {})
         return self.add(content_key(state)[0])
-
-
-def _hash_key(key: Any) -> str:
-    sha = hashlib.sha256()
-    _Reading(sha).add(key)
-    return sha.hexdigest()[:16]
 
 
 def _portable(value: Any) -> Any:

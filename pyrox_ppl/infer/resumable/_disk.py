@@ -11,9 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyrox_ppl.infer._arrays import canonical
-
 LOCK = "lock"
+
+
+# The files between a user's call and a warning. Python skips the files whose names
+# begin with one of these and are longer.
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[2]),
+    contextlib.__file__.removesuffix(".py"),
+)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line of the user's that called the package."""
+    warnings.warn(message, skip_file_prefixes=_NOT_THE_USERS, stacklevel=2)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -51,8 +62,8 @@ def remove(path: Path) -> None:
 
 def seal(content: dict[str, Any]) -> bytes:
     """Write a dictionary as JSON, with its hash."""
-    sha = hashlib.sha256(canonical(content).encode()).hexdigest()
-    return json.dumps({"sha256": sha, "content": content}, indent=1).encode()
+    whole = {"sha256": _hash(content), "content": content}
+    return json.dumps(whole, indent=1).encode()
 
 
 def unseal(file: Path) -> dict[str, Any]:
@@ -64,8 +75,7 @@ def unseal(file: Path) -> dict[str, Any]:
     try:
         whole = json.loads(file.read_bytes())
         content = whole["content"]
-        expected = hashlib.sha256(canonical(content).encode()).hexdigest()
-        if expected != whole["sha256"]:
+        if _hash(content) != whole["sha256"]:
             raise ValueError("its checksum does not match")
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(
@@ -73,6 +83,11 @@ def unseal(file: Path) -> dict[str, Any]:
             "copy, or start again under a new path."
         ) from error
     return content
+
+
+def _hash(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -92,10 +107,9 @@ def locked(path: Path) -> Iterator[None]:
                 "a path of its own."
             ) from error
         except OSError as error:
-            warnings.warn(
+            warn_user(
                 f"{path} cannot be locked ({error}): make sure that no other process "
-                "works on it.",
-                stacklevel=4,
+                "works on it."
             )
         yield
 

@@ -1,10 +1,9 @@
-"""What a run on disk must be continued with, and what an error says if it is not."""
+"""What a run on disk must be continued with, and an error where that has changed."""
 
 import hashlib
 import os
 import platform
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from numpyro import handlers
 from pyrox_ppl._version import __version__
 from pyrox_ppl.infer._arrays import digest, flat
 from pyrox_ppl.infer.resumable._code import describe_code, show
+from pyrox_ppl.infer.resumable._disk import warn_user
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -26,7 +26,8 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 class Fingerprint(NamedTuple):
     """What a run must be continued with.
 
-    Parts are compared in this order: a difference explains those in the parts after it.
+    The fields are compared in this order. The first difference is reported, because it
+    explains the later ones.
     """
 
     kind: str
@@ -70,15 +71,9 @@ def take_fingerprint(
 ) -> Fingerprint:
     """Describe a run.
 
-    Args:
-        kind: The kind of run.
-        settings: The settings of the run, by name.
-        rng_key: The key of the run.
-        arguments: What the user passed, a tree by name.
-        model: The model, its arguments and its keyword arguments.
-        step: The compiled function of the run, and example arguments.
-        start: The state before the first step.
-        evaluation: The compiled held-out loss, and example arguments.
+    `model` comes with its arguments and keyword arguments; `step`, the compiled
+    function of the run, and `evaluation`, the compiled held-out loss, come with example
+    arguments.
     """
     return Fingerprint(
         kind=kind,
@@ -205,12 +200,11 @@ def check(
             continue
         if allow_other_environment and elsewhere and part in _BOUND_TO_ENVIRONMENT:
             if part in ("program", "code", "evaluation"):
-                warnings.warn(
+                warn_user(
                     f"{path} was begun in another environment, where {meaning} were "
                     "written differently, so a change of them cannot be detected: make "
                     "sure that the model and its kernel or optimiser are those that "
-                    "the run was begun with.",
-                    stacklevel=7,
+                    "the run was begun with."
                 )
             continue
         advice = (
@@ -231,7 +225,7 @@ def check(
 def _lengthen(before: dict[str, Any], now: dict[str, Any]) -> str:
     """How to lengthen a run, where its length is the only difference."""
     changed = {n for n in {**before, **now} if before.get(n) != now.get(n)}
-    # By default a segment is a part of the whole run, so that it changes too.
+    # By default a segment is a fraction of the run, and so changes with its length.
     longer = changed - {"segment"}
     if longer == {"num_samples"}:
         return (

@@ -18,10 +18,10 @@ class Segment(NamedTuple):
     """What a segment makes, to be committed together.
 
     Attributes:
-        state: The state after it, a tree of arrays.
+        state: The state after the segment, a tree of arrays.
         progress: How far the run has come: ``steps``, and what the kind of run adds.
-            One that has ``stopped`` ends before its last step.
-        rows: The values that it collected, by name.
+            With a true ``stopped`` the run ends before its last step.
+        rows: The values that the segment collected, by name.
     """
 
     state: Any
@@ -30,17 +30,17 @@ class Segment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """In what the kinds of run differ.
+    """What differs between the kinds of run.
 
     Attributes:
         start: The state before the first step, a tree of arrays.
         progress: The progress before the first step.
         total: The number of steps.
         rows: The final shape and dtype of everything that is collected, by name.
-        axis: The axis along which it grows.
+        axis: The axis along which the rows grow.
         block: How many entries a whole segment adds.
         segment: Makes the next segment from a state and a progress. It may write on
-            the bar.
+            the progress bar.
     """
 
     start: Any
@@ -60,38 +60,28 @@ def complete(
     allow_other_environment: bool,
     progress_bar: bool,
 ) -> Segment:
-    """Run the segments that are missing at a path, and commit each.
-
-    Args:
-        run: The run.
-        path: The directory. None keeps the run in memory.
-        fingerprint: Makes what the run at `path` must have been begun with.
-        allow_other_environment: Whether it may have been begun in another environment.
-        progress_bar: Whether to show one.
+    """Run the segments that are missing at a path, or all in memory if it is None.
 
     Returns:
         The last state and progress, and all collected rows.
 
     Raises:
-        ValueError: If the run at `path` does not fit, or is damaged.
+        ValueError: If the run at `path` was begun with something else, or is damaged.
     """
-    with contextlib.ExitStack() as stack:
-        if path is None:
-            record: _InMemory | _OnDisk = _InMemory(run)
-        else:
-            opened = _open_or_begin(
-                Path(path), run, fingerprint(), allow_other_environment
-            )
-            record = _OnDisk(run, stack.enter_context(opened))
+    if path is None:
+        opened: Any = contextlib.nullcontext(_InMemory(run))
+    else:
+        opened = _on_disk(Path(path), run, fingerprint(), allow_other_environment)
+    with (
+        opened as record,
+        tqdm(
+            total=run.total,
+            initial=record.progress["steps"],
+            disable=not progress_bar,
+            unit="step",
+        ) as bar,
+    ):
         state, progress = record.state, record.progress
-        bar = stack.enter_context(
-            tqdm(
-                total=run.total,
-                initial=progress["steps"],
-                disable=not progress_bar,
-                unit="step",
-            )
-        )
         while progress["steps"] < run.total and not progress.get("stopped"):
             state, progress, rows = run.segment(state, progress, bar)
             state = record.commit(state, progress, rows)
@@ -100,16 +90,12 @@ def complete(
 
 
 def check_call(call: str, rng_key: Any, *, commits: bool = True) -> None:
-    """Check what all kinds of run have in common.
+    """Check the key, and that one process alone commits.
 
     Args:
         call: The function with its arguments in order, as an error shows it.
         rng_key: What the user passed as the key.
         commits: Whether the run commits to a path.
-
-    Raises:
-        TypeError: If `rng_key` is no key.
-        ValueError: If JAX runs in several processes.
     """
     check_key(rng_key, call)
     if commits and jax.process_count() > 1:
@@ -132,19 +118,17 @@ class _InMemory:
         self._segments: list[dict[str, Any]] = []
 
     def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
-        """Keep the rows."""
-        self.progress = progress
+        """Keep the rows, and return the state."""
         self._segments.append(rows)
         return state
 
     def rows(self) -> dict[str, Any]:
         """All rows that were collected."""
-        return {
-            name: from_numpy(
-                np.concatenate([to_numpy(one[name]) for one in self._segments]), like
-            )
-            for name, like in self._run.rows.items()
+        rows = {
+            name: np.concatenate([to_numpy(one[name]) for one in self._segments])
+            for name in self._run.rows
         }
+        return {n: from_numpy(rows[n], like) for n, like in self._run.rows.items()}
 
 
 class _OnDisk:
@@ -164,12 +148,9 @@ class _OnDisk:
         self.progress = store.progress
 
     def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
-        """Commit a segment; the state as a run that is resumed finds it."""
-        self._store.commit(
-            progress,
-            _arrays(state),
-            {name: to_numpy(value) for name, value in rows.items()},
-        )
+        """Commit a segment, and return the state as a resumed run would load it."""
+        arrays = {name: to_numpy(value) for name, value in rows.items()}
+        self._store.commit(progress, _arrays(state), arrays)
         return strong(state)
 
     def rows(self) -> dict[str, Any]:
@@ -179,15 +160,15 @@ class _OnDisk:
 
 
 @contextlib.contextmanager
-def _open_or_begin(
+def _on_disk(
     path: Path, run: Run, fingerprint: Fingerprint, allow_other_environment: bool
-) -> Iterator[RunStore]:
+) -> Iterator[_OnDisk]:
     """Open the run at a path if there is one that fits, else begin it."""
     # An empty directory is as good as none.
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         with RunStore.open(path) as store:
             check(store.fingerprint, fingerprint, path, allow_other_environment)
-            yield store
+            yield _OnDisk(run, store)
     else:
         with RunStore.begin(
             path,
@@ -198,7 +179,7 @@ def _open_or_begin(
             axis=run.axis,
             block=run.block,
         ) as store:
-            yield store
+            yield _OnDisk(run, store)
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:

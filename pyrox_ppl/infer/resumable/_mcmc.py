@@ -34,20 +34,20 @@ def run_mcmc(
     After each segment the draws, their statistics, and the kernel's state with its key
     are committed together, by one atomic rename. A process that is killed, at any
     moment, loses the segment it was in; started again with the same arguments, the run
-    continues after its last commit. **The result is bit for bit that of a run never
-    interrupted.** Warm-up is committed in the same way, every ``segment * thinning``
+    continues after its last commit. **The result is bit for bit the same as without the
+    interruption.** Warm-up is committed in the same way, every ``segment * thinning``
     steps.
 
-    The draws have the distribution of those of ``mcmc.run(rng_key, *args, ...)``. On a
-    CPU they have been the same bit for bit with one chain of NumPyro's ``MCMC``, and
-    with ``sequential`` and ``vectorized`` ones. They differ where initial values are
-    found inside a compiled program (``parallel`` chains, a callable ``chain_method``,
-    :class:`CompiledMCMC`), and where XLA compiles NumPyro's own loop to other
-    instructions.
+    The draws have the same distribution as the draws of ``mcmc.run(rng_key, *args,
+    ...)``. On a CPU they have been the same bit for bit with one chain of NumPyro's
+    ``MCMC``, and with ``sequential`` and ``vectorized`` chains. They may differ in bits
+    where a compiled program searches the initial values (``parallel`` chains, a
+    callable ``chain_method``, :class:`CompiledMCMC`), and where XLA compiles NumPyro's
+    own loop to other instructions.
 
     **On disk**: `path` is a directory. Its ``draws.zarr`` has an array
-    ``(chain, draw, ...)`` for each site and field, and may be read at any time; what is
-    not sampled yet is zero. The directory of a finished run returns its draws at once.
+    ``(chain, draw, ...)`` for each site and field, and may be read at any time; draws
+    still to come are zero. A run that is already finished at `path` returns at once.
 
     Args:
         mcmc: NumPyro's MCMC object or a :class:`CompiledMCMC`, not run yet: its kernel,

@@ -85,7 +85,7 @@ def run_minibatches(
         patience: Stop after this many epochs without a new least loss on `held_out`.
         path: A directory for commits. A run that was killed then continues after its
             last commit, with the data in the same order. The result is bit for bit
-            that of a run never interrupted.
+            the same as without the interruption.
         segment: How many steps make a segment, which is committed whole. By default
             those of an epoch.
         stable_update: As in ``svi.run``: leave out a step that is not finite.
@@ -219,7 +219,7 @@ def run_minibatches(
 class _Epochs:
     """Steps over batches, and the end of each epoch.
 
-    The state is a pair: that of the last step, and that of the best epoch.
+    The state is a pair: after the last step, and after the best epoch.
     """
 
     loader: MinibatchLoader

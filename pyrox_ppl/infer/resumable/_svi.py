@@ -40,8 +40,8 @@ def run_svi(
     After each segment the losses and the state (parameters, optimiser, mutable sites,
     key) are committed together, by one atomic rename. A process that is killed loses
     the segment it was in; started again with the same arguments, the run continues
-    after its last commit. **The result is bit for bit that of a run never
-    interrupted.** See :func:`run_mcmc` for what is on disk, and
+    after its last commit. **The result is bit for bit the same as without the
+    interruption.** See :func:`run_mcmc` for what is on disk, and
     :func:`run_minibatches` for data that come in batches.
 
     Args:
@@ -51,7 +51,7 @@ def run_svi(
         *args: Arguments of the model and guide.
         path: The directory; made if it does not exist.
         segment: How many steps make a segment. By default a twentieth of all.
-        progress_bar: Whether to show one; it begins at what is done.
+        progress_bar: Whether to show one; it begins at the steps already done.
         stable_update: As in ``svi.run``: leave out a step that is not finite.
         init_params: As in ``svi.run``.
         allow_other_environment: As in :func:`run_mcmc`.

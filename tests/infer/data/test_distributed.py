@@ -78,7 +78,7 @@ def test_two_processes_infer_what_one_does(two):
 
 
 @pytest.mark.slow
-def test_what_two_processes_cannot_do_is_told(two):
+def test_what_two_processes_cannot_do_is_reported(two):
     for _, said in two:
         for name in ("run_mcmc", "run_svi", "run_minibatches"):
             assert said[name].startswith(f"ValueError: {name}")

@@ -101,6 +101,6 @@ def test_files_are_read_as_arrays_are(tmp_path):
         ((np.ones(3),), 1, {"block_size": 0}, "block_size must be a positive integer"),
     ],
 )
-def test_wrong_arguments_are_told(arrays, size, options, told):
+def test_wrong_arguments_are_reported(arrays, size, options, told):
     with pytest.raises(ValueError, match=told):
         MinibatchLoader(arrays, size, rng_key=KEY, **options)

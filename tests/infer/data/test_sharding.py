@@ -60,7 +60,7 @@ def test_the_rows_keep_their_values_and_none_stays_none():
     assert placed.sharding.spec == jax.sharding.PartitionSpec("data")
 
 
-def test_what_cannot_be_sharded_is_told():
+def test_what_cannot_be_sharded_is_reported():
     with pytest.raises(ValueError, match="none is named 'rows'"):
         shard_data(mesh(), np.ones(3), axis="rows")
     with pytest.raises(ValueError, match=r"shape \(\) cannot be spread over 1 devices"):

@@ -1,12 +1,14 @@
-"""Arguments in the wrong order: an error that shows the right call.
+"""What a user is shown: the right call after a wrong one, the line of a warning.
 
-In a process of its own, where annotations are not checked, as a user runs it.
+In processes of their own, where annotations are not checked, as a user runs them.
 """
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 CALLS = """
@@ -30,14 +32,42 @@ for call in (
 """
 
 
-def test_a_call_in_the_wrong_order_says_what_to_do():
-    out = subprocess.run(
-        [sys.executable, "-c", CALLS],
+ELSEWHERE = """
+import sys, warnings, jax, jax.numpy as jnp, numpyro
+from numpyro.infer import MCMC, NUTS
+from pyrox_ppl.infer import run_mcmc
+
+def run(potential):
+    mcmc = MCMC(NUTS(potential_fn=potential), num_warmup=1, num_samples=1)
+    options = {"allow_other_environment": True, "init_params": jnp.ones(2)}
+    run_mcmc(mcmc, jax.random.key(0), path=sys.argv[1], **options)
+
+run(lambda z: jnp.sum(z**2))
+numpyro.__version__ = "0.0.1"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    run(lambda z: 2.0 * jnp.sum(z**2))
+print([(warning.filename, warning.lineno) for warning in caught])
+"""
+
+
+def run_python(*code):
+    return subprocess.run(
+        [sys.executable, "-c", *code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+
+
+@pytest.mark.slow
+def test_a_warning_names_the_line_of_the_users(tmp_path):
+    assert run_python(ELSEWHERE, str(tmp_path / "run")) == "[('<string>', 9)]\n"
+
+
+def test_a_call_in_the_wrong_order_says_what_to_do():
+    out = run_python(CALLS)
     path, mcmc, svi, minibatches, loader, size = out.splitlines()
     assert path.endswith("missing 1 required keyword-only argument: 'path'")
     assert mcmc.endswith(

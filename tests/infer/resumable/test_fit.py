@@ -140,7 +140,9 @@ def test_held_out_data_of_no_finite_loss_choose_no_epoch(patience):
 
 
 @pytest.mark.parametrize("segment", [None, 3])
-def test_after_a_death_the_data_go_on_in_the_same_order(tmp_path, monkeypatch, segment):
+def test_after_a_death_the_data_continue_in_the_same_order(
+    tmp_path, monkeypatch, segment
+):
     options = {"held_out": (X, YS), "patience": 5, "segment": segment}
     path = tmp_path / "run"
     whole = fit(make(line, optax.adam(0.05)), 5, **options)

@@ -164,7 +164,7 @@ def test_another_run_is_refused_and_the_files_are_left_alone(begun, change, told
     assert content(path) == before
 
 
-def test_a_site_more_is_told_by_name(begun):
+def test_a_site_more_is_reported_by_name(begun):
     path, _, _ = begun
 
     def more(y):
@@ -196,7 +196,7 @@ def test_another_environment_is_refused_unless_one_says_so(begun, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("damage", ["truncated", "altered", "removed"])
-def test_damage_is_told_and_undone_by_restoring(begun, file, told, damage):
+def test_damage_is_reported_and_undone_by_restoring(begun, file, told, damage):
     path, kernel, mcmc = begun
     victim = sorted(path.glob(file), key=lambda p: (len(p.name), p.name))[-1]
     whole = victim.read_bytes()

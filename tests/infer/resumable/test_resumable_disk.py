@@ -43,7 +43,9 @@ def fail_at(monkeypatch, place, count, error):
 
 
 @pytest.mark.parametrize("place", ["draws", "state", "manifest"])
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch, expected, place):
+def test_a_full_disk_is_reported_and_loses_nothing(
+    tmp_path, monkeypatch, expected, place
+):
     path = tmp_path / "run"
     full = OSError(errno.ENOSPC, "No space left on device")
     fail_at(monkeypatch, place, 3 if place == "draws" else 5, full)

@@ -244,7 +244,7 @@ def test_another_environment_does_not_excuse_another_model(tmp_path, monkeypatch
         run(lambda z: 2.0 * potential(z))
 
 
-def test_a_state_of_other_dtypes_is_told(tmp_path):
+def test_a_state_of_other_dtypes_is_reported(tmp_path):
     def run():
         kernel, options = NUTS(potential_fn=potential), {"segment": 2}
         options |= {"allow_other_environment": True, "init_params": np.ones(2)}
