@@ -45,7 +45,13 @@ def pareto_k(log_weights: np.ndarray) -> float:
 
     ArviZ's function takes a log likelihood, whose weights are its inverse.
     """
-    return float(np.asarray(_STATS.psislw(-log_weights)[1]))
+    # Where most weights underflow beside the largest, ArviZ's fit overflows and returns
+    # the small k of its prior, as if the weights were even.
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            return float(np.asarray(_STATS.psislw(-log_weights)[1]))
+    except FloatingPointError:
+        return float("inf")
 
 
 def loo(tree: xr.DataTree, site: str) -> Any:

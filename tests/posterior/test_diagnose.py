@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import pyrox_ppl as px
+from pyrox_ppl.posterior._checks import of_guide
 
 KEY = jax.random.key(0)
 CHAINS, DRAWS, WIDTH = 4, 300, 8
@@ -204,3 +205,11 @@ def test_one_draw_is_too_few_and_not_a_function_that_stands_still():
     found = px.diagnose(tree, linear, jnp.ones((2, 1)))
     assert [check.name for check in found.checks] == ["R-hat"]
     assert found.checks[0].passed is None
+
+
+def test_weights_of_which_most_underflow_are_no_good_guides():
+    """ArviZ's fit overflows there, and answers 0.28."""
+    log_weights = -100.0 * np.arange(40.0)
+    check, k = of_guide(xr.Dataset({"log_weight": ("draw", log_weights)}))
+    assert k == np.inf
+    assert not check.passed
