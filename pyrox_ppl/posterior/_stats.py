@@ -46,7 +46,13 @@ def pareto_k(log_weights: np.ndarray) -> float:
     ArviZ's function takes log likelihoods, and the weights of leave-one-out are their
     inverses: hence the sign.
     """
-    return float(np.asarray(_STATS.psislw(-log_weights)[1]))
+    # Where most weights underflow beside the largest, ArviZ's fit overflows and returns
+    # the small k of its prior, as if the weights were even.
+    try:
+        with np.errstate(over="raise", invalid="raise"):
+            return float(np.asarray(_STATS.psislw(-log_weights)[1]))
+    except FloatingPointError:
+        return float("inf")
 
 
 def loo(tree: xr.DataTree, site: str) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import pyrox_ppl as px
+from pyrox_ppl.posterior._checks import of_guide
 
 KEY = jax.random.key(0)
 CHAINS, DRAWS, WIDTH = 4, 300, 8
@@ -204,3 +205,12 @@ def test_one_draw_is_too_few_and_not_a_function_that_stands_still():
     found = px.diagnose(tree, linear, jnp.ones((2, 1)))
     assert [check.name for check in found.checks] == ["R-hat"]
     assert found.checks[0].passed is None
+
+
+@pytest.mark.parametrize("gap", [100.0, 120.0, 150.0])
+def test_a_guide_of_which_one_weight_dwarfs_the_rest_is_not_fine(gap):
+    """ArviZ's own k is 117, then 0.28 where its fit overflows, then NaN."""
+    weights = -gap * np.arange(40.0)
+    check, k = of_guide(xr.Dataset({"log_weight": ("draw", weights)}))
+    assert not check.passed
+    assert not k < 100

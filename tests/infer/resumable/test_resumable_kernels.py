@@ -200,11 +200,11 @@ def chains():
     return make(kernel, CompiledMCMC, **settings)
 mcmc = interrupted(pytest.MonkeyPatch(), folder / "r", chains, Y)
 assert placed == {{((2,), (2,))}}
-assert_same(mcmc, run_mcmc(chains(), KEY, Y, path=folder / "whole", segment=2))
+assert_same(mcmc, run_mcmc(chains(), folder / "whole", KEY, Y, segment=2))
 settings["num_chains"] = 2
 numpyros, ours = (make(kernel, **settings) for _ in range(2))
 numpyros.run(KEY, Y)
-run_mcmc(ours, KEY, Y, path=folder / "two")
+run_mcmc(ours, folder / "two", KEY, Y)
 for name, draws in numpyros.get_samples(group_by_chain=True).items():
     np.testing.assert_allclose(ours.get_samples(True)[name], draws, rtol=1e-4)
 mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
