@@ -46,7 +46,7 @@ OF_EVENTS = [
     [
         (np.array([1, 2, 3, 1]), P, "from 0 to 2 for 3 classes, got 1 to 3: count"),
         (np.array([-1, 2, 0, 1]), P, "from 0 to 2 for 3 classes, got -1 to 2"),
-        (np.array([0.5, 1, 2, 0]), P, "whole numbers of classes, got 0.5"),
+        (np.array([0.5, 1, 2, 0]), P, "class numbers, which are whole; got 0.5"),
         (NAN, P, "labels are NaN or infinite for 1 of 4"),
         (LABELS, 2 * P, "must sum to 1 .* sum to 2"),
         (LABELS, P - 1, "turn logits into probabilities"),
