@@ -199,6 +199,16 @@ def class_numbers(
     return numbers
 
 
+def need_class_axis(labels: ArrayLike, probabilities: ArrayLike | None) -> None:
+    """Refuse probabilities of label 1 alone, which have the shape of the labels."""
+    if probabilities is not None and np.shape(probabilities) == np.shape(labels):
+        raise ValueError(
+            "probabilities need a last axis of classes here, got the shape "
+            f"{np.shape(probabilities)}; for a binary outcome with probability p, pass "
+            "`np.stack([1 - p, p], axis=-1)`."
+        )
+
+
 def _refuse_one_hot(labels: np.ndarray, event: np.ndarray) -> None:
     """Refuse one-hot labels, which would be scored as separate binary outcomes."""
     if labels.ndim < 2 or labels.shape[-1] < 2:

@@ -189,6 +189,7 @@ class ConformalSets:
                 level is not in (0, 1), or if there are so few rows that only sets of
                 all classes guarantee it.
         """
+        _check.need_class_axis(labels, probabilities)
         p = _check.class_probabilities("probabilities", probabilities)
         numbers = _check.class_numbers(labels, p.shape[:-1], p.shape[-1])
         scores = _adaptive_scores(p, uniform(rng_key, numbers.shape, purpose=1))

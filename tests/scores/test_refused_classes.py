@@ -85,6 +85,12 @@ def test_a_binary_outcome_has_no_ranks():
         scores.ranked_probability_score(LABELS % 2, np.full(4, 0.5))
 
 
+@pytest.mark.parametrize("fit", [scores.Temperature.fit, fit_sets])
+def test_a_binary_outcome_needs_an_axis_of_classes_to_be_recalibrated(fit):
+    with pytest.raises(ValueError, match=r"last axis of classes here.*np\.stack"):
+        fit(LABELS % 2, np.full(4, 0.5))
+
+
 def test_bins():
     with pytest.raises(ValueError, match="at least one bin, got bins=0"):
         scores.reliability_curve(LABELS, P, bins=0)
