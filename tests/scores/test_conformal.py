@@ -182,10 +182,11 @@ def test_renumbering_the_classes_changes_nothing():
 
 
 def test_one_key_for_both_gives_independent_numbers():
-    p = np.full((1000, 2), [0.6, 0.4])
-    sets = scores.ConformalSets.fit(np.zeros(1000), p, level=0.5, rng_key=KEYS[0])
+    p, labels = np.full((1000, 2), [0.6, 0.4]), np.zeros(1000)
+    sets = scores.ConformalSets.fit(labels, p, level=0.5, rng_key=KEYS[0])
     held = sets.apply(p, rng_key=KEYS[0])[:, 0]
-    again = sets.apply(p, rng_key=KEYS[0])[:, 0]
-    other = sets.apply(p, rng_key=KEYS[1])[:, 0]
-    np.testing.assert_array_equal(held, again)
-    assert (held != other).any()
+    # With the numbers of the fit, exactly the 501 smallest scores would be within.
+    assert held.sum() != 501
+    assert abs(held.mean() - 0.5) < 0.1
+    np.testing.assert_array_equal(held, sets.apply(p, rng_key=KEYS[0])[:, 0])
+    assert (held != sets.apply(p, rng_key=KEYS[1])[:, 0]).any()
