@@ -15,7 +15,7 @@ CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites
 	tests/infer/compiled/test_compiled_mcmc.py tests/infer/compiled/test_compiled_svi.py \
 	tests/infer/kernels/test_flat_nuts.py tests/prediction/test_predict.py \
 	tests/infer/resumable/test_resumable.py tests/posterior/test_datatree.py \
-	tests/posterior/test_saving.py tests/posterior/test_plots.py
+	tests/posterior/test_saving.py tests/posterior/test_plots.py tests/scores
 
 quickstart: $(VENV)/.tutorials
 	$(PY) tutorials/quickstart.py

@@ -1,16 +1,18 @@
-"""The checks that the scores share: each says what came and what to do."""
+"""The argument checks that the scores share."""
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+
+_ROUNDING = 1e-6  # of a mean of probabilities in single precision
 
 
 def real_array(name: str, values: ArrayLike) -> np.ndarray:
     """The values as a NumPy array of real numbers, in the precision they came in."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(
-            f"{name} are a masked array, whose mask NumPy would drop: pass the rows "
-            "that are observed."
+            f"{name} are a masked array, and its mask would be lost: pass only the "
+            "rows that are observed."
         )
     array = np.asarray(values)
     is_real = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
@@ -48,40 +50,41 @@ def same_shape(**arrays: np.ndarray) -> None:
 def observations_and_draws(
     observations: ArrayLike, draws: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Observations in double precision; draws of the same shape behind their axis."""
+    """Observations in double precision, and draws of the same shape for each."""
     observed = finite_array("observations", observations)
     drawn = real_array("draws", draws)
     if drawn.shape[1:] != observed.shape or drawn.ndim == 0:
         raise ValueError(
-            f"draws must have the shape (draws, {_inner(observed.shape)}), the draws "
-            f"first, for observations of shape {observed.shape}; got {drawn.shape}."
+            f"for observations of shape {observed.shape}, draws must have the shape "
+            f"{_shape('draws', *observed.shape)}; got {drawn.shape}."
         )
     return observed, drawn
 
 
 def draw_weights(weights: ArrayLike | None, number: int) -> np.ndarray:
-    """The weights of the draws, which sum to 1; equal ones if there are none."""
+    """The weights of the draws, normalised; equal if None."""
     if weights is None:
         return np.full(number, 1 / number)
     array = finite_array("weights", weights)
     if array.shape != (number,):
         raise ValueError(
-            f"weights are one for every draw, of shape ({number},); got {array.shape}."
+            f"weights need one value for every draw, so the shape ({number},); got "
+            f"{array.shape}."
         )
     if (array < 0).any() or not array.sum() > 0:
         raise ValueError(
-            f"weights are non-negative with a positive sum, got values from "
-            f"{array.min():g} to {array.max():g}: exponentiate log weights first, "
+            "weights must be non-negative and have a positive sum, got values from "
+            f"{array.min():g} to {array.max():g}. Exponentiate log weights first: "
             "`np.exp(w - w.max())`."
         )
     return array / array.sum()
 
 
 def check_level(level: float) -> None:
-    """Refuse what is no probability strictly between 0 and 1."""
+    """Refuse a level that is not strictly between 0 and 1."""
     if not 0.0 < level < 1.0:
         raise ValueError(
-            f"level is a probability between 0 and 1, such as 0.9; got {level}."
+            f"level must be a probability between 0 and 1, such as 0.9; got {level}."
         )
 
 
@@ -102,12 +105,12 @@ def class_probabilities(name: str, values: ArrayLike) -> np.ndarray:
     if array.ndim == 0 or array.shape[-1] < 2:
         raise ValueError(
             f"{name} need at least two classes along the last axis, got the shape "
-            f"{array.shape}; of a binary outcome with probability p these are "
+            f"{array.shape}; for a binary outcome with probability p, pass "
             "`np.stack([1 - p, p], axis=-1)`."
         )
-    probabilities = array.astype(np.float64)
-    check_probabilities(name, probabilities, tolerance(array.dtype))
-    return probabilities
+    return probabilities_in_range(
+        name, array.astype(np.float64), tolerance(array.dtype)
+    )
 
 
 def tolerance(dtype: np.dtype) -> float:
@@ -117,57 +120,58 @@ def tolerance(dtype: np.dtype) -> float:
     return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
 
 
-def check_probabilities(name: str, array: np.ndarray, slack: float) -> None:
-    """Refuse what is not in [0, 1] or does not sum to 1 along the last axis."""
-    check_unit(name, array)
+def probabilities_in_range(name: str, array: np.ndarray, slack: float) -> np.ndarray:
+    """The probabilities if they lie in [0, 1] and sum to 1 along the last axis."""
+    array = unit_range(name, array)
     sums = array @ np.ones(array.shape[-1])
     worst = sums.flat[np.abs(sums - 1).argmax()]
     if abs(worst - 1) > slack:
         raise ValueError(
-            f"{name} must sum to 1 over the classes, which are the last axis, but "
-            f"those of one row sum to {worst:.6g}: check the axes, and normalise."
+            f"{name} must sum to 1 over the last axis, the classes, but those of one "
+            f"row sum to {worst:.6g}: check the order of the axes, or normalise."
         )
+    return array
 
 
-def check_unit(name: str, array: np.ndarray) -> None:
-    """Refuse what is no probability."""
+def unit_range(name: str, array: np.ndarray) -> np.ndarray:
+    """The values if they lie in [0, 1], those that miss it by rounding clipped."""
     lowest, highest = array.min(), array.max()
     if np.isnan(lowest):
         raise ValueError(
             f"{name} are NaN for {np.isnan(array).sum()} of {array.size} values: leave "
             "out the rows that are missing, and find out where predictions break down."
         )
-    if lowest < 0 or highest > 1 + 1e-6:
+    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
         raise ValueError(
             f"{name} must lie in [0, 1], got values from {lowest:g} to {highest:g}: "
-            "turn logits into probabilities by a softmax or a sigmoid."
+            "turn logits into probabilities with a softmax or a sigmoid."
         )
+    return array if lowest >= 0 and highest <= 1 else np.clip(array, 0, 1)
 
 
 def labels_and_probabilities(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Class numbers, probabilities with a last axis of classes, whether it is binary.
+    """Class numbers, probabilities of all classes, and whether the outcome is binary.
 
-    Probabilities without an axis of classes are those of label 1.
+    It is if the probabilities have no axis of classes: they are those of label 1.
     """
     array = real_array("probabilities", probabilities)
     shape = real_array("labels", labels).shape
     is_binary = array.shape == shape
     if is_binary:
-        event = array.astype(np.float64)
-        check_unit("probabilities", event)
+        event = unit_range("probabilities", array.astype(np.float64))
         numbers = class_numbers(labels, shape, 2)
         _refuse_one_hot(numbers, event)
         return numbers, np.stack([1 - event, event], axis=-1), True
     if array.shape[:-1] != shape or array.ndim == 0:
         raise ValueError(
             f"labels of shape {shape} need probabilities of shape "
-            f"({_inner(shape)}classes), or {shape} if the outcome is binary; got "
-            f"{array.shape}. Average class probabilities over their draws first."
+            f"{_shape(*shape, 'classes')}, or {shape} for a binary outcome; got "
+            f"{array.shape}. Average class probabilities over the draws first."
         )
-    numbers = class_probabilities("probabilities", array)
-    return class_numbers(labels, shape, array.shape[-1]), numbers, False
+    p = class_probabilities("probabilities", array)
+    return class_numbers(labels, shape, array.shape[-1]), p, False
 
 
 def class_numbers(
@@ -177,13 +181,15 @@ def class_numbers(
     array = real_array("labels", labels)
     if array.shape != shape:
         raise ValueError(
-            f"labels must have the shape {shape}, one for every row; got {array.shape}."
+            f"labels need one value for every row, so the shape {shape}; got "
+            f"{array.shape}."
         )
     check_finite("labels", array)
     numbers = array.astype(np.int64)
     if (numbers != array).any():
         raise ValueError(
-            f"labels are whole numbers of classes, got {array[numbers != array][0]}."
+            "labels must be class numbers, which are whole; got "
+            f"{array[numbers != array][0]}."
         )
     if numbers.min() < 0 or numbers.max() >= classes:
         raise ValueError(
@@ -193,8 +199,18 @@ def class_numbers(
     return numbers
 
 
+def need_class_axis(labels: ArrayLike, probabilities: ArrayLike | None) -> None:
+    """Refuse probabilities of label 1 alone, which have the shape of the labels."""
+    if probabilities is not None and np.shape(probabilities) == np.shape(labels):
+        raise ValueError(
+            "probabilities need a last axis of classes here, got the shape "
+            f"{np.shape(probabilities)}; for a binary outcome with probability p, pass "
+            "`np.stack([1 - p, p], axis=-1)`."
+        )
+
+
 def _refuse_one_hot(labels: np.ndarray, event: np.ndarray) -> None:
-    """Refuse one-hot labels, which would be scored as so many binary outcomes."""
+    """Refuse one-hot labels, which would be scored as separate binary outcomes."""
     if labels.ndim < 2 or labels.shape[-1] < 2:
         return
     sums = event.sum(-1)
@@ -205,5 +221,5 @@ def _refuse_one_hot(labels: np.ndarray, event: np.ndarray) -> None:
         )
 
 
-def _inner(shape: tuple[int, ...]) -> str:
-    return "".join(f"{size}, " for size in shape)
+def _shape(*sizes: int | str) -> str:
+    return f"({', '.join(map(str, sizes))})"

@@ -12,7 +12,7 @@ def class_log_score(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     A label of probability zero scores minus infinity.
 
     **Shapes**: labels ``(*rows)``; probabilities ``(*rows, classes)``, or ``(*rows)``
-    of label 1 if the outcome is binary; result ``(*rows)``.
+    of label 1 for a binary outcome; result ``(*rows)``.
 
     Args:
         labels: Class numbers from 0.
@@ -48,7 +48,7 @@ def brier_score(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     outcome.
 
     **Shapes**: labels ``(*rows)``; probabilities ``(*rows, classes)``, or ``(*rows)``
-    of label 1 if the outcome is binary; result ``(*rows)``.
+    of label 1 for a binary outcome; result ``(*rows)``.
 
     Args:
         labels: Class numbers from 0.
@@ -84,8 +84,8 @@ def ranked_probability_score(labels: ArrayLike, probabilities: ArrayLike) -> np.
     .. math:: \sum_{k} \Big(\sum_{j \le k} p_j - 1\{y \le k\}\Big)^2
         \in [0, \text{classes} - 1]
 
-    It counts how far off a class is, so it depends on how classes are numbered: of
-    classes without an order, take `brier_score`.
+    It measures how far away the probable classes are, so it depends on the numbering of
+    the classes. Use `brier_score` for classes without an order.
 
     **Shapes**: labels ``(*rows)``; probabilities ``(*rows, classes)``; result
     ``(*rows)``.
@@ -114,8 +114,8 @@ def ranked_probability_score(labels: ArrayLike, probabilities: ArrayLike) -> np.
     numbers, p, is_binary = _check.labels_and_probabilities(labels, probabilities)
     if is_binary:
         raise ValueError(
-            "the ranked probability score needs a last axis of ordered classes; of a "
-            "binary outcome it is the `brier_score`."
+            "the ranked probability score needs a last axis of ordered classes; for a "
+            "binary outcome it equals the `brier_score`."
         )
     reached = numbers[..., None] <= np.arange(p.shape[-1])
     return np.asarray(((p.cumsum(-1) - reached) ** 2).sum(-1))
@@ -124,11 +124,12 @@ def ranked_probability_score(labels: ArrayLike, probabilities: ArrayLike) -> np.
 def accuracy(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
     """Whether the most probable class is the label; larger is better.
 
-    1 or 0; among m equally probable classes 1/m, the chance of a fair guess, so that
-    the numbering of classes does not matter. The mean over rows is the accuracy.
+    It is 1 or 0, and 1/m if the label is among m classes that tie for the most
+    probable, so that the numbering of the classes does not matter. The mean over rows
+    is the accuracy.
 
     **Shapes**: labels ``(*rows)``; probabilities ``(*rows, classes)``, or ``(*rows)``
-    of label 1 if the outcome is binary; result ``(*rows)``.
+    of label 1 for a binary outcome; result ``(*rows)``.
 
     Args:
         labels: Class numbers from 0.

@@ -14,23 +14,24 @@ from pyrox_ppl.scores._uniform import uniform
 
 @dataclasses.dataclass(frozen=True)
 class ConformalInterval:
-    r"""Intervals made wider or narrower by one margin, so that they cover new rows.
+    r"""Intervals widened or narrowed by one margin, so that they cover new rows.
 
     The margin is the :math:`\lceil (n + 1) \, \text{level} \rceil`-th smallest of the n
-    held-out scores :math:`\max(l_i - y_i, y_i - u_i)`. With predictive quantiles as
-    bounds this is conformalised quantile regression (CQR); with a point prediction as
-    both bounds, the score is the absolute residual.
+    held-out scores :math:`\max(l_i - y_i, y_i - u_i)`. If the bounds are predictive
+    quantiles, this is conformalised quantile regression (CQR). If both bounds are the
+    same point prediction, the scores are absolute residuals.
 
     **Guarantee**: if held-out and new rows are exchangeable,
 
     .. math:: \text{level} \le P(y \in [l - m, u + m]) \le \text{level} + \frac1{n + 1},
 
-    the upper bound if no two scores are equal. It holds for any model, however wrong,
-    on average over held-out sets and rows: not for every held-out set (for one, the
-    coverage is Beta distributed), nor given the inputs.
+    where the upper bound assumes that no two scores are equal. The guarantee holds for
+    any model, however wrong, on average over held-out sets and new rows. It does not
+    hold for each single held-out set, whose coverage varies around the level, nor for
+    each input.
 
     Attributes:
-        margin: m, in units of the outcome; negative if intervals get narrower.
+        margin: m, in units of the outcome; negative if it narrows the intervals.
         level: The guaranteed probability.
         rows: n.
 
@@ -64,7 +65,7 @@ class ConformalInterval:
         **Shapes**: all ``(*rows)``.
 
         Args:
-            observations: Outcomes of rows that the posterior has not seen.
+            observations: Outcomes of rows that the posterior was not fitted to.
             lower: Their lower predictive quantiles, or point predictions.
             upper: Their upper predictive quantiles, or the same point predictions.
             level: The probability to guarantee.
@@ -74,8 +75,8 @@ class ConformalInterval:
 
         Raises:
             ValueError: If shapes differ, a value is NaN or infinite, or a lower bound
-                exceeds its upper bound; if the level is not in (0, 1), or if the rows
-                are too few for it, where only an infinite margin would do.
+                exceeds its upper bound; if the level is not in (0, 1), or if there are
+                so few rows that only an infinite margin guarantees it.
         """
         y = _check.finite_array("observations", observations)
         low = _check.finite_array("lower bounds", lower)
@@ -88,9 +89,9 @@ class ConformalInterval:
     def apply(
         self, lower: ArrayLike, upper: ArrayLike
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Intervals of new rows.
+        """Compute the intervals of new rows.
 
-        Where a negative margin would cross the bounds, both become their midpoint.
+        Where a negative margin would make the bounds cross, both become their midpoint.
 
         **Shapes**: all ``(*rows)``.
 
@@ -109,7 +110,7 @@ class ConformalInterval:
         high = _check.finite_array("upper bounds", upper)
         _check.same_shape(lower=low, upper=high)
         _check.check_bounds(low, high)
-        # A point where the interval would be empty: it can only cover more.
+        # A point instead of an empty interval can only cover more.
         margin = np.maximum(self.margin, (low - high) / 2)
         low, high = low - margin, high + margin
         return np.minimum(low, high), high
@@ -119,22 +120,26 @@ class ConformalInterval:
 class ConformalSets:
     r"""Adaptive prediction sets (APS): sets of classes that cover new labels.
 
-    The score of a class is the probability of those more probable, and a random share
-    of its own: :math:`\sum_{j: p_j > p_k} p_j + v \, p_k`, v uniform, one number a row
-    (classes of equal probability are taken together). A set holds the classes whose
-    score is at most the :math:`\lceil (n + 1) \, \text{level} \rceil`-th smallest of
-    the n scores of held-out labels.
+    The score of class k is the total probability of the more probable classes plus a
+    random share of its own,
+
+    .. math:: \sum_{j: p_j > p_k} p_j + v \sum_{j: p_j = p_k} p_j,
+
+    with one uniform v per row. A set holds the classes whose score is at most the
+    :math:`\lceil (n + 1) \, \text{level} \rceil`-th smallest score of the n held-out
+    labels.
 
     **Guarantee**: if held-out and new rows are exchangeable,
 
     .. math:: \text{level} \le P(y \in C) \le \text{level} + \frac1{n + 1},
 
-    which is exact because of the randomisation. It holds for any model, however wrong,
-    on average over held-out sets and rows: not for every held-out set, nor class by
-    class. A set may be empty, where the model is surer than it deserves.
+    where the upper bound rests on the randomisation, which makes scores distinct. The
+    guarantee holds for any model, however wrong, on average over held-out sets and new
+    rows. It does not hold for each single held-out set, nor for each class. A set may
+    be empty.
 
     Attributes:
-        threshold: The largest score in a set.
+        threshold: The largest score that a set admits.
         level: The guaranteed probability.
         rows: n.
 
@@ -171,7 +176,7 @@ class ConformalSets:
         **Shapes**: labels ``(*rows)``, probabilities ``(*rows, classes)``.
 
         Args:
-            labels: Class numbers from 0 of rows that the posterior has not seen.
+            labels: Class numbers from 0, of rows that the posterior was not fitted to.
             probabilities: Their predictive probabilities, averaged over draws.
             level: The probability to guarantee.
             rng_key: A JAX key for the randomisation.
@@ -181,9 +186,10 @@ class ConformalSets:
 
         Raises:
             ValueError: If labels or probabilities are not valid or do not match; if the
-                level is not in (0, 1), or if the rows are too few for it, where only
-                sets of all classes would do.
+                level is not in (0, 1), or if there are so few rows that only sets of
+                all classes guarantee it.
         """
+        _check.need_class_axis(labels, probabilities)
         p = _check.class_probabilities("probabilities", probabilities)
         numbers = _check.class_numbers(labels, p.shape[:-1], p.shape[-1])
         scores = _adaptive_scores(p, uniform(rng_key, numbers.shape, purpose=1))
@@ -191,7 +197,7 @@ class ConformalSets:
         return cls(_corrected_quantile(scores, level), level, numbers.size)
 
     def apply(self, probabilities: ArrayLike, *, rng_key: jax.Array) -> np.ndarray:
-        """Sets of new rows.
+        """Compute the sets of new rows.
 
         **Shapes**: probabilities and result ``(*rows, classes)``.
 
@@ -211,26 +217,26 @@ class ConformalSets:
 
 
 def _corrected_quantile(scores: np.ndarray, level: float) -> float:
-    """The score below which a new one is at least as probably as the level."""
+    """The score that a new one does not exceed, with probability at least the level."""
     _check.check_level(level)
     number = scores.size
-    # Rounded, so that 10 * 0.9 and its like are the whole numbers they should be.
+    # Rounding keeps products such as 100 * 0.07 whole: it is 7.000000000000001.
     rank = math.ceil(round((number + 1) * level, 9))
     if rank > number:
         fewest = math.ceil(round(level / (1 - level), 9))
         raise ValueError(
             f"{number} held-out rows are too few to guarantee a level of {level:g}, "
-            f"which takes at least {fewest}: hold out more rows or lower the level."
+            f"which takes at least {fewest}: hold out more rows, or lower the level."
         )
     return float(np.partition(scores.reshape(-1), rank - 1)[rank - 1])
 
 
 def _adaptive_scores(p: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Of every class, the mass above it and a share of the mass that is its equal."""
+    """The score of every class: the mass above it and the share v of its ties' mass."""
     order = np.argsort(-p, axis=-1)
     falling = np.take_along_axis(p, order, axis=-1)
     mass = np.cumsum(falling, axis=-1)
-    # Mass up to the last class of a run of equal ones, and before its first.
+    # Every class of a run of ties gets the mass before the run and up to its end.
     change = np.diff(falling, axis=-1) != 0
     edge = np.ones((*p.shape[:-1], 1), dtype=bool)
     first = np.concatenate([edge, change], axis=-1)

@@ -1,4 +1,4 @@
-"""crps and energy_score: the distance of predictive draws from what was observed."""
+"""crps and energy_score: how far predictive draws are from what was observed."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,15 +23,17 @@ def crps(
         \frac1S \sum_s |\tilde y_s - y|
         - \frac1{2 S (S - 1)} \sum_{s, t} |\tilde y_s - \tilde y_t|
 
-    for S predictive draws :math:`\tilde y_s` of an observation y. This fair version
-    scores the law that the draws come from: its expectation does not depend on S, so
-    that 5 members of an ensemble and 2,000 draws of a chain compare. It may be slightly
-    negative. With ``fair=False``, :math:`S^2` takes the place of :math:`S (S - 1)`: the
-    score of the draws themselves as the whole predictive distribution.
+    for S predictive draws :math:`\tilde y_s` of an observation y. This is the fair
+    version, the default. It scores the law that the draws come from: its expectation
+    does not depend on S, so a 5-member ensemble and 2,000 draws of a chain compare. It
+    may be slightly negative. The plain version, ``fair=False``, has :math:`S^2` in
+    place of :math:`S (S - 1)` and scores the draws as if they were the whole predictive
+    distribution.
 
     With weights, :math:`w_s` takes the place of 1/S, and the fair version divides the
-    second term by :math:`1 - \sum_s w_s^2`. The cost is O(S log S) a row. For counts it
-    is the ranked probability score; class labels have no distances, so no CRPS.
+    second term by :math:`1 - \sum_s w_s^2`. The cost per row is O(S log S). Counts have
+    a CRPS, which is their ranked probability score. Class labels have no distances and
+    so no CRPS: use `brier_score`.
 
     **Shapes**: observations ``(*rows)``, draws ``(draws, *rows)``, weights
     ``(draws,)``, result ``(*rows)``.
@@ -39,7 +41,7 @@ def crps(
     Args:
         observations: What was observed.
         draws: Predictive draws of each observation.
-        fair: Whether to score the law of the draws, or the draws.
+        fair: Whether to score the law of the draws rather than the draws themselves.
         weights: Non-negative weights of the draws, normalised here; equal if None.
 
     Returns:
@@ -96,10 +98,10 @@ def energy_score(
         \frac1S \sum_s \|\tilde y_s - y\|
         - \frac1{2 S (S - 1)} \sum_{s, t} \|\tilde y_s - \tilde y_t\|
 
-    with Euclidean norms: `crps` for an outcome of one component. Components count by
-    their units: standardise those that differ. `fair` and `weights` are as for `crps`.
-    Memory is bounded; the time is O(S² dim) a row, about 6 ms for 2,000 draws of 10
-    components: thin the draws where rows are many.
+    with Euclidean norms. For one component this is the `crps`, whose `fair` and
+    `weights` it shares. Standardise components of different units, or the largest
+    dominate. Memory is bounded, but the time per row is O(S² dim): about 10 ms for
+    2,000 draws of 10 components. Thin the draws if there are many rows.
 
     **Shapes**: observations ``(*rows, dim)``, draws ``(draws, *rows, dim)``, weights
     ``(draws,)``, result ``(*rows)``.
@@ -107,7 +109,7 @@ def energy_score(
     Args:
         observations: The observed vectors.
         draws: Predictive draws of each.
-        fair: Whether to score the law of the draws, or the draws.
+        fair: Whether to score the law of the draws rather than the draws themselves.
         weights: Non-negative weights of the draws, normalised here; equal if None.
 
     Returns:
@@ -130,8 +132,8 @@ def energy_score(
     observed, drawn = _check.observations_and_draws(observations, draws)
     if observed.ndim == 0:
         raise ValueError(
-            "the energy score is of vectors, their components along the last axis, got "
-            "a single number: `crps` is its score."
+            "the energy score needs vectors, with components along the last axis, but "
+            "got a single number: use `crps`."
         )
     weight = _check.draw_weights(weights, len(drawn))
     scale = _spread_scale(weight, fair)
@@ -149,10 +151,10 @@ def energy_score(
 
 
 def _spread_scale(weight: np.ndarray, fair: bool) -> float:
-    """What makes the spread of weighted draws an unbiased one, or 1."""
+    """The factor that makes the spread of weighted draws unbiased; 1 if not fair."""
     if not fair:
         return 1.0
-    # No two independent draws where a single one has all of the weight.
+    # One draw with all the weight says nothing of the spread.
     if np.count_nonzero(weight) < 2:
         raise ValueError(
             "the fair score needs at least two draws (of positive weight), got one: "
@@ -162,19 +164,19 @@ def _spread_scale(weight: np.ndarray, fair: bool) -> float:
 
 
 def _rank_weights(weight: np.ndarray) -> np.ndarray:
-    """By these the sorted draws sum to half of their mean distance.
+    """Coefficients of sorted draws in half of their mean distance.
 
-    In that sum over all pairs, a draw counts positively for the weight below it and
-    negatively for the weight above.
+    In the sum over pairs of larger minus smaller, a draw has a plus sign with all the
+    weight below it and a minus sign with all the weight above it.
     """
     return weight * (2 * weight.cumsum(-1) - weight - 1)
 
 
 def _half_distance(x: np.ndarray, weight: np.ndarray) -> float:
-    """Half of the weighted mean distance of the rows of x, which is over pairs."""
+    """Half of the weighted mean distance between the rows of x."""
     total, size = 0.0, max(1, _PAIRS // len(x))
     for start in range(0, len(x), size):
-        # Pairs with later rows once, those within the block twice.
+        # This counts a pair within the block twice, and a pair with a later row once.
         block = weight[start : start + size]
         distance = cdist(x[start : start + size], x[start:])
         total += block @ distance @ weight[start:]

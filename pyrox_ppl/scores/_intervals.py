@@ -1,4 +1,4 @@
-"""Intervals of predictive draws: how wide they are, what they cover, their score."""
+"""Intervals of predictive draws: their width, coverage and score."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,7 +47,8 @@ def central_interval(
 def coverage(observations: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> np.ndarray:
     """Whether each interval covers its observation; the mean should be the level.
 
-    A bound counts as inside. Wide intervals cover much: read it beside `sharpness`.
+    Bounds belong to the interval. Wide intervals cover more, so read the coverage
+    beside the `sharpness`.
 
     **Shapes**: all ``(*rows)``.
 
@@ -80,8 +81,7 @@ def coverage(observations: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> np.
 def sharpness(lower: ArrayLike, upper: ArrayLike) -> np.ndarray:
     """The widths of intervals, in units of the outcome; smaller is better.
 
-    Among intervals of the right coverage, that is: their mean width compares methods
-    that are calibrated.
+    Compare widths only among methods whose coverage is right.
 
     **Shapes**: all ``(*rows)``.
 
@@ -116,8 +116,8 @@ def interval_score(
 
     .. math:: (u - l) + \frac2\alpha (l - y)_+ + \frac2\alpha (y - u)_+
 
-    with :math:`\alpha` = 1 - `level`: the width, and a fine for what it misses. The
-    true quantiles score best.
+    with :math:`\alpha` = 1 - `level`: the width plus a penalty for what the interval
+    misses. The true quantiles score best.
 
     **Shapes**: all ``(*rows)``.
 

@@ -16,8 +16,8 @@ def log_score(
     .. math:: \log \frac1S \sum_{s=1}^S p(y \mid \theta_s)
 
     for S draws :math:`\theta_s`; with weights, :math:`w_s` takes the place of 1/S. The
-    sum over held-out rows is the expected log predictive density (ELPD). A row that no
-    draw finds possible scores minus infinity.
+    sum over held-out rows is the expected log predictive density (ELPD). A row of
+    density zero under every draw scores minus infinity.
 
     **Shapes**: log likelihoods ``(draws, *rows)``, weights ``(draws,)``, result
     ``(*rows)``.

@@ -15,10 +15,11 @@ def pit(observations: ArrayLike, draws: ArrayLike, *, rng_key: jax.Array) -> np.
     .. math::
         \frac{\#\{\tilde y_s < y\} + u \, (\#\{\tilde y_s = y\} + 1)}{S + 1}
 
-    with u uniform, for S predictive draws :math:`\tilde y_s`. Exactly uniform if the
-    observation is one more draw of the same law, for continuous outcomes, counts and
-    binary ones. A histogram with a hump means too wide predictions, a bowl too narrow
-    ones, a slope biased ones. It has no better or worse by row.
+    with u uniform, for S predictive draws :math:`\tilde y_s`. It is exactly uniform if
+    the observation is one more draw of the same law, for continuous outcomes, counts
+    and binary outcomes alike. A hump-shaped histogram means that predictions are too
+    wide, a U-shaped one that they are too narrow, a slope that they are biased. A
+    single value is neither good nor bad.
 
     **Shapes**: observations ``(*rows)``, draws ``(draws, *rows)``, result ``(*rows)``.
 

@@ -1,4 +1,4 @@
-"""Reliability of class probabilities: how often what has probability p happens."""
+"""Reliability of class probabilities: how often an event of probability p happens."""
 
 import dataclasses
 from typing import Literal
@@ -22,6 +22,12 @@ class CalibrationError:
         binning: How the bins were made.
         edges: Their edges, ``(bins + 1,)``.
         count: The number of rows in each, ``(bins,)``.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> error = px.scores.expected_calibration_error([1, 0], [0.9, 0.9], bins=2)
+        >>> round(error.value, 3), error.edges
+        (0.4, array([0. , 0.5, 1. ]))
     """
 
     value: float
@@ -47,6 +53,12 @@ class ReliabilityCurve:
         edges: The edges of the bins, one more than there are bins.
         binning: How the bins were made.
         level: The probability of the intervals.
+
+    Example:
+        >>> import pyrox_ppl as px
+        >>> curve = px.scores.reliability_curve([1, 0], [0.9, 0.9], bins=2)
+        >>> curve.count, curve.upper.round(3)
+        (array([0, 2]), array([  nan, 0.975]))
     """
 
     confidence: np.ndarray
@@ -67,22 +79,22 @@ def reliability_curve(
     binning: Binning = "equal_width",
     level: float = 0.9,
 ) -> ReliabilityCurve:
-    """Compare confidence with frequency; they are equal if predictions are calibrated.
+    """Compare confidence with frequency, which are equal if predictions are calibrated.
 
-    With classes, the confidence is the largest probability and right is who has the
-    label there (`accuracy`). For a binary outcome it is the probability of label 1, and
-    the frequency that of label 1; ``labels == k`` and ``probabilities[:, k]`` look at
-    one class so. Bins are open at the left and closed at the right.
+    For classes, the confidence is the largest probability and the frequency is the
+    `accuracy`. For a binary outcome, the confidence is the probability of label 1 and
+    the frequency is how often label 1 occurs; pass ``labels == k`` and
+    ``probabilities[:, k]`` to look at class k alone. A bin includes its right edge.
 
     **Shapes**: labels ``(*rows)``; probabilities ``(*rows, classes)``, or ``(*rows)``
-    of label 1 if the outcome is binary; arrays of the result ``(bins,)``.
+    of label 1 for a binary outcome; arrays of the result ``(bins,)``.
 
     Args:
         labels: Class numbers from 0.
         probabilities: Predictive probabilities, averaged over draws.
         bins: The number of bins.
-        binning: ``"equal_width"`` divides [0, 1] evenly; ``"equal_mass"`` takes
-            quantiles of the confidence, fewer where these coincide.
+        binning: ``"equal_width"`` divides [0, 1] evenly. ``"equal_mass"`` divides at
+            quantiles of the confidence, with fewer bins where these coincide.
         level: The probability of the Clopper-Pearson intervals.
 
     Returns:
@@ -116,7 +128,8 @@ def reliability_curve(
     hits = np.bincount(place, right, minlength=len(count))
     total = np.bincount(place, confidence, minlength=len(count))
     empty = np.where(count == 0, np.nan, count)
-    # The quantiles of a Beta distribution, whose limits at no and at all hits are 0, 1.
+    # Quantiles of Beta distributions, whose limits are 0 without hits and 1 without
+    # misses. Arithmetic with `empty` makes NaN of the bins without rows.
     misses, tail = empty - hits, (1 - level) / 2
     lower = np.where(hits > 0, betaincinv(hits, misses + 1, tail), 0 * empty)
     upper = np.where(misses > 0, betaincinv(hits + 1, misses, 1 - tail), 1 + 0 * empty)
@@ -136,12 +149,12 @@ def expected_calibration_error(
 
     .. math:: \sum_b \frac{n_b}{n} |\text{frequency}_b - \text{confidence}_b|
 
-    over the bins of `reliability_curve`. It depends on them, which is why they are
-    returned, and is no proper score: predicting the base rate has none. With few rows a
-    bin it is positive even for calibrated predictions.
+    over the bins of `reliability_curve`. The error depends on the bins, so they come
+    with it. It is not a proper score: predicting the base rate for every row gives
+    zero. If bins have few rows, it is positive even for calibrated predictions.
 
     **Shapes**: labels ``(*rows)``; probabilities ``(*rows, classes)``, or ``(*rows)``
-    of label 1 if the outcome is binary.
+    of label 1 for a binary outcome.
 
     Args:
         labels: Class numbers from 0.
@@ -181,9 +194,6 @@ def _edges(confidence: np.ndarray, bins: int, binning: str) -> np.ndarray:
         return even
     if binning == "equal_mass":
         edges = np.unique(np.quantile(confidence, even))
-        # All rows are of one confidence: one bin, which has two edges.
+        # All rows have the same confidence: one bin, which still has two edges.
         return edges if len(edges) > 1 else np.repeat(edges, 2)
-    raise ValueError(
-        f"binning is 'equal_width' or 'equal_mass', got {binning!r}: the calibration "
-        "error depends on it."
-    )
+    raise ValueError(f"binning must be 'equal_width' or 'equal_mass', got {binning!r}.")

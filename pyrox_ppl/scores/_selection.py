@@ -1,4 +1,4 @@
-"""Selection by uncertainty: rows to label next, and rows to leave to a human."""
+"""Selection by uncertainty: which rows to label next, and which to leave undecided."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,19 @@ from pyrox_ppl.scores._classes import accuracy
 
 
 class RejectionCurve(NamedTuple):
-    """The accuracy of the rows that are kept as more of the uncertain ones are left.
+    """The accuracy of the rows that remain as more uncertain rows are rejected.
 
     Attributes:
-        rejected: The share of rows left out, from 0 up.
-        accuracy: The accuracy of the others.
-        threshold: The largest uncertainty among them.
+        rejected: The share of rows rejected, ascending from 0.
+        accuracy: The accuracy of the rows kept.
+        threshold: The largest uncertainty among the rows kept.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> p, uncertainty = np.array([0.9, 0.6]), np.array([0.1, 0.2])
+        >>> curve = px.scores.accuracy_rejection_curve([1, 0], p, uncertainty)
+        >>> curve.accuracy
+        array([0.5, 1. ])
     """
 
     rejected: np.ndarray
@@ -24,21 +31,21 @@ class RejectionCurve(NamedTuple):
 
 
 def most_uncertain(uncertainty: ArrayLike, number: int) -> np.ndarray:
-    """The rows of largest uncertainty, the largest first; of equals the earlier.
+    """Choose the rows of largest uncertainty, largest first; ties keep their order.
 
     **Shapes**: uncertainty ``(rows,)``, result ``(number,)``.
 
     Args:
-        uncertainty: Of every row, such as `mutual_information` or the epistemic part of
-            `variance_split`.
+        uncertainty: The uncertainty of every row, such as `mutual_information` or the
+            epistemic part of `variance_split`.
         number: How many rows to choose.
 
     Returns:
         Their indices.
 
     Raises:
-        ValueError: If the uncertainty has other than one axis or is NaN, or if there
-            are not that many rows.
+        ValueError: If the uncertainty is NaN or does not have exactly one axis, or if
+            there are fewer rows than `number`.
 
     References:
         Houlsby et al., "Bayesian Active Learning for Classification and Preference
@@ -60,22 +67,22 @@ def most_uncertain(uncertainty: ArrayLike, number: int) -> np.ndarray:
 def accuracy_rejection_curve(
     labels: ArrayLike, probabilities: ArrayLike, uncertainty: ArrayLike
 ) -> RejectionCurve:
-    """Accuracy of what is kept when the most uncertain rows are rejected.
+    """Compute the accuracy of the remaining rows as the most uncertain are rejected.
 
-    It rises if the uncertainty tells wrong predictions from right ones. Rows of equal
-    uncertainty are kept or rejected together, so that their order does not matter.
+    The accuracy rises if wrong predictions are more uncertain than right ones. Rows of
+    equal uncertainty are kept or rejected together, so their order does not matter.
 
     **Shapes**: labels and uncertainty ``(rows,)``; probabilities ``(rows, classes)``,
-    or ``(rows,)`` of label 1 if the outcome is binary; arrays of the result one entry
-    for every different uncertainty.
+    or ``(rows,)`` of label 1 for a binary outcome; the arrays of the result have one
+    entry for every distinct uncertainty.
 
     Args:
         labels: Class numbers from 0.
         probabilities: Predictive probabilities, averaged over draws.
-        uncertainty: Of every row, such as `predictive_entropy`.
+        uncertainty: The uncertainty of every row, such as `predictive_entropy`.
 
     Returns:
-        A `RejectionCurve`, which begins where nothing is rejected.
+        A `RejectionCurve`, which starts with all rows kept.
 
     Raises:
         ValueError: If labels, probabilities or uncertainties are not valid or do not
@@ -106,7 +113,8 @@ def _one_axis(uncertainty: ArrayLike) -> np.ndarray:
     array = _check.real_array("uncertainties", uncertainty).astype(np.float64)
     if array.ndim != 1:
         raise ValueError(
-            f"uncertainties are one for every row, of shape (rows,); got {array.shape}."
+            f"uncertainties need one value for every row, so one axis; got the shape "
+            f"{array.shape}."
         )
     if np.isnan(array).any():
         raise ValueError(

@@ -80,6 +80,7 @@ class Temperature:
                 class; if a label has probability zero; if the best temperature is 0 or
                 infinite.
         """
+        _check.need_class_axis(labels, probabilities)
         scores = _logits(probabilities, logits)
         numbers = _check.class_numbers(labels, scores.shape[:-1], scores.shape[-1])
         scores, numbers = scores.reshape(-1, scores.shape[-1]), numbers.reshape(-1)

@@ -16,6 +16,12 @@ class EntropySplit(NamedTuple):
         total: The entropy of the mean probabilities.
         aleatoric: The mean entropy of the draws' probabilities.
         epistemic: Their difference, the mutual information.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> split = px.scores.entropy_split(np.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> split.aleatoric + split.epistemic == split.total
+        array([ True])
     """
 
     total: np.ndarray
@@ -30,6 +36,14 @@ class VarianceSplit(NamedTuple):
         total: The predictive variance, the sum of the two.
         aleatoric: The mean of the draws' variances.
         epistemic: The variance of the draws' means.
+
+    Example:
+        >>> import numpy as np, pyrox_ppl as px
+        >>> total, aleatoric, epistemic = px.scores.variance_split(
+        ...     np.array([[0.0], [2.0]]), np.array([[3.0], [5.0]])
+        ... )
+        >>> total
+        array([5.])
     """
 
     total: np.ndarray
@@ -38,7 +52,7 @@ class VarianceSplit(NamedTuple):
 
 
 def predictive_entropy(probabilities: ArrayLike) -> np.ndarray:
-    r"""The entropy :math:`-\sum_k p_k \log p_k` in nats; larger is more uncertain.
+    r"""The entropy :math:`-\sum_k p_k \log p_k` in nats; larger means less sure.
 
     **Shapes**: probabilities ``(*rows, classes)``, result ``(*rows)``.
 
@@ -67,10 +81,10 @@ def predictive_entropy(probabilities: ArrayLike) -> np.ndarray:
 def mutual_information(
     probability_draws: ArrayLike, *, weights: ArrayLike | None = None
 ) -> np.ndarray:
-    """The epistemic part of `entropy_split`; larger is more to learn.
+    """The epistemic part of `entropy_split`; larger means more to learn.
 
-    The information in nats that a row's label would give about the parameters (BALD):
-    what to label next in active learning.
+    It is the information, in nats, that a row's label would give about the parameters.
+    Active learning labels the rows of largest mutual information next (BALD).
 
     **Shapes**: probabilities ``(draws, *rows, classes)``, weights ``(draws,)``, result
     ``(*rows)``.
@@ -83,7 +97,7 @@ def mutual_information(
         The mutual information of every row, in double precision.
 
     Raises:
-        ValueError: As `entropy_split` does.
+        ValueError: For the same reasons as `entropy_split`.
 
     References:
         Houlsby et al., "Bayesian Active Learning for Classification and Preference
@@ -111,7 +125,7 @@ def entropy_split(
     for the class probabilities :math:`p_s` of S draws. Memory is bounded.
 
     **Shapes**: probabilities ``(draws, *rows, classes)``, weights ``(draws,)``, results
-    ``(*rows)``. Of a binary outcome with probability p of label 1, pass
+    ``(*rows)``. For a binary outcome with probability p of label 1, pass
     ``np.stack([1 - p, p], axis=-1)``.
 
     Args:
@@ -141,21 +155,21 @@ def entropy_split(
     draws = _check.real_array(name, probability_draws)
     if draws.ndim < 2 or draws.shape[-1] < 2:
         raise ValueError(
-            f"{name} have the shape (draws, *rows, classes) with at least two classes, "
-            f"got {draws.shape}; of a binary outcome with probability p pass "
-            "`np.stack([1 - p, p], axis=-1)`."
+            f"{name} must have the shape (draws, *rows, classes) with at least two "
+            f"classes, got {draws.shape}; for a binary outcome with probability p, "
+            "pass `np.stack([1 - p, p], axis=-1)`."
         )
     weight = _check.draw_weights(weights, len(draws))
     slack, rows = _check.tolerance(draws.dtype), draws.shape[1:-1]
     total, aleatoric = np.empty((2, int(np.prod(rows))))
     for where, block in row_blocks(draws, event_ndims=1):
-        _check.check_probabilities(name, block, slack)
+        block = _check.probabilities_in_range(name, block, slack)
         # Averages over draws as products of a vector and a matrix, which are fast.
         mean = (weight @ block.reshape(len(draws), -1)).reshape(block.shape[1:])
         information = weight @ _information(block).reshape(len(draws), -1)
         total[where] = _information(mean).sum(-1)
         aleatoric[where] = information.reshape(mean.shape).sum(-1)
-    # Never negative (Jensen's inequality), but by rounding.
+    # By Jensen's inequality only rounding makes it negative.
     epistemic = np.maximum(total - aleatoric, 0)
     return EntropySplit(*(x.reshape(rows) for x in (total, aleatoric, epistemic)))
 
@@ -172,8 +186,8 @@ def variance_split(
         + \underbrace{\operatorname{Var}_\theta \operatorname{E}[y \mid \theta]}
           _{\text{epistemic}},
 
-    the law of total variance for the equally weighted mixture of the draws (the
-    variance of the means divides by their number).
+    the law of total variance for the mixture of the draws. The variance of the means
+    therefore divides by their number, not by one less.
 
     **Shapes**: means and variances ``(draws, *rows)``, weights ``(draws,)``, results
     ``(*rows)``.
@@ -215,7 +229,7 @@ def variance_split(
             _check.check_finite("means", mean)
             _check.check_finite("variances", variance)
         if (v < 0).any():
-            raise ValueError(f"variances are not negative, got {v.min():g}.")
+            raise ValueError(f"variances must not be negative, got {v.min():g}.")
         epistemic[where] = weight @ (m - weight @ m) ** 2
         aleatoric[where] = weight @ v
     epistemic, aleatoric = (x.reshape(mean.shape[1:]) for x in (epistemic, aleatoric))

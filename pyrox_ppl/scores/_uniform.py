@@ -5,11 +5,11 @@ import numpy as np
 
 
 def uniform(rng_key: jax.Array, shape: tuple[int, ...], purpose: int = 0) -> np.ndarray:
-    """Numbers in [0, 1), independent for different purposes of the same key."""
+    """Numbers in [0, 1); the same key gives independent ones for each purpose."""
     words = np.asarray(jax.random.key_data(rng_key))
     if words.ndim != 1:
         raise ValueError(
-            f"rng_key is one key, such as jax.random.key(0); got {words.shape[:-1]} of "
-            "them."
+            "rng_key must be a single key, such as jax.random.key(0); got keys of "
+            f"shape {words.shape[:-1]}."
         )
     return np.random.default_rng([*words.tolist(), purpose]).uniform(size=shape)

@@ -96,6 +96,14 @@ def test_probabilities_of_jax_may_be_rounded(dtype):
     np.testing.assert_allclose(ours, scores.brier_score(LABELS, P), atol=0.02)
 
 
+def test_rounding_beyond_1_and_below_0_is_clipped():
+    p = np.array([1 + 1e-7, -1e-7])
+    np.testing.assert_array_equal(scores.class_log_score([0, 1], p), [-np.inf] * 2)
+    two = np.stack([1 - p, p], axis=-1)
+    np.testing.assert_array_equal(scores.brier_score([1, 0], two), [0, 0])
+    np.testing.assert_array_equal(scores.entropy_split(two[None]).total, [0, 0])
+
+
 def test_one_row_of_independent_events_is_not_taken_for_one_hot():
     labels = np.array([[1, 0], [1, 1], [0, 0]])
     p = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.3]])

@@ -154,6 +154,19 @@ def test_a_margin_may_be_negative_and_bounds_do_not_cross():
     np.testing.assert_array_equal([low[1], high[1]], [1.5, 1.5])
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.4, 0.7, 0.9])
+def test_classes_of_equal_probability_are_in_a_set_together(threshold, monkeypatch):
+    p, v = RNG.multinomial(4, np.ones(4) / 4, size=300) / 4, RNG.uniform(size=300)
+    monkeypatch.setattr(
+        "pyrox_ppl.scores._conformal.uniform", lambda rng_key, shape, purpose: v
+    )
+    above = (p[:, None] * (p[:, None] > p[..., None])).sum(-1)
+    equal = (p[:, None] * (p[:, None] == p[..., None])).sum(-1)
+    expected = above + v[:, None] * equal <= threshold
+    sets = scores.ConformalSets(threshold, 0.9, 99).apply(p, rng_key=KEYS[0])
+    np.testing.assert_array_equal(sets, expected)
+
+
 def test_renumbering_the_classes_changes_nothing():
     counts = RNG.multinomial(4, np.ones(4) / 4, size=300)  # many ties, and zeros
     p, labels = counts / 4, RNG.integers(0, 4, size=300)
@@ -169,10 +182,11 @@ def test_renumbering_the_classes_changes_nothing():
 
 
 def test_one_key_for_both_gives_independent_numbers():
-    p = np.full((1000, 2), [0.6, 0.4])
-    sets = scores.ConformalSets.fit(np.zeros(1000), p, level=0.5, rng_key=KEYS[0])
+    p, labels = np.full((1000, 2), [0.6, 0.4]), np.zeros(1000)
+    sets = scores.ConformalSets.fit(labels, p, level=0.5, rng_key=KEYS[0])
     held = sets.apply(p, rng_key=KEYS[0])[:, 0]
-    again = sets.apply(p, rng_key=KEYS[0])[:, 0]
-    other = sets.apply(p, rng_key=KEYS[1])[:, 0]
-    np.testing.assert_array_equal(held, again)
-    assert (held != other).any()
+    # With the numbers of the fit, exactly the 501 smallest scores would be within.
+    assert held.sum() != 501
+    assert abs(held.mean() - 0.5) < 0.1
+    np.testing.assert_array_equal(held, sets.apply(p, rng_key=KEYS[0])[:, 0])
+    assert (held != sets.apply(p, rng_key=KEYS[1])[:, 0]).any()

@@ -46,7 +46,7 @@ OF_EVENTS = [
     [
         (np.array([1, 2, 3, 1]), P, "from 0 to 2 for 3 classes, got 1 to 3: count"),
         (np.array([-1, 2, 0, 1]), P, "from 0 to 2 for 3 classes, got -1 to 2"),
-        (np.array([0.5, 1, 2, 0]), P, "whole numbers of classes, got 0.5"),
+        (np.array([0.5, 1, 2, 0]), P, "class numbers, which are whole; got 0.5"),
         (NAN, P, "labels are NaN or infinite for 1 of 4"),
         (LABELS, 2 * P, "must sum to 1 .* sum to 2"),
         (LABELS, P - 1, "turn logits into probabilities"),
@@ -83,6 +83,12 @@ def test_one_hot_labels():
 def test_a_binary_outcome_has_no_ranks():
     with pytest.raises(ValueError, match="`brier_score`"):
         scores.ranked_probability_score(LABELS % 2, np.full(4, 0.5))
+
+
+@pytest.mark.parametrize("fit", [scores.Temperature.fit, fit_sets])
+def test_a_binary_outcome_needs_an_axis_of_classes_to_be_recalibrated(fit):
+    with pytest.raises(ValueError, match=r"last axis of classes here.*np\.stack"):
+        fit(LABELS % 2, np.full(4, 0.5))
 
 
 def test_bins():

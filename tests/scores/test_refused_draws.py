@@ -36,8 +36,8 @@ OF_INTERVALS = [scores.coverage, interval_score, fit_interval]
     [
         (NAN, DRAWS, "observations are NaN or infinite for 1 of 4"),
         (Y, np.full((5, 4), np.inf), "draws are NaN or infinite for 20 of 20"),
-        (Y, DRAWS.T, r"shape \(draws, 4, \).*got \(4, 5\)"),
-        (Y, np.float64(1.0), r"shape \(draws, 4, \)"),
+        (Y, DRAWS.T, r"shape \(draws, 4\); got \(4, 5\)"),
+        (Y, np.float64(1.0), r"shape \(draws, 4\)"),
         (Y, DRAWS * 1j, "draws must be real numbers, got complex128"),
         (np.array(["a"] * 4), DRAWS, "observations must be real numbers, got <U1"),
         (np.zeros(0), np.zeros((5, 0)), r"observations are empty, of shape \(0,\)"),
@@ -53,10 +53,13 @@ def test_observations_and_draws(score, y, draws, says):
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        (np.ones(4), r"one for every draw, of shape \(5,\); got \(4,\)"),
-        (np.ones((5, 4)), r"one for every draw, of shape \(5,\); got \(5, 4\)"),
-        (np.array([0.0, 0.0, -1.0, 3.0, 1.0]), "from -1 to 3: exponentiate"),
-        (np.zeros(5), "non-negative with a positive sum"),
+        (np.ones(4), r"one value for every draw, so the shape \(5,\); got \(4,\)"),
+        (
+            np.ones((5, 4)),
+            r"one value for every draw, so the shape \(5,\); got \(5, 4\)",
+        ),
+        (np.array([0.0, 0.0, -1.0, 3.0, 1.0]), "from -1 to 3. Exponentiate"),
+        (np.zeros(5), "must be non-negative and have a positive sum"),
         (np.full(5, np.nan), "weights are NaN or infinite for 5"),
     ],
 )
@@ -97,7 +100,7 @@ def test_a_log_likelihood_that_is_no_density(broken):
 
 
 def test_several_keys():
-    with pytest.raises(ValueError, match=r"one key.*got \(2,\)"):
+    with pytest.raises(ValueError, match=r"single key.*got keys of shape \(2,\)"):
         scores.pit(Y, DRAWS, rng_key=jax.random.split(KEY))
 
 
@@ -133,7 +136,7 @@ def test_intervals(score, arguments, says):
 def test_means_and_variances():
     with pytest.raises(ValueError, match=r"means \(5, 4\), variances \(5,\)"):
         scores.variance_split(DRAWS, DRAWS[:, 0])
-    with pytest.raises(ValueError, match="variances are not negative, got -1"):
+    with pytest.raises(ValueError, match="variances must not be negative, got -1"):
         scores.variance_split(DRAWS, -np.ones((5, 4)))
     with pytest.raises(ValueError, match="means are NaN"):
         scores.variance_split(DRAWS * np.nan, DRAWS)
@@ -156,7 +159,7 @@ def test_too_few_rows_for_the_level(level, fewest):
 def test_uncertainties():
     with pytest.raises(ValueError, match="from 1 to the number of rows, 4; got 5"):
         scores.most_uncertain(Y, 5)
-    with pytest.raises(ValueError, match=r"of shape \(rows,\); got \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"one axis; got the shape \(5, 4\)"):
         scores.most_uncertain(DRAWS, 1)
     with pytest.raises(ValueError, match="uncertainties are NaN for 1 of 4 rows"):
         scores.most_uncertain(NAN, 1)
