@@ -4,12 +4,13 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pyrox_ppl._files import flush
 
 LOCK = "lock"
 
@@ -29,21 +30,8 @@ def warn_user(message: str) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file; it is on the disk when the call returns."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush(path: Path) -> None:
-    """Make sure that a file, or the entries of a directory, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no such call for directories
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    path.write_bytes(content)
+    flush(path)
 
 
 def flush_tree(root: Path) -> None:
