@@ -60,9 +60,18 @@ def loo(tree: xr.DataTree, site: str) -> Any:
 
     ArviZ's warning of a high Pareto k is dropped, because the caller reports every k.
     """
-    with warnings.catch_warnings():
+    # What overflows there is computed again below.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
-        return arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
+        result: Any = arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
+    densities = by_draw(group(tree, "log_likelihood"), site).astype(np.float64)
+    densities = densities.reshape(-1, *densities.shape[2:])
+    k = np.array(result.pareto_k)
+    # A range of 600 nats is where weights begin to underflow; see `pareto_k`.
+    for place in zip(*np.nonzero(np.ptp(densities, axis=0) > 600.0), strict=True):
+        k[place] = pareto_k(-densities[(slice(None), *place)])
+    result.pareto_k = result.pareto_k.copy(data=k)
+    return result
 
 
 def check_tree(tree: Any, function: str, *groups: str) -> None:

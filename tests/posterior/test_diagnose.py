@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import pyrox_ppl as px
-from pyrox_ppl.posterior._checks import of_guide
+from pyrox_ppl.posterior._checks import check_guide
 
 KEY = jax.random.key(0)
 CHAINS, DRAWS, WIDTH = 4, 300, 8
@@ -211,6 +211,24 @@ def test_one_draw_is_too_few_and_not_a_function_that_stands_still():
 def test_a_guide_of_which_one_weight_dwarfs_the_rest_is_not_fine(gap):
     """ArviZ's own k is 117, then 0.28 where its fit overflows, then NaN."""
     weights = -gap * np.arange(40.0)
-    check, k = of_guide(xr.Dataset({"log_weight": ("draw", weights)}))
+    check, k = check_guide(xr.Dataset({"log_weight": ("draw", weights)}))
     assert not check.passed
     assert not k < 100
+
+
+@pytest.mark.parametrize("gap", [100.0, 120.0, 150.0])
+def test_an_observation_that_one_draw_alone_explains_has_a_high_k(gap):
+    even = np.random.default_rng(0).normal(size=40)
+    densities = np.stack([-gap * np.arange(40.0), np.tanh(even)], -1)[None]
+    tree = px.to_datatree({"a": even[None]}, batch_ndims=2)
+    groups = {
+        "log_likelihood": (("chain", "draw", "row"), densities),
+        "observed_data": ("row", np.zeros(2)),
+    }
+    for name, variable in groups.items():
+        tree[name] = xr.DataTree(xr.Dataset({"y": variable}))
+    diagnosis = px.diagnose(tree)
+    k = diagnosis.loo["y"].pareto_k.values
+    assert not k[0] < 100
+    assert k[1] < 1
+    assert " of 2 observations" in checks_of(tree)["LOO of y"].finding
