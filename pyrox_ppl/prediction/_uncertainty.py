@@ -98,6 +98,11 @@ class LawMeans:
                 _add(sums, "square", np.square(shifted, out=shifted).sum(0))
 
     @property
+    def names(self) -> list[str]:
+        """The sites."""
+        return list(self._sums)
+
+    @property
     def probabilities(self) -> dict[str, np.ndarray]:
         """The posterior mean of the class probabilities, for each site of classes."""
         return {
