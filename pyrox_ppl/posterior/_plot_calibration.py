@@ -34,9 +34,8 @@ def plot_calibration(
     :func:`~pyrox_ppl.calibration`) less the uniform one, and the coverage of central
     intervals of every level. Both stay in the grey band with a probability of 90 % if
     the predictions are calibrated and the observations independent (the band is that of
-    the Kolmogorov-Smirnov statistic). A PIT curve that rises in the middle and is low
-    at the left means predictions that are too wide; a coverage curve above the diagonal
-    means the same.
+    the Kolmogorov-Smirnov statistic). Too wide predictions have a PIT curve below zero
+    at the left and above it at the right, and a coverage curve above the diagonal.
 
     For classes: the reliability curve, on the diagonal if the predictions are
     calibrated, with Clopper-Pearson intervals of 90 %; and how many predictions there
@@ -80,16 +79,15 @@ def plot_calibration(
     _stats.check_tree(tree, "plot_calibration", "posterior_predictive", "observed_data")
     sites = _stats.names(_stats.group(tree, "observed_data"))
     chosen = sites if site is None else [choose_site(tree, site)]
-    records = [
-        calibration(tree, name, outcome=outcome, bins=bins, seed=seed)
-        for name in chosen
-    ]
-    for record in records:
+    records: list[Calibration | ClassCalibration] = []
+    for name in chosen:
+        record = calibration(tree, name, outcome=outcome, bins=bins, seed=seed)
         if isinstance(record, CircularCalibration):
             raise ValueError(
-                f"{record.site!r} is circular: angles have no intervals and no PIT to "
-                f"draw. Choose another site of {sites}."
+                f"{name!r} is circular: angles have no intervals and no PIT to draw. "
+                f"Choose another site of {sites}."
             )
+        records.append(record)
     figure, axes = plt.subplots(
         len(records),
         2,
@@ -116,7 +114,7 @@ def _pit(record: Calibration, axis: Any) -> None:
     axis.set(
         title=f"PIT of {record.site}",
         xlabel="probability integral transform",
-        ylabel="empirical minus uniform distribution",
+        ylabel="empirical minus uniform CDF",
         xlim=(0, 1),
     )
     low, high = axis.get_ylim()
@@ -167,8 +165,8 @@ def _reliability(record: ClassCalibration, axis: Any) -> None:
         title=f"reliability of {record.site}",
         xlabel=f"P({record.site} = 1)" if is_binary else "largest class probability",
         ylabel=f"frequency of {record.site} = 1" if is_binary else "accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1),
+        xlim=(-0.02, 1.02),  # points at 0 and 1 are whole
+        ylim=(-0.02, 1.02),
         aspect="equal",
     )
     axis.legend(loc="upper left", frameon=False)
