@@ -116,7 +116,9 @@ def calibration(
             "`binning` out."
         )
     if is_classes:
-        return _of_classes(tree, site, kind, bins or 15, binning or "equal_width")
+        return _of_classes(
+            tree, site, kind, 15 if bins is None else bins, binning or "equal_width"
+        )
     y, draws = observed_and_drawn(tree, site)
     elpd, elpd_se = _elpd(tree, site)
     if kind == "circular":
