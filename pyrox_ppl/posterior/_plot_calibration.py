@@ -27,8 +27,9 @@ def plot_calibration(
     outcome: str | None = None,
     bins: int | None = None,
     seed: int = 0,
+    axes: Any = None,
 ) -> Any:
-    """Draw whether predictions are calibrated, a row of two panels for each site.
+    """Draw whether predictions are calibrated, two panels for each site.
 
     For numbers: the empirical distribution of the PIT (see
     :func:`~pyrox_ppl.calibration`) less the uniform one, and the coverage of central
@@ -49,6 +50,8 @@ def plot_calibration(
         outcome: The kind of outcome, where the tree does not say it.
         bins: The number of bins for classes; 15 if None.
         seed: The seed of the uniform numbers that break ties in the PIT.
+        axes: Matplotlib axes to draw on, two for each site; a new row of two if not
+            given. For one column of a paper, stack them: ``plt.subplots(2, 1)[1]``.
 
     Returns:
         The matplotlib figure.
@@ -56,7 +59,7 @@ def plot_calibration(
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If the tree lacks the groups or the site; if an outcome is circular;
-            and as `calibration` does.
+            if there are not two axes for each site; and as `calibration` does.
 
     References:
         Dawid, "Statistical Theory: The Prequential Approach", JRSS A 1984. Guo et al.,
@@ -88,21 +91,24 @@ def plot_calibration(
                 f"Choose another site of {sites}."
             )
         records.append(record)
-    figure, axes = plt.subplots(
-        len(records),
-        2,
-        figsize=(7.0, 3.2 * len(records)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for record, pair in zip(records, axes, strict=True):
+    if axes is None:
+        height = 3.2 * len(records)
+        axes = plt.subplots(
+            len(records), 2, figsize=(7.0, height), layout="constrained"
+        )[1]
+    panels = np.ravel(axes)
+    if len(panels) != 2 * len(records):
+        raise ValueError(
+            f"each of the sites {chosen} needs two axes, got {len(panels)} in all."
+        )
+    for record, pair in zip(records, panels.reshape(-1, 2), strict=True):
         if isinstance(record, ClassCalibration):
             _reliability(record, pair[0])
             _counts(record, pair[1])
         else:
             _pit(record, pair[0])
             _coverage(record, pair[1])
-    return figure
+    return panels[0].figure
 
 
 def _pit(record: Calibration, axis: Any) -> None:

@@ -107,6 +107,16 @@ def test_the_points_of_classes_are_those_of_the_reliability_curve(tree, site):
     assert right.get_title().endswith("5 bins")
 
 
+def test_it_draws_on_the_axes_given(tree):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 1)
+    assert px.plot_calibration(tree, "rain", axes=axes) is figure
+    assert axes[0].get_title() == "reliability of rain"
+    with pytest.raises(ValueError, match=r"\['rain'\] needs two axes, got 1 in all"):
+        px.plot_calibration(tree, "rain", axes=axes[0])
+
+
 def test_angles_have_nothing_to_draw():
     def angles(y=None):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
