@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pyrox_ppl._show_versions import show_versions as show_versions
     from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
     from pyrox_ppl.posterior import Calibration as Calibration
+    from pyrox_ppl.posterior import ClassCalibration as ClassCalibration
     from pyrox_ppl.posterior import Diagnosis as Diagnosis
     from pyrox_ppl.posterior import Saved as Saved
     from pyrox_ppl.posterior import calibration as calibration
@@ -50,6 +51,7 @@ _LAZY = {
     "predict": "prediction",
     "Prediction": "prediction",
     "Calibration": "posterior",
+    "ClassCalibration": "posterior",
     "Diagnosis": "posterior",
     "Saved": "posterior",
     "calibration": "posterior",
@@ -67,6 +69,7 @@ _LAZY = {
 __all__ = [
     "AmortizedGuide",
     "Calibration",
+    "ClassCalibration",
     "Diagnosis",
     "Explanation",
     "Parameter",

@@ -1,11 +1,14 @@
 """What inference leaves behind, as ArviZ has it; the only part that imports ArviZ."""
 
-from pyrox_ppl.posterior._calibration import Calibration as Calibration
 from pyrox_ppl.posterior._calibration import calibration as calibration
+from pyrox_ppl.posterior._calibration_records import Calibration as Calibration
+from pyrox_ppl.posterior._calibration_records import (
+    ClassCalibration as ClassCalibration,
+)
 from pyrox_ppl.posterior._datatree import to_datatree as to_datatree
 from pyrox_ppl.posterior._diagnose import diagnose as diagnose
 from pyrox_ppl.posterior._diagnosis import Diagnosis as Diagnosis
-from pyrox_ppl.posterior._plots import plot_calibration as plot_calibration
+from pyrox_ppl.posterior._plot_calibration import plot_calibration as plot_calibration
 from pyrox_ppl.posterior._plots import plot_diagnostics as plot_diagnostics
 from pyrox_ppl.posterior._plots import plot_fit as plot_fit
 from pyrox_ppl.posterior._saving import Saved as Saved

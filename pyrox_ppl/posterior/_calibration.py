@@ -1,76 +1,55 @@
-"""calibration: whether the spread of predictions matches their errors."""
+"""calibration: whether predictions are as often right as they say, by the outcome."""
 
-import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 import xarray as xr
-from scipy.special import logsumexp
 
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl import scores
+from pyrox_ppl.posterior._calibration_records import (
+    Calibration,
+    CircularCalibration,
+    ClassCalibration,
+)
+from pyrox_ppl.posterior._observed import (
+    CLASSES,
+    choose_site,
+    labels_and_probabilities,
+    observed_and_drawn,
+    outcome_in,
+)
+from pyrox_ppl.scores._reliability import Binning
 
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """How predictions and observations of a site agree.
-
-    Attributes:
-        site: The observed site.
-        levels: Probabilities of the central predictive intervals.
-        coverage: The share of observations inside each of them.
-        pit: Probability integral transforms, uniform on [0, 1] if the predictions are
-            calibrated; their shape is that of the observations.
-        crps: Continuous ranked probability score of every observation, in units of the
-            observation; smaller is better.
-        elpd: Expected log predictive density, summed over the observations, in nats;
-            None where the tree has no ``log_likelihood``.
-        elpd_se: Its standard error; None for a single observation.
-
-    Example:
-        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> import pyrox_ppl as px
-        >>> def model(y=None):
-        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     numpyro.sample("y", dist.Normal(mean, 1.0).expand([2]), obs=y)
-        >>> draws = {"mean": jnp.zeros(100)}
-        >>> tree = px.to_datatree(draws, y=jnp.array([0.0, 9.0]), model=model)
-        >>> px.calibration(tree).coverage  # no interval reaches up to 9
-        (0.5, 0.5, 0.5, 0.5)
-    """
-
-    site: str
-    levels: tuple[float, ...]
-    coverage: tuple[float, ...]
-    pit: np.ndarray
-    crps: np.ndarray
-    elpd: float | None
-    elpd_se: float | None
-
-    def __str__(self) -> str:
-        lines = [f"{self.site}: {self.pit.size} observations"]
-        lines += [
-            f"  {100 * level:g} % interval covers {100 * covered:.1f} %"
-            for level, covered in zip(self.levels, self.coverage, strict=True)
-        ]
-        lines.append(f"  mean CRPS {self.crps.mean():.4g}")
-        if self.elpd is not None:
-            error = "" if self.elpd_se is None else f" ± {self.elpd_se:.1f}"
-            lines.append(f"  ELPD {self.elpd:.1f}{error} nats")
-        return "\n".join(lines)
+_LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 def calibration(
     tree: xr.DataTree,
     site: str | None = None,
     *,
-    levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+    outcome: str | None = None,
+    levels: Sequence[float] | None = None,
+    bins: int | None = None,
+    binning: Binning | None = None,
     seed: int = 0,
-) -> Calibration:
+) -> Calibration | ClassCalibration | CircularCalibration:
     r"""Compare predictive draws with what was observed.
 
     Held-out data say most: ``px.to_datatree(tree, x_test, y=y_test, model=model)``
-    makes a tree of them from the draws of another tree. With :math:`\tilde y_s` the
-    S predictive draws of an observation y:
+    makes a tree of them from the draws of another tree. What is compared depends on the
+    outcome's distribution in the model:
+
+    - continuous, count: coverage of central intervals, PIT, CRPS, ELPD;
+    - multivariate: the same for every entry, and the energy score of the vectors;
+    - binary, categorical: accuracy, Brier score, expected calibration error with its
+      reliability curve, ELPD, and the ranked probability score of ordered classes. The
+      probabilities are means over the draws of those that the model gives; renumbering
+      the classes changes nothing;
+    - circular: ELPD.
+
+    With :math:`\tilde y_s` the S predictive draws of an observation y:
 
     - the PIT is :math:`(\#\{\tilde y_s < y\} + u (\#\{\tilde y_s = y\} + 1)) / (S +
       1)`, u uniform, which is exactly uniform for discrete data as well;
@@ -81,22 +60,31 @@ def calibration(
     Args:
         tree: A DataTree with ``posterior_predictive`` and ``observed_data``.
         site: The observed site; may be left out if there is one.
-        levels: Probabilities of the central intervals.
+        outcome: The kind of outcome, as :func:`~pyrox_ppl.to_datatree` names them;
+            needed where a tree does not say whether integers are counts or classes.
+        levels: Probabilities of the central intervals; (0.5, 0.8, 0.9, 0.95) if None.
+        bins: The number of bins of the calibration error of classes; 15 if None.
+        binning: ``"equal_width"`` (if None) or ``"equal_mass"``.
         seed: The seed of the uniform numbers that break ties in the PIT.
 
     Returns:
-        A `Calibration`; ``print`` it for a summary.
+        A `Calibration`, `ClassCalibration` or `CircularCalibration`; ``print`` it for a
+        summary. An attribute without a meaning for the outcome, such as the ``crps`` of
+        classes, raises an AttributeError that names the others.
 
     Raises:
         TypeError: If `tree` is not a DataTree.
         ValueError: If the tree lacks the groups or the site; if there is no
             observation; if an observation or a predictive draw is not finite, or a log
-            likelihood is NaN; if a level is not a probability.
+            likelihood is NaN; if a level is not strictly between 0 and 1; if integers
+            may be counts or classes; if `levels` is given for classes, or `bins` or
+            `binning` for numbers; if a label is no class.
 
     References:
         Gneiting and Raftery, "Strictly Proper Scoring Rules, Prediction, and
         Estimation", JASA 2007, equation 21. Dawid, "Statistical Theory: The Prequential
-        Approach", JRSS A 1984 (PIT).
+        Approach", JRSS A 1984 (PIT). Brier, "Verification of
+        forecasts expressed in terms of probability", Monthly Weather Review 1950.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -112,127 +100,96 @@ def calibration(
         True
     """
     _stats.check_tree(tree, "calibration", "posterior_predictive", "observed_data")
-    wrong = [level for level in levels if not 0.0 <= level <= 1.0]
+    wrong = [level for level in levels or () if not 0.0 < level < 1.0]
     if wrong:
-        raise ValueError(f"levels are probabilities in [0, 1], got {wrong}.")
-    sites = _stats.names(_stats.group(tree, "observed_data"))
-    if site is None:
-        if len(sites) != 1:
-            raise ValueError(f"the tree has the observed sites {sites}: choose one.")
-        site = sites[0]
-    if site not in sites:
-        raise ValueError(f"{site!r} is not an observed site; these are: {sites}.")
+        raise ValueError(f"levels are probabilities in (0, 1), got {wrong}.")
+    site = choose_site(tree, site)
+    kind = outcome_in(tree, site, outcome)
+    is_classes = kind in CLASSES
+    if levels is not None and (is_classes or kind == "circular"):
+        raise ValueError(
+            f"{site!r} is {kind}: it has no intervals. Leave `levels` out."
+        )
+    if not is_classes and (bins is not None or binning is not None):
+        raise ValueError(
+            f"{site!r} is {kind}: bins are of class probabilities. Leave `bins` and "
+            "`binning` out."
+        )
+    if is_classes:
+        return _of_classes(
+            tree, site, kind, 15 if bins is None else bins, binning or "equal_width"
+        )
     y, draws = observed_and_drawn(tree, site)
-    number = len(draws)
-    tails = [q for level in levels for q in (0.5 - level / 2, 0.5 + level / 2)]
-    edges = np.quantile(draws, tails, axis=0)
-    covered = [
-        float(np.mean((edges[2 * i] <= y) & (y <= edges[2 * i + 1])))
-        for i in range(len(levels))
-    ]
-    uniform = np.random.default_rng(seed).uniform(size=y.shape)
-    below, equal = (draws < y).sum(0), (draws == y).sum(0)
-    pit = (below + uniform * (equal + 1)) / (number + 1)
-    elpd, elpd_se = None, None
-    likelihoods = _stats.group(tree, "log_likelihood")
-    if site in likelihoods:
-        densities = _stats.by_draw(likelihoods, site)
-        densities = densities.reshape(number, -1).astype(np.float64)
-        if np.isnan(densities).any():
-            raise ValueError(
-                f"the log likelihood of {site!r} is NaN for "
-                f"{np.isnan(densities).sum()} of {densities.size} draws and "
-                "observations, where parameters are NaN or outside the support of the "
-                "distribution: ask `diagnose` which."
-            )
-        pointwise = logsumexp(densities, axis=0) - np.log(number)
-        elpd = float(pointwise.sum())
-        # An observation that is impossible at every draw has a log score of -inf.
-        with np.errstate(invalid="ignore"):
-            if pointwise.size > 1:
-                elpd_se = float(pointwise.std() * np.sqrt(pointwise.size))
+    elpd, elpd_se = _elpd(tree, site)
+    if kind == "circular":
+        return CircularCalibration(site, kind, elpd, elpd_se)
+    levels = tuple(_LEVELS if levels is None else levels)
+    intervals = [scores.central_interval(draws, level=level) for level in levels]
     return Calibration(
         site,
-        tuple(levels),
-        tuple(covered),
-        pit,
-        _crps(draws, y),
+        kind,
+        levels,
+        tuple(float(scores.coverage(y, *bounds).mean()) for bounds in intervals),
+        scores.pit(y, draws, rng_key=jax.random.key(seed)),
+        scores.crps(y, draws, fair=False),
         elpd,
         elpd_se,
+        _energy_score(tree, site, y, draws) if kind == "multivariate" else None,
     )
 
 
-def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.ndarray]:
-    """The observations of a site, and the predictive draws of each along axis 0."""
+def _of_classes(
+    tree: xr.DataTree, site: str, kind: str, bins: int, binning: Binning
+) -> ClassCalibration:
+    labels, probabilities = labels_and_probabilities(tree, site, kind)
+    is_ordered = _stats.group(tree, "observed_data")[site].attrs.get("ordered", 0)
+    # One axis of rows: the entries of an event, such as pixels, are rows as well.
+    y = labels.reshape(-1)
+    p = probabilities.reshape(y.size, *probabilities.shape[labels.ndim :])
+    brier = scores.brier_score(y, p).reshape(labels.shape)
+    how = {"bins": bins, "binning": binning}
+    ranked = scores.ranked_probability_score(y, p) if is_ordered else None
+    return ClassCalibration(
+        site,
+        kind,
+        float(scores.accuracy(y, p).mean()),
+        brier,
+        scores.expected_calibration_error(y, p, **how),
+        scores.reliability_curve(y, p, **how),
+        *_elpd(tree, site),
+        None if ranked is None else ranked.reshape(labels.shape),
+    )
+
+
+def _elpd(tree: xr.DataTree, site: str) -> tuple[float | None, float | None]:
+    """The expected log predictive density of a site, and its standard error."""
+    likelihoods = _stats.group(tree, "log_likelihood")
+    if site not in likelihoods:
+        return None, None
+    densities = _stats.by_draw(likelihoods, site)
+    densities = densities.reshape(densities.shape[0] * densities.shape[1], -1)
+    if np.isnan(densities).any():
+        raise ValueError(
+            f"the log likelihood of {site!r} is NaN for {np.isnan(densities).sum()} of "
+            f"{densities.size} draws and observations, where parameters are NaN or "
+            "outside the support of the distribution: ask `diagnose` which."
+        )
+    pointwise = scores.log_score(densities)
+    # An observation that is impossible at every draw has a log score of -inf.
+    with np.errstate(invalid="ignore"):
+        error = float(pointwise.std() * np.sqrt(pointwise.size))
+    return float(pointwise.sum()), error if pointwise.size > 1 else None
+
+
+def _energy_score(
+    tree: xr.DataTree, site: str, y: np.ndarray, draws: np.ndarray
+) -> np.ndarray | None:
+    """The energy score of every vector; None where entries of vectors are hidden."""
     observed = _stats.group(tree, "observed_data")[site]
-    predicted = _stats.group(tree, "posterior_predictive")
-    if site not in predicted:
-        raise ValueError(
-            f"the tree has no predictive draws of {site!r}, only of "
-            f"{_stats.names(predicted)}."
-        )
-    predicted = predicted[site]
-    if set(predicted.dims) != {"chain", "draw", *observed.dims}:
-        raise ValueError(
-            f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
-            f"observations {observed.dims}: they belong to different data."
-        )
-    if observed.size == 0:
-        raise ValueError(
-            f"there is no observation of {site!r} to compare with: the data are empty "
-            "or all masked."
-        )
-    y = _real("the observations", site, observed.values)
-    draws = predicted.transpose("chain", "draw", *observed.dims).values
-    draws = _real("the predictive draws", site, draws.reshape(-1, *y.shape))
-    return y, draws
-
-
-def along_one_axis(tree: xr.DataTree, sites: list[str]) -> xr.DataTree:
-    """The observations and their predictive draws, with a single axis of data."""
-    observations, predictions = {}, {}
-    for name in sites:
-        observed, drawn = observed_and_drawn(tree, name)
-        chains, draws = _stats.group(tree, "posterior_predictive")[name].shape[:2]
-        axis = f"{name}_entry"
-        observations[name] = (axis, observed.reshape(-1))
-        predictions[name] = (
-            ("chain", "draw", axis),
-            drawn.reshape(chains, draws, -1),
-        )
-    groups = {"posterior_predictive": predictions, "observed_data": observations}
-    return xr.DataTree.from_dict({k: xr.Dataset(v) for k, v in groups.items()})
-
-
-def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:
-    """Refuse values without an order: complex, NaN or infinite ones."""
-    if values.dtype == bool:
-        return values.astype(np.int8)
-    if values.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{what} of {site!r} must be real numbers, got {values.dtype}."
-        )
-    broken = int((~np.isfinite(values)).sum())
-    if broken:
-        raise ValueError(
-            f"{what} of {site!r} are not finite (NaN or infinite) at {broken} of "
-            f"{values.size} values: mask missing observations "
-            "(`numpyro.handlers.mask`, `obs_mask`), and ask `diagnose` where "
-            "predictions break down."
-        )
-    return values
-
-
-def _crps(draws: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The CRPS of every observation.
-
-    With the draws in order, the mean distance of two of them is a weighted sum: S log S
-    operations instead of the S squared of all pairs.
-    """
-    number = len(draws)
-    error = np.zeros(y.shape)
-    for draw in draws:
-        error += np.abs(draw.astype(np.float64) - y)
-    weights = (2 * np.arange(1, number + 1) - number - 1) / number**2
-    spread = np.tensordot(weights, np.sort(draws, axis=0).astype(np.float64), axes=1)
-    return error / number - spread
+    ndim = int(observed.attrs.get("value_ndim", 1))
+    if y.ndim < ndim or str(observed.dims[-1]) == f"{site}_element":
+        return None
+    rows = y.shape[: y.ndim - ndim]
+    return scores.energy_score(
+        y.reshape(*rows, -1), draws.reshape(len(draws), *rows, -1), fair=False
+    )

@@ -1,17 +1,14 @@
-"""plot_fit, plot_calibration and plot_diagnostics: a posterior as pictures."""
+"""plot_fit and plot_diagnostics: a posterior as pictures."""
 
-import importlib
 from functools import partial
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
-import pyrox_ppl.posterior._stats as _stats
-from pyrox_ppl.posterior._calibration import along_one_axis
 from pyrox_ppl.posterior._diagnosis import Diagnosis
 from pyrox_ppl.posterior._functions import FunctionStatistics
+from pyrox_ppl.posterior._pyplot import pyplot
 from pyrox_ppl.prediction._prediction import Prediction
 
 
@@ -61,7 +58,7 @@ def plot_fit(
         >>> len(axes.lines), len(axes.collections)
         (1, 1)
     """
-    plt = _pyplot("plot_fit")
+    plt = pyplot("plot_fit")
     points = np.asarray(x, float)
     points = points.reshape(-1, 1) if points.ndim == 1 else points
     number, dims = len(points), points.shape[-1]
@@ -118,57 +115,6 @@ def plot_fit(
     return axes
 
 
-def plot_calibration(
-    tree: xr.DataTree, site: str | None = None, *, coverage: bool = False
-) -> Any:
-    """Draw whether predictions are calibrated: their PIT, or their coverage.
-
-    ArviZ's ``plot_ppc_pit``: the difference between the distribution of the probability
-    integral transforms and the uniform one; with `coverage` the same for central
-    intervals, where a line above zero means that they cover too much. A small p value
-    says that the predictions are not calibrated.
-
-    Args:
-        tree: A DataTree with ``posterior_predictive`` and ``observed_data``, best of
-            held-out data: ``px.to_datatree(tree, x_test, y=y_test, model=model)``.
-        site: The observed site; by default all of them.
-        coverage: Whether to draw the coverage of central intervals.
-
-    Returns:
-        ArviZ's ``PlotCollection``; its ``savefig`` writes the picture.
-
-    Raises:
-        ImportError: If arviz-plots or matplotlib is not installed.
-        ValueError: If the tree lacks the groups or the site.
-
-    Example:
-        >>> import matplotlib; matplotlib.use("agg")
-        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
-        >>> import pyrox_ppl as px
-        >>> def model(y=None):
-        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with numpyro.plate("row", 50):
-        ...         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = jax.random.normal(jax.random.key(1), (50,))
-        >>> tree = px.to_datatree({"mean": jnp.zeros(100)}, y=y, model=model)
-        >>> type(px.plot_calibration(tree)).__name__
-        'PlotCollection'
-    """
-    _pyplot("plot_calibration")
-    azp = _import("arviz_plots", "plot_calibration")
-    _stats.check_tree(tree, "plot_calibration", "posterior_predictive", "observed_data")
-    sites = _stats.names(_stats.group(tree, "observed_data"))
-    if site is not None and site not in sites:
-        raise ValueError(f"{site!r} is not an observed site; these are: {sites}.")
-    chosen = sites if site is None else [site]
-    return azp.plot_ppc_pit(
-        along_one_axis(tree, chosen),
-        var_names=chosen,
-        coverage=coverage,
-        backend="matplotlib",
-    )
-
-
 def plot_diagnostics(diagnosis: Diagnosis) -> Any:
     """Draw the figures of a diagnosis, a panel for each kind, with their limits.
 
@@ -195,7 +141,7 @@ def plot_diagnostics(diagnosis: Diagnosis) -> Any:
         >>> len(px.plot_diagnostics(diagnosis).axes)
         2
     """
-    plt = _pyplot("plot_diagnostics")
+    plt = pyplot("plot_diagnostics")
     panels: list[Any] = []
     if diagnosis.functions is not None:
         functions, limit = diagnosis.functions, _checks.ESS_PER_CHAIN * diagnosis.chains
@@ -271,17 +217,3 @@ def _column(values: np.ndarray, number: int, output: int) -> np.ndarray:
             f"output {output} does not exist: the prediction has {values.shape[1]}."
         )
     return values[:, output]
-
-
-def _pyplot(function: str) -> Any:
-    return _import("matplotlib.pyplot", function)
-
-
-def _import(name: str, function: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{function} needs {name.partition('.')[0]}, which is not installed: "
-            "`pip install 'pyrox-ppl[plots]'`."
-        ) from error

@@ -11,8 +11,8 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._module_values import ModuleCall, predict_module
+from pyrox_ppl.prediction._predict_sites import predict_sites
 from pyrox_ppl.prediction._prediction import SummaryOptions
-from pyrox_ppl.prediction._site_values import predict_sites
 
 
 def predict(
@@ -27,6 +27,7 @@ def predict(
     batch_size: int | None = None,
     batch_ndims: int | None = None,
     progress_bar: bool = True,
+    uncertainty: bool = False,
     **kwargs: Any,
 ) -> Any:
     r"""Summarise the predictions of all draws in bounded memory.
@@ -45,13 +46,19 @@ def predict(
     only scale have the rows of the inputs. A model's data cannot be cut into blocks, so
     where draws times points would be too many, the model runs again for every block.
 
+    A binary or categorical site of a model is summarised by its class probabilities
+    :math:`p(y = k \mid \theta_s)`, the mean of which is the predictive probability.
+    Labels are names and have no mean; for draws of them use NumPyro's ``Predictive``.
+
     **Shapes**: every array has the shape of one prediction: ``(*batch, out)`` for a
-    module. A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is
-    called. Any other Equinox module takes one point, so it is mapped over the leading
-    axis of its inputs, including those passed by keyword or inside tuples and
-    dictionaries. An input with fewer axes than the others, or with a leading axis of 1,
-    is shared by all points. If the value at a point depends on the other points
-    (attention over rows, statistics of the batch), no blocks are made. A random key
+    module. A categorical site has a last axis of its classes; a binary one has the
+    shape of its values, for the probability of 1. A module of :mod:`pyrox_ppl.nn` takes
+    its inputs whole, as when it is called. Any other Equinox module takes one point, so
+    it is mapped over the leading axis of its inputs, including those passed by keyword
+    or inside tuples and dictionaries. An input with fewer axes than the others, or with
+    a leading axis of 1, is shared by all points. If the value at a point depends on the
+    other points (attention over rows, statistics of the batch), no blocks are made. A
+    random key
     (``key=jax.random.key(0)``, or one of ``jax.random.PRNGKey``) is split, so that
     every draw and every mapped point has its own; typed keys, one for each point, are
     split for the draws.
@@ -83,14 +90,21 @@ def predict(
             time; by default about 64 MB of them.
         batch_ndims: The number of sample axes of a dictionary's arrays, by default 1.
         progress_bar: Whether to show one, if it takes more than two seconds.
+        uncertainty: Whether to split the uncertainty of a model's sites in aleatoric
+            and epistemic: of classes their entropy, of numbers their variance. It is
+            None for a site for which NumPyro has no formula (vectors, angles,
+            deterministic sites) and for one that depends on a discrete site without
+            draws. The model runs once more for each draw.
         **kwargs: Keyword arguments for the module or the model.
 
     Returns:
-        A `Prediction` with ``mean``, ``std`` and ``quantiles`` (a dictionary by
-        probability); for a model a dictionary of them by site.
+        A `Prediction` with ``mean``, ``std``, ``quantiles`` (a dictionary by
+        probability) and ``uncertainty`` (``total``, ``aleatoric``, ``epistemic``); for
+        a model a dictionary of them by site.
 
     Raises:
-        ValueError: If the draws or `params` do not match the module; if the inputs have
+        ValueError: If `uncertainty` is asked of a module, whose values have no noise;
+            if the draws or `params` do not match the module; if the inputs have
             different numbers of points; if an input with fewer axes may hold a value
             for each point or be shared by all; if `batch_size` would cut points that
             depend on each other; if a quantile is not a probability; if a site does not
@@ -110,9 +124,15 @@ def predict(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     given = Draws.read(draws, batch_ndims)
-    options = SummaryOptions(tuple(quantiles), batch_size, progress_bar)
+    options = SummaryOptions(tuple(quantiles), batch_size, progress_bar, uncertainty)
     call = bind_call(model, args, kwargs, params, name, sites)
     if isinstance(call, ModuleCall):
+        if uncertainty:
+            raise ValueError(
+                "`uncertainty` splits noise from what the draws disagree on, and a "
+                f"module has no noise: pass the model instead of "
+                f"{type(model).__name__}, or read `std`, which is all epistemic."
+            )
         return predict_module(call, given, options)
     call = dataclasses.replace(call, params={**given.params, **call.params})
     if not given.values and not call.params:

@@ -10,21 +10,27 @@ from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from tqdm.auto import tqdm
 
-from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._full_data import is_factor, redraw
 from pyrox_ppl.prediction._loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
-from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
 from pyrox_ppl.prediction._trained import check_trained
+
+
+def value_of(site: dict[str, Any]) -> jax.Array:
+    """The value of a site."""
+    return jnp.asarray(site["value"])
 
 
 def site_function(
     call: ModelCall,
     sites: Sequence[str] | None = None,
     kinds: Sequence[str] = ("sample", "deterministic"),
-) -> Callable[[tuple[dict[str, Any], jax.Array]], dict[str, jax.Array]]:
+    read: Callable[[dict[str, Any]], Any] = value_of,
+) -> Callable[[tuple[dict[str, Any], jax.Array]], dict[str, Any]]:
     """The function ``(draw, key) -> values`` of a model's sites that are not drawn.
+
+    `read` says what to take from a site: by default its value.
 
     The random numbers are those of NumPyro's ``Predictive``, which seeds every draw by
     itself, outside the handler that puts the draw in place. Deterministic sites are
@@ -44,7 +50,7 @@ def site_function(
         check_trained(trace, call.params)
         check_draws(trace, draw)
         values = {
-            name: jnp.asarray(site["value"])
+            name: read(site)
             for name, site in trace.items()
             if site["type"] in kinds
             and (
@@ -111,8 +117,9 @@ class SiteValues:
         rng_key: PRNGKeyArray,
         sites: Sequence[str] | None = None,
         kinds: Sequence[str] = ("sample", "deterministic"),
+        read: Callable[[dict[str, Any]], Any] = value_of,
     ) -> None:
-        self._evaluate = site_function(call, sites, kinds)
+        self._evaluate = site_function(call, sites, kinds, read)
         self._number = draws.number
         self._draws = (draws.on_device(), keys_of_draws(rng_key, draws.number))
         first = jax.tree.map(lambda leaf: leaf[0], self._draws)
@@ -154,62 +161,3 @@ class SiteValues:
         for start in tqdm(starts, desc=name, disable=not progress_bar, delay=2.0):
             begin = min(start, size - width)
             yield slice(begin, begin + width), np.asarray(loop(self._draws, begin))
-
-
-def predict_sites(
-    call: ModelCall,
-    draws: Draws,
-    rng_key: PRNGKeyArray,
-    sites: Sequence[str] | None,
-    options: SummaryOptions,
-) -> dict[str, Prediction]:
-    """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
-    if not draws.values:
-        _check_only_trained(call)
-    values = SiteValues(call, draws, rng_key, sites)
-    total = sum(shape.size for shape in values.shapes.values())
-    if options.batch_size is None and total <= 4 * values.block_size:
-        arrays = values.all(options.progress_bar)
-        return {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
-    summaries = {}
-    for name, shape in values.shapes.items():
-        flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
-        for where, block in values.blocks(
-            name, options.batch_size, options.progress_bar
-        ):
-            flat.fill(where, block)
-        summaries[name] = _reshape(flat, shape.shape)
-    return summaries
-
-
-def _check_only_trained(call: ModelCall) -> None:
-    """Refuse a model with latent sites when there are no draws of any of them."""
-
-    def latents_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
-        trace = abstract_trace(call.run)
-        samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
-        causes = {n: s["value"] for n, s in samples.items() if not s["is_observed"]}
-        return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
-
-    dependence = find_dependence(latents_and_distributions)
-    latent = set().union(*(causes - {name} for name, causes in dependence.items()))
-    if latent:
-        raise ValueError(
-            f"other sites of the model depend on {sorted(latent)}, and there are no "
-            "draws of these: give draws, such as `mcmc.get_samples()` or a DataTree. "
-            "`params` without draws suffice for a model that is only trained."
-        )
-
-
-def _summarise(values: np.ndarray, quantiles: tuple[float, ...]) -> Prediction:
-    summary = Prediction.empty(values.shape[1:], values.dtype, quantiles)
-    summary.fill(..., values)
-    return summary
-
-
-def _reshape(prediction: Prediction, shape: tuple[int, ...]) -> Prediction:
-    return Prediction(
-        prediction.mean.reshape(shape),
-        prediction.std.reshape(shape),
-        {q: value.reshape(shape) for q, value in prediction.quantiles.items()},
-    )

@@ -63,7 +63,7 @@ def test_the_pit_of_discrete_data_is_uniform():
     def model(y=None):
         rate = numpyro.sample("rate", dist.Exponential(1.0))
         with numpyro.plate("row", N):
-            numpyro.sample("y", dist.Bernoulli(0.5 * rate), obs=y)
+            numpyro.sample("y", dist.Binomial(1, 0.5 * rate), obs=y)
 
     y = np.random.default_rng(1).permutation(np.repeat([0, 1], N // 2))
     tree = px.to_datatree({"rate": jnp.ones(DRAWS)}, y=y, model=model)

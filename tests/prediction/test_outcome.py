@@ -35,7 +35,18 @@ KINDS = {
     "bernoulli": (dist.Bernoulli(logits=jnp.zeros(3)), "binary"),
     "pixels": (dist.Bernoulli(probs=jnp.full((2, 3), 0.3)).to_event(1), "binary"),
     "masked": (dist.Bernoulli(0.3).expand([4]).mask(jnp.arange(4) > 1), "binary"),
+    "binary mixture": (
+        dist.MixtureSameFamily(HALF, dist.Bernoulli(jnp.array([0.2, 0.4]))),
+        "binary",
+    ),
     "categorical": (dist.Categorical(logits=LOGITS), "categorical"),
+    "categorical mixture": (
+        dist.MixtureGeneral(
+            HALF,
+            [dist.Categorical(jnp.ones(3) / 3), dist.Categorical(logits=LOGITS[0])],
+        ),
+        "categorical",
+    ),
     "expanded": (dist.Categorical(logits=LOGITS).expand([4, 2]), "categorical"),
     "ordered": (
         dist.OrderedLogistic(jnp.zeros(3), jnp.array([-1.0, 1.0])),
@@ -78,6 +89,7 @@ def test_class_probabilities_are_those_of_the_log_density(name):
         ("bernoulli", np.full(3, 0.5)),
         ("pixels", np.full((2, 3), 0.3)),
         ("masked", np.full(4, 0.3)),
+        ("binary mixture", np.array(0.3)),
     ],
 )
 def test_the_probability_of_one(name, expected):
@@ -96,6 +108,18 @@ def test_moments_are_those_of_draws(name):
     assert mean.shape == variance.shape == fn.shape()
     np.testing.assert_allclose(mean, draws.mean(0), atol=5 * draws.std() / 141)
     np.testing.assert_allclose(variance, draws.var(0), rtol=0.2)
+
+
+def test_a_distribution_that_declares_no_support_has_no_kind():
+    class Unknown(dist.Distribution):
+        def log_prob(self, value):
+            return -jnp.abs(value)
+
+    assert outcome_of(Unknown()) is None
+    with pytest.raises(ValueError, match="are no classes"):
+        class_probabilities(Unknown())
+    with pytest.raises(ValueError, match="are no classes"):
+        class_probabilities(KINDS["poisson"][0])
 
 
 def test_moments_that_no_formula_gives_are_none():

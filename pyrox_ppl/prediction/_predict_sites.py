@@ -1,0 +1,89 @@
+"""Summaries of a model's sites over all draws."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._outcome import class_probabilities, outcome_of
+from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
+from pyrox_ppl.prediction._site_uncertainty import split_uncertainty
+from pyrox_ppl.prediction._site_values import SiteValues, value_of
+
+
+def predict_sites(
+    call: ModelCall,
+    draws: Draws,
+    rng_key: PRNGKeyArray,
+    sites: Sequence[str] | None,
+    options: SummaryOptions,
+) -> dict[str, Prediction]:
+    """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
+    if not draws.values:
+        _check_only_trained(call)
+    values = SiteValues(call, draws, rng_key, sites, read=_value_or_probabilities)
+    split = (
+        split_uncertainty(call, draws, rng_key, sites) if options.uncertainty else {}
+    )
+    total = sum(shape.size for shape in values.shapes.values())
+    if options.batch_size is None and total <= 4 * values.block_size:
+        arrays = values.all(options.progress_bar)
+        summaries = {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
+        return {n: s._replace(uncertainty=split.get(n)) for n, s in summaries.items()}
+    summaries = {}
+    for name, shape in values.shapes.items():
+        flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
+        for where, block in values.blocks(
+            name, options.batch_size, options.progress_bar
+        ):
+            flat.fill(where, block)
+        whole = _reshape(flat, shape.shape)
+        summaries[name] = whole._replace(uncertainty=split.get(name))
+    return summaries
+
+
+def _check_only_trained(call: ModelCall) -> None:
+    """Refuse a model with latent sites when there are no draws of any of them."""
+
+    def latents_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
+        trace = abstract_trace(call.run)
+        samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
+        causes = {n: s["value"] for n, s in samples.items() if not s["is_observed"]}
+        return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
+
+    dependence = find_dependence(latents_and_distributions)
+    latent = set().union(*(causes - {name} for name, causes in dependence.items()))
+    if latent:
+        raise ValueError(
+            f"other sites of the model depend on {sorted(latent)}, and there are no "
+            "draws of these: give draws, such as `mcmc.get_samples()` or a DataTree. "
+            "`params` without draws suffice for a model that is only trained."
+        )
+
+
+def _summarise(values: np.ndarray, quantiles: tuple[float, ...]) -> Prediction:
+    summary = Prediction.empty(values.shape[1:], values.dtype, quantiles)
+    summary.fill(..., values)
+    return summary
+
+
+def _reshape(prediction: Prediction, shape: tuple[int, ...]) -> Prediction:
+    return Prediction(
+        prediction.mean.reshape(shape),
+        prediction.std.reshape(shape),
+        {q: value.reshape(shape) for q, value in prediction.quantiles.items()},
+    )
+
+
+def _value_or_probabilities(site: dict[str, Any]) -> jax.Array:
+    """The value of a site; of a binary or categorical one its class probabilities."""
+    if site["type"] == "sample":
+        outcome = outcome_of(site["fn"])
+        if outcome is not None and outcome.num_classes is not None:
+            return class_probabilities(site["fn"])
+    return value_of(site)

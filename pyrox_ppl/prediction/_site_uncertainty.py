@@ -1,0 +1,70 @@
+"""The uncertainty of a model's sites, split over all draws."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl.prediction._draws import Draws
+from pyrox_ppl.prediction._full_data import redraw
+from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
+from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._site_values import site_function
+from pyrox_ppl.prediction._uncertainty import LawMeans, Uncertainty, law_at_draw
+
+
+def split_uncertainty(
+    call: ModelCall, draws: Draws, rng_key: PRNGKeyArray, sites: Sequence[str] | None
+) -> dict[str, Uncertainty | None]:
+    """The uncertainty of each site, None where it cannot be split."""
+
+    def read(site: dict[str, Any]) -> dict[str, jax.Array]:
+        return law_at_draw(site["fn"]) if site["type"] == "sample" else {}
+
+    laws, means = site_function(call, sites, read=read), LawMeans()
+    keys = keys_of_draws(rng_key, draws.number)
+    map_draws(
+        lambda draw_and_key: ((), laws(draw_and_key)),
+        (draws.on_device(), keys),
+        draws.number,
+        consume=means.add,
+    )
+    mixed = _sites_on_undrawn_discrete(call, draws.values)
+    return {
+        name: None if name in mixed else means.uncertainty(name) for name in means.names
+    }
+
+
+def _sites_on_undrawn_discrete(call: ModelCall, draws: Mapping[str, Any]) -> set[str]:
+    """The sites whose distributions depend on discrete sites without draws.
+
+    What these add is neither noise of the site nor disagreement of the draws.
+    """
+    discrete: set[str] = set()
+    hidden: set[str] = set()
+    names: set[str] = set()
+
+    def undrawn_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
+        trace = abstract_trace(redraw(call.run))
+        samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
+        undrawn = {n: s for n, s in samples.items() if n not in draws}
+        names.update(samples)
+        for name, site in undrawn.items():
+            if site["fn"].support is not None and site["fn"].support.is_discrete:
+                discrete.add(name)
+                if site.get("_control_flow_done"):
+                    hidden.add(name)
+        causes = {name: site["value"] for name, site in undrawn.items()}
+        return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
+
+    causes = find_dependence(undrawn_and_distributions)
+    if hidden:  # the jaxpr does not show what depends on a site inside a scan or cond
+        return names
+    mixed: set[str] = set()
+    while True:
+        more = {n for n, of in causes.items() if (of - {n}) & (discrete | mixed)}
+        if more <= mixed:
+            return mixed
+        mixed |= more
