@@ -24,14 +24,21 @@ if TYPE_CHECKING:
     from pyrox_ppl._show_versions import show_versions as show_versions
     from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
     from pyrox_ppl.posterior import Calibration as Calibration
+    from pyrox_ppl.posterior import Comparison as Comparison
     from pyrox_ppl.posterior import Diagnosis as Diagnosis
+    from pyrox_ppl.posterior import Recalibration as Recalibration
     from pyrox_ppl.posterior import Saved as Saved
+    from pyrox_ppl.posterior import accuracy_rejection_curve as accuracy_rejection_curve
     from pyrox_ppl.posterior import calibration as calibration
+    from pyrox_ppl.posterior import compare as compare
     from pyrox_ppl.posterior import diagnose as diagnose
     from pyrox_ppl.posterior import load as load
+    from pyrox_ppl.posterior import most_uncertain as most_uncertain
     from pyrox_ppl.posterior import plot_calibration as plot_calibration
+    from pyrox_ppl.posterior import plot_comparison as plot_comparison
     from pyrox_ppl.posterior import plot_diagnostics as plot_diagnostics
     from pyrox_ppl.posterior import plot_fit as plot_fit
+    from pyrox_ppl.posterior import recalibrate as recalibrate
     from pyrox_ppl.posterior import save as save
     from pyrox_ppl.posterior import summary as summary
     from pyrox_ppl.posterior import to_datatree as to_datatree
@@ -50,14 +57,21 @@ _LAZY = {
     "predict": "prediction",
     "Prediction": "prediction",
     "Calibration": "posterior",
+    "Comparison": "posterior",
     "Diagnosis": "posterior",
+    "Recalibration": "posterior",
     "Saved": "posterior",
+    "accuracy_rejection_curve": "posterior",
     "calibration": "posterior",
+    "compare": "posterior",
     "diagnose": "posterior",
     "load": "posterior",
+    "most_uncertain": "posterior",
     "plot_calibration": "posterior",
+    "plot_comparison": "posterior",
     "plot_diagnostics": "posterior",
     "plot_fit": "posterior",
+    "recalibrate": "posterior",
     "save": "posterior",
     "summary": "posterior",
     "to_datatree": "posterior",
@@ -67,15 +81,19 @@ _LAZY = {
 __all__ = [
     "AmortizedGuide",
     "Calibration",
+    "Comparison",
     "Diagnosis",
     "Explanation",
     "Parameter",
     "Prediction",
+    "Recalibration",
     "Saved",
+    "accuracy_rejection_curve",
     "amortize",
     "bayesianize",
     "bind",
     "calibration",
+    "compare",
     "diagnose",
     "explain",
     "is_backbone",
@@ -85,12 +103,15 @@ __all__ = [
     "module_from_draw",
     "module_from_mean",
     "modules_from_draws",
+    "most_uncertain",
     "nn",
     "plot_calibration",
+    "plot_comparison",
     "plot_diagnostics",
     "plot_fit",
     "predict",
     "priors",
+    "recalibrate",
     "save",
     "scope",
     "show_versions",
