@@ -74,7 +74,7 @@ def compare(
         >>> comparison.methods, list(comparison.scores)
         (('near', 'wide'), ['elpd', 'rmse', 'crps', 'coverage'])
     """
-    if not isinstance(trees, Mapping) or not trees:
+    if not isinstance(trees, Mapping) or isinstance(trees, xr.DataTree) or not trees:
         raise TypeError(
             "compare takes a dictionary of trees by the names of the methods, "
             f'{{"NUTS": tree, "ensemble": other}}, got {type(trees).__name__}.'

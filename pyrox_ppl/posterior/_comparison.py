@@ -59,7 +59,7 @@ class Score:
         # Minus infinity less itself has no value.
         with np.errstate(invalid="ignore"):
             value = self.value[method] - self.value[reference]
-            spread = np.std(a - b) if a.size > 1 else math.nan
+            spread = np.std(a - b, ddof=1) if a.size > 1 else math.nan
         return Difference(float(value), float(np.sqrt(a.size) * spread))
 
 
