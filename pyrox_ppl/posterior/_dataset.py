@@ -9,7 +9,7 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 
 from pyrox_ppl.posterior._axes import DRAWS, free_axis, variable_name
-from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.posterior._model_sites import ModelSites, outcome_attrs
 from pyrox_ppl.prediction._prediction import widened
 from pyrox_ppl.prediction._trained import path_of
 
@@ -19,6 +19,15 @@ _WITHOUT_DRAWS = (
     "predictions_constant_data",
     "params",
     "guide_params",
+    "uncertainty",
+)
+# Groups whose variables say what kind of outcome they are.
+_OF_OUTCOMES = (
+    "observed_data",
+    "posterior_predictive",
+    "prior_predictive",
+    "predictions",
+    "uncertainty",
 )
 # Groups of arguments, whose axes are not those of a site.
 _OF_ARGUMENTS = ("constant_data", "predictions_constant_data")
@@ -33,7 +42,33 @@ def make_datasets(
     }
 
 
-def _make(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
+def make_uncertainty(
+    means: dict[str, dict[str, np.ndarray]], number: int, sites: ModelSites
+) -> xr.Dataset:
+    """The group of what the draws say on average: ``<site>_<part>`` for every part.
+
+    Args:
+        means: Part -> site -> array; the part ``"probability"`` of a categorical site
+            has a last axis of classes, ``<site>_class``.
+        number: The number of draws.
+        sites: The sites of the model.
+    """
+    parts = []
+    for part, values in means.items():
+        dataset = _make("uncertainty", values, sites, has_classes=part == "probability")
+        names = map(str, dataset.data_vars)
+        parts.append(dataset.rename({name: f"{name}_{part}" for name in names}))
+    whole = xr.merge(parts, compat="override", join="exact", combine_attrs="override")
+    return whole.assign_attrs(number_of_draws=number)
+
+
+def _make(
+    group: str,
+    values: dict[str, Any],
+    sites: ModelSites,
+    *,
+    has_classes: bool = False,
+) -> xr.Dataset:
     drawn = group not in _WITHOUT_DRAWS
     leading = 2 if drawn else 0
     flat = _arrays_by_path(values)
@@ -62,7 +97,11 @@ def _make(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
         if group == "log_prior":
             dims[key] = sites.plates_of(name)
             continue
-        own = sites.axis_names(name, ndim, taken)
+        names = sites.variables | taken
+        # The classes of a categorical site are on one more axis than its values.
+        more = has_classes and sites.outcomes[name].kind == "categorical"
+        own = sites.axis_names(name, ndim - more, taken)
+        own += [free_axis(f"{key}_class", names)] * more
         # A density belongs to a whole event, the values of which may be masked singly.
         single = {} if group == "log_likelihood" else sites.element_masks
         mask = single.get(name, sites.masks.get(name))
@@ -70,7 +109,6 @@ def _make(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
             arrays[key] = _keep_observed(arrays[key], mask, leading)
             # Plates keep their names for the other sites on them, so the places of the
             # entries are called after site and plate.
-            names = sites.variables | taken
             kind = "element" if name in single else "entry"
             entry = free_axis(f"{key}_{kind}", names)
             places = zip(own, np.argwhere(mask).T, strict=False)
@@ -89,6 +127,8 @@ def _make(group: str, values: dict[str, Any], sites: ModelSites) -> xr.Dataset:
     for key, name in originals.items():
         if group not in _OF_ARGUMENTS:
             out[key].attrs.update(sites.variable_attrs(name))
+        if group in _OF_OUTCOMES:
+            out[key].attrs.update(outcome_attrs(sites.outcomes.get(name)))
         if name not in values or (group == "params" and name not in sites.trained):
             out[key].attrs["nested"] = 1
     return out.assign_coords(coords)

@@ -33,6 +33,7 @@ _ORDER = (
     "posterior_predictive",
     "log_likelihood",
     "log_prior",
+    "uncertainty",
     "prior",
     "prior_predictive",
     "predictions",
@@ -86,6 +87,14 @@ def to_datatree(
       :math:`\log \sum_z p(z \mid \theta)\, p(y_i \mid z, \theta)`;
     - ``log_prior``: the log density of every latent site under its prior, summed over
       all axes that are not on a plate;
+    - ``uncertainty``: means over the draws, for observed sites. Of a binary or
+      categorical one the class probabilities ``<site>_probability``, along a last axis
+      ``<site>_class`` (of a binary one the probability of 1); ``<site>_total``,
+      ``<site>_aleatoric`` and ``<site>_epistemic``, its predictive entropy in nats, the
+      mean entropy at a draw, and their difference, the mutual information of label and
+      parameters. Of a continuous outcome or a count with moments in NumPyro, the same
+      three for its variance: total, mean of Var[y | θ], variance of E[y | θ]. A site
+      that depends on an undrawn discrete latent has probabilities only;
     - ``prior``, ``prior_predictive``: draws from the prior (`num_prior_samples`);
     - ``predictions``, ``predictions_constant_data``: draws for new inputs
       (`predictions`);
@@ -99,6 +108,11 @@ def to_datatree(
     - ``optimization``: for SVI the ``loss`` of every ``step``;
     - ``warmup_posterior``, ``warmup_sample_stats``: what ``mcmc.warmup(...,
       collect_warmup=True)`` collected. Straight after it, the tree holds only these.
+
+    The ``attrs`` of observations and their predictions say how to judge them:
+    ``outcome`` is ``"binary"``, ``"categorical"`` (with ``num_classes``, and whether
+    they are ``ordered``), ``"count"``, ``"continuous"``, ``"circular"`` or
+    ``"multivariate"`` (a value is along the last ``value_ndim`` axes).
 
     Minibatches: a plate whose random indices pick rows takes all rows, so every group
     is of all the data. A plate whose indices nothing uses (``plate("row", N,
@@ -176,7 +190,7 @@ def to_datatree(
         >>> tree = px.to_datatree(mcmc, x, y=2.0 * x)
         >>> list(tree.children)  # doctest: +NORMALIZE_WHITESPACE
         ['posterior', 'sample_stats', 'posterior_predictive', 'log_likelihood',
-         'log_prior', 'observed_data', 'constant_data']
+         'log_prior', 'uncertainty', 'observed_data', 'constant_data']
         >>> dict(tree.posterior_predictive["y"].sizes)
         {'chain': 1, 'draw': 10, 'row': 8}
     """
@@ -213,8 +227,7 @@ def to_datatree(
         call = ModelCall(model, args, kwargs, {**given.params, **(params or {})})
         fitted = Fitted.join(given, call)
         sites = fitted.sites
-        groups = posterior_groups(fitted, predictive_key, log_likelihood, log_weight)
-        datasets = make_datasets(groups, sites)
+        datasets = posterior_groups(fitted, predictive_key, log_likelihood, log_weight)
         if num_prior_samples and not given.is_warmup:
             key = jax.random.fold_in(rng_key, 2)
             datasets |= prior_groups(fitted, key, num_prior_samples)

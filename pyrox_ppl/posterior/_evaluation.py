@@ -15,6 +15,7 @@ from pyrox_ppl.posterior._model_sites import ModelSites
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._site_values import site_function
+from pyrox_ppl.prediction._uncertainty import LawMeans, law_at_draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Wanted:
         predicted: Observed and deterministic sites to draw.
         likelihoods: Observed sites of which to compute the log likelihood.
         priors: Latent sites of which to compute the log prior.
+        laws: Observed sites of which to average class probabilities or moments.
         log_joint: Whether to compute the log joint density in unconstrained space.
     """
 
     predicted: Sequence[str] = ()
     likelihoods: Sequence[str] = ()
     priors: Sequence[str] = ()
+    laws: Sequence[str] = ()
     log_joint: bool = False
 
 
@@ -40,7 +43,7 @@ def evaluate_draws(
     latent: dict[str, np.ndarray],
     rng_key: PRNGKeyArray,
     wanted: Wanted,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], LawMeans]:
     """Evaluate the model at every draw, one after the other, in one program.
 
     Args:
@@ -53,14 +56,14 @@ def evaluate_draws(
 
     Returns:
         ``predictive``, ``log_likelihood`` and ``log_prior`` by site, and ``lp``: arrays
-        with two sample axes.
+        with two sample axes; and what the laws of sites say on average.
     """
     shape = next(iter(latent.values())).shape[:2] if latent else (1, 1)
     number = shape[0] * shape[1]
     flat = {n: v.reshape(number, *v.shape[2:]) for n, v in latent.items()}
     predict = site_function(call, wanted.predicted)
 
-    def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> dict[str, Any]:
+    def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> tuple[Any, Any]:
         draw, key = draw_and_key
 
         def trace_with(undrawn: dict[str, Any]) -> dict[str, Any]:
@@ -96,10 +99,17 @@ def evaluate_draws(
         }
         if wanted.log_joint:
             out["lp"] = _log_joint(trace)
-        return out
+        return out, {name: law_at_draw(trace[name]["fn"]) for name in wanted.laws}
 
-    result = map_draws(evaluate, (flat, keys_of_draws(rng_key, number)), number)
-    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), result)
+    means = LawMeans()
+    result = map_draws(
+        evaluate,
+        (flat, keys_of_draws(rng_key, number)),
+        number,
+        consume=means.add,
+    )
+    result = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), result)
+    return result, means
 
 
 def draw_prior(

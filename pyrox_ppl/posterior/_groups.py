@@ -11,13 +11,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.posterior._dataset import make_datasets
+from pyrox_ppl.posterior._dataset import make_datasets, make_uncertainty
 from pyrox_ppl.posterior._evaluation import Wanted, draw_prior, evaluate_draws
 from pyrox_ppl.posterior._fitted import Fitted, check_arguments
 from pyrox_ppl.posterior._guide import GuideDraws
 from pyrox_ppl.posterior._log_weights import log_weights
 from pyrox_ppl.posterior._model_sites import ModelSites
 from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._uncertainty import LawMeans
 
 
 def posterior_groups(
@@ -25,7 +26,7 @@ def posterior_groups(
     rng_key: PRNGKeyArray,
     log_likelihood: bool | Sequence[str],
     log_weight: bool,
-) -> dict[str, Any]:
+) -> dict[str, xr.Dataset]:
     """The groups that rest on the draws and the data."""
     source, sites = fitted.source, fitted.sites
     values = {n: v for n, v in source.draws.items() if n not in sites.factors}
@@ -41,9 +42,10 @@ def posterior_groups(
         predicted=[*computed, *predicted],
         likelihoods=[] if source.is_warmup else _likelihoods(log_likelihood, sites),
         priors=[n for n in sites.latent if n not in sites.discrete.obstacles],
+        laws=predicted,
         log_joint=lacks_lp and bool(latent),
     )
-    result = evaluate_draws(fitted.call, sites, latent, rng_key, wanted)
+    result, means = evaluate_draws(fitted.call, sites, latent, rng_key, wanted)
     predictive = result["predictive"]
     params = fitted.call.params
     own = {n: v for n, v in params.items() if sites.is_trained(n)}
@@ -55,7 +57,7 @@ def posterior_groups(
         if log_weight and source.guide is not None:
             weights = log_weights(fitted.call, source.guide)
             stats |= {} if weights is None else {"log_weight": weights[None]}
-    return {
+    groups = {
         "posterior": {n: v for n, v in values.items() if n not in given}
         | {name: predictive[name] for name in computed},
         "sample_stats": stats,
@@ -67,6 +69,11 @@ def posterior_groups(
         "params": own,
         "guide_params": guide_params,
     }
+    datasets = make_datasets(groups, sites)
+    parts = _uncertainty(means, predicted, sites)
+    if parts:
+        datasets["uncertainty"] = make_uncertainty(parts, means.number, sites)
+    return datasets
 
 
 def prior_groups(
@@ -94,7 +101,7 @@ def prediction_groups(
     sites = ModelSites.inspect(call, fitted.source.draws, check=False)
     latent = {name: fitted.source.draws[name] for name in sites.latent}
     names = sorted(name for name in sites.plates if name not in latent)
-    result = evaluate_draws(call, sites, latent, rng_key, Wanted(predicted=names))
+    result, _ = evaluate_draws(call, sites, latent, rng_key, Wanted(predicted=names))
     groups = {
         "predictions": result["predictive"],
         "predictions_constant_data": _constant_data(call, sites.observed),
@@ -137,6 +144,21 @@ def _likelihoods(log_likelihood: bool | Sequence[str], sites: ModelSites) -> lis
                 "or draw the latents (NumPyro's DiscreteHMCGibbs)."
             )
     return list(log_likelihood)
+
+
+def _uncertainty(
+    means: LawMeans, predicted: Sequence[str], sites: ModelSites
+) -> dict[str, dict[str, np.ndarray]]:
+    """What the draws say of observed sites on average, by part and site."""
+    parts = {"probability": means.probabilities} if means.probabilities else {}
+    for name in predicted:
+        # What an undrawn latent adds is neither noise of this site nor disagreement of
+        # the draws.
+        if not sites.discrete.causes.get(name):
+            split = means.uncertainty(name)
+            for part, values in (split._asdict() if split else {}).items():
+                parts.setdefault(part, {})[name] = values
+    return parts
 
 
 def _check_guide(guide: GuideDraws | None, params: Collection[str]) -> None:

@@ -22,6 +22,7 @@ from pyrox_ppl.posterior._axes import (
 from pyrox_ppl.posterior._marginal import UndrawnDiscrete
 from pyrox_ppl.prediction._full_data import is_factor
 from pyrox_ppl.prediction._model_call import ModelCall, check_draws
+from pyrox_ppl.prediction._outcome import Outcome, outcome_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ModelSites:
         deterministic: Names of the deterministic sites.
         trained: Names of the ``param`` and ``mutable`` sites.
         has_discrete_latent: Whether a latent site is discrete.
+        outcomes: For the sites that were not drawn, what kind of outcome they have.
         discrete: The discrete latents that were summed out, not drawn.
         plates: For every site the plates of its axes from the right: None for the axes
             of an event, which come first, and for others on no plate.
@@ -53,6 +55,7 @@ class ModelSites:
     deterministic: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
     has_discrete_latent: bool = False
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
     discrete: UndrawnDiscrete = field(default_factory=UndrawnDiscrete)
     plates: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     event_dims: dict[str, int] = field(default_factory=dict)
@@ -94,6 +97,11 @@ class ModelSites:
             n for n in discrete if observed and latent[n]["fn"].has_enumerate_support
         }
         labels = plate_labels(trace)
+        outcomes = {
+            n: outcome_of(s["fn"])
+            for n, s in sample.items()
+            if n in observed or n not in draws
+        }
         missing = sorted(latent.keys() - draws.keys() - summed)
         unknown = sorted(draws.keys() - trace.keys())
         if check and (missing or unknown):
@@ -111,6 +119,7 @@ class ModelSites:
             deterministic=names_of_type(trace, "deterministic"),
             trained=names_of_type(trace, "param", "mutable"),
             has_discrete_latent=bool(discrete),
+            outcomes={n: o for n, o in outcomes.items() if o is not None},
             discrete=UndrawnDiscrete.find(summed - draws.keys(), trace, call.run),
             plates={
                 name: plate_axes(name, trace, labels)
@@ -189,6 +198,19 @@ class ModelSites:
         if variable_name(name) != name:
             about["numpyro_name"] = name
         return about
+
+
+def outcome_attrs(outcome: Outcome | None) -> dict[str, Any]:
+    """The attributes that say how a site's values are to be judged."""
+    if outcome is None:
+        return {}
+    about: dict[str, Any] = {"outcome": outcome.kind}
+    if outcome.num_classes is not None:
+        about |= {
+            "num_classes": outcome.num_classes,
+            "ordered": int(outcome.is_ordered),
+        }
+    return about | ({"value_ndim": outcome.ndim} if outcome.ndim else {})
 
 
 def names_of_type(trace: Mapping[str, Any], *types: str) -> tuple[str, ...]:

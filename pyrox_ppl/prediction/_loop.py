@@ -39,6 +39,7 @@ def map_draws(
     draws: Any,
     number: int,
     *,
+    consume: Callable[[Any], None] | None = None,
     description: str = "",
     progress_bar: bool = False,
 ) -> Any:
@@ -51,6 +52,9 @@ def map_draws(
         one: ``one(draw)`` -> a pytree of arrays.
         draws: A pytree of arrays with a leading axis of draws.
         number: The length of that axis.
+        consume: If given, ``one(draw)`` returns a pair: what to keep, and what is
+            passed on in chunks ``consume(chunk)``, arrays with a leading axis of draws
+            that are not kept. It sees every draw once.
         description: What the progress bar says.
         progress_bar: Whether to show one, if it takes more than two seconds.
 
@@ -61,9 +65,10 @@ def map_draws(
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     first = jax.tree.unflatten(treedef, [leaf[0] for leaf in leaves])
     result = jax.eval_shape(one, first)
+    kept = result if consume is None else result[0]
     size = even_size(number, CHUNK_BYTES // max(1, bytes_of(result)))
     loop = jax.jit(lambda chunk: jax.lax.map(one, jax.tree.unflatten(treedef, chunk)))
-    out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), result)
+    out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), kept)
     starts = tqdm(
         range(0, number, size), desc=description, disable=not progress_bar, delay=2.0
     )
@@ -71,7 +76,13 @@ def map_draws(
         # The last chunk begins earlier, so that all have one shape.
         begin = min(start, number - size)
         where = slice(begin, begin + size)
-        chunk = jax.tree.leaves(loop([leaf[where] for leaf in leaves]))
-        for whole, part in zip(jax.tree.leaves(out), chunk, strict=True):
+        chunk = loop([leaf[where] for leaf in leaves])
+        if consume is not None:
+            chunk, passed = chunk
+            fresh = start - begin
+            consume(jax.tree.map(lambda leaf: np.asarray(leaf)[fresh:], passed))  # noqa: B023 - called at once
+        for whole, part in zip(
+            jax.tree.leaves(out), jax.tree.leaves(chunk), strict=True
+        ):
             whole[where] = np.asarray(part)
     return out

@@ -22,24 +22,30 @@ class Outcome(NamedTuple):
             are drawn together).
         num_classes: The number of classes of a binary or categorical outcome.
         is_ordered: Whether the order of the classes means something.
+        ndim: The number of axes of one value: 0 unless it is multivariate.
     """
 
     kind: Kind
     num_classes: int | None = None
     is_ordered: bool = False
+    ndim: int = 0
 
 
-def outcome_of(fn: dist.Distribution) -> Outcome:
-    """Classify a distribution by its support.
+def outcome_of(fn: dist.Distribution) -> Outcome | None:
+    """Classify a distribution by its support; None where it declares no support.
 
     A Binomial and a Categorical have the same support, an interval of integers; only
     of the Categorical are the integers names.
     """
     base = _one_value(fn)
-    while isinstance(base, dist.ExpandedDistribution):
-        base = _one_value(base.base_dist)
+    while isinstance(
+        base, dist.ExpandedDistribution | dist.MixtureSameFamily | dist.MixtureGeneral
+    ):
+        base = _one_value(_inner(base))
     if base.event_dim:
-        return Outcome("multivariate")
+        return Outcome("multivariate", ndim=base.event_dim)
+    if base.support is None:
+        return None
     if isinstance(base, dist.CategoricalProbs | dist.CategoricalLogits):
         probabilities: Any = base.probs
         is_ordered = isinstance(base, dist.OrderedLogistic)
@@ -59,8 +65,17 @@ def class_probabilities(fn: dist.Distribution) -> jax.Array:
         categorical one all probabilities along a new last axis.
     """
     base = _one_value(fn)
-    if outcome_of(fn).kind == "binary":
-        return jnp.exp(base.log_prob(jnp.ones(base.shape(), jnp.int32)))
+    outcome = outcome_of(fn)
+    if outcome is None or outcome.num_classes is None:
+        raise ValueError(f"the values of {fn} are no classes.")
+
+    def probability(value: int) -> jax.Array:
+        return jnp.exp(base.log_prob(jnp.full(base.shape(), value)))
+
+    if outcome.kind == "binary":
+        return probability(1)
+    if isinstance(base, dist.MixtureSameFamily | dist.MixtureGeneral):
+        return jnp.stack([probability(k) for k in range(outcome.num_classes)], -1)
     while isinstance(base, dist.ExpandedDistribution):
         shape, base = fn.shape(), _one_value(base.base_dist)
         return jnp.broadcast_to(base.probs, (*shape, base.probs.shape[-1]))
@@ -75,6 +90,17 @@ def mean_and_variance(fn: dist.Distribution) -> tuple[jax.Array, jax.Array] | No
         return None
     shape = fn.shape()
     return jnp.broadcast_to(mean, shape), jnp.broadcast_to(variance, shape)
+
+
+def _inner(fn: Any) -> Any:
+    """What an expanded distribution or a mixture is made of; components are alike."""
+    match fn:
+        case dist.MixtureSameFamily():
+            return fn.component_distribution
+        case dist.MixtureGeneral():
+            return fn.component_distributions[0]
+        case _:
+            return fn.base_dist
 
 
 def _one_value(fn: Any) -> Any:

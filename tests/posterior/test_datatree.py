@@ -19,6 +19,7 @@ GROUPS = [
     "posterior_predictive",
     "log_likelihood",
     "log_prior",
+    "uncertainty",
     "observed_data",
     "constant_data",
 ]
