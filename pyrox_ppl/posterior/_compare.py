@@ -1,6 +1,6 @@
 """compare: the scores of several trees on the same held-out observations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -91,21 +91,23 @@ def compare(
         found += _scores_of_classes(methods, observed)
     elif outcome != "circular":
         found += _scores_of_numbers(methods, observed, outcome, level, notes)
-    table = {score.name: score for score in found if score.value}
-    if not table:
+    found = [score for score in found if score.value]
+    if not found:
         raise ValueError(f"no tree has a score of {site!r}: {'; '.join(notes)}.")
+    ranked = _ranked(list(trees), found[0])
+    table = {score.name: score.in_order(ranked) for score in found}
     return Comparison(
         site,
         outcome,
         observed.size,
-        _ranked(list(trees), next(iter(table.values()))),
+        ranked,
         table,
         {name: one.number for name, one in methods.items()},
         {
             name: {cost: tree.attrs[cost] for cost in COSTS if cost in tree.attrs}
             for name, tree in trees.items()
         },
-        (*_equal_methods(list(trees), table), *notes),
+        (*_equal_methods(ranked, table), *notes),
     )
 
 
@@ -180,30 +182,34 @@ def _scores_of_numbers(
     methods: _ByMethod, y: np.ndarray, outcome: str, level: float, notes: list[str]
 ) -> list[Score]:
     squared, distance, covered = {}, {}, {}
-    events = max(one.event_ndims() for one in methods.values())
+    rows = y.shape[: y.ndim - max(one.event_ndims() for one in methods.values())]
     for name, one in methods.items():
         draws = one.observed_and_draws()[1]
-        squared[name] = (one.mean() - y) ** 2
+        mean = one.mean()
+        if np.isfinite(mean).all():
+            squared[name] = (mean - y) ** 2
+        else:
+            notes.append(f"{name} has no finite mean, so no RMSE")
         if len(draws) == 1:
             notes.append(
-                f"{name} has one predictive draw: repeat its draws in to_datatree for "
-                "its interval and the distance of draws"
+                f"{name} has one predictive draw, so no interval and no score of "
+                "draws: repeat its draw in to_datatree"
             )
             continue
         if outcome == "multivariate":
-            flat = y.shape[: y.ndim - events]
             distance[name] = scores.energy_score(
-                y.reshape(*flat, -1), draws.reshape(len(draws), *flat, -1)
+                y.reshape(*rows, -1), draws.reshape(len(draws), *rows, -1)
             )
         else:
             distance[name] = scores.crps(y, draws)
         covered[name] = scores.coverage(y, *scores.central_interval(draws, level=level))
         if len(draws) < _FEW_DRAWS:
-            # Of S + 1 exchangeable values, one is between two given ranks of the rest.
+            # A new value has any rank among S draws, the S - 1 gaps between them being
+            # as probable as the two tails beside them.
             most = level * (len(draws) - 1) / (len(draws) + 1)
             notes.append(
-                f"{name} has {len(draws)} predictive draws, whose interval covers "
-                f"about {most:.2f} where it is calibrated"
+                f"{name} has {len(draws)} predictive draws, whose interval would cover "
+                f"about {most:.2f} if it were calibrated"
             )
     unit = next(iter(methods.values())).unit
     unit = f" / {unit}" if unit else ""
@@ -277,7 +283,7 @@ def _ranked(methods: list[str], score: Score) -> tuple[str, ...]:
     )
 
 
-def _equal_methods(methods: list[str], table: dict[str, Score]) -> list[str]:
+def _equal_methods(methods: Sequence[str], table: dict[str, Score]) -> list[str]:
     """A sentence for each set of methods whose scores are equal row by row."""
     alike: dict[tuple, list[str]] = {}
     for method in methods:

@@ -44,6 +44,11 @@ class Score:
     value: dict[str, float]
     influence: dict[str, np.ndarray]
 
+    def in_order(self, methods: Sequence[str]) -> "Score":
+        """The same score with its methods in another order."""
+        value = {name: self.value[name] for name in methods if name in self.value}
+        return dataclasses.replace(self, value=value)
+
     def best(self) -> str:
         """The method that scores best; of equals the first."""
         if self.goal == "larger":
@@ -168,7 +173,9 @@ class Comparison:
         rows = []
         for method in self.methods:
             row = [method, _number(first.value.get(method), first.name)]
-            row.append(_plus_minus(differences.get(method), first.name))
+            is_best = method == first.best()
+            difference = differences.get(method)
+            row.append("best" if is_best else _plus_minus(difference, first.name))
             row += [_number(s.value.get(method), s.name) for s in others]
             row.append(f"{self.draws[method]:,}")
             found = (self.cost[method].get(cost) for cost in costs)

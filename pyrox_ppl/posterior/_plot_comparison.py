@@ -41,10 +41,11 @@ def plot_comparison(comparison: Comparison) -> Any:
     plt = pyplot("plot_comparison")
     scores = list(comparison.scores.values())
     places = {name: place for place, name in enumerate(comparison.methods)}
+    names_width = 0.08 * max(map(len, places))
     figure, panels = plt.subplots(
         1,
         len(scores),
-        figsize=(1.2 + 2.0 * len(scores), 1.5 + 0.3 * len(places)),
+        figsize=(names_width + 2.0 * len(scores), 1.5 + 0.3 * len(places)),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -70,7 +71,7 @@ def plot_comparison(comparison: Comparison) -> Any:
             title = f"{score.goal} is better"
         panel.set_title(title, fontsize="small", color="0.4")
         panel.set_xlabel(score.label)
-        panel.locator_params(axis="x", nbins=4)
+        panel.locator_params(axis="x", nbins=3)
         panel.spines[["top", "right"]].set_visible(False)
     first = panels[0][0]
     first.set_yticks(list(places.values()), list(places))

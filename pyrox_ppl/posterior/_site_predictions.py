@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
@@ -36,7 +36,7 @@ class SitePredictions:
     _tree: xr.DataTree
 
     @staticmethod
-    def check(tree: xr.DataTree, function: str) -> None:
+    def check(tree: Any, function: str) -> None:
         """Refuse what is no tree, and a tree without observations or predictions."""
         groups = ("posterior_predictive", "observed_data")
         _stats.check_tree(tree, function, *groups)

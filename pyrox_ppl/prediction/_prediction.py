@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Self
 import jax.numpy as jnp
 import numpy as np
 
+from pyrox_ppl.prediction._uncertainty import Uncertainty
+
 
 class SummaryOptions(NamedTuple):
     """How to summarise draws.
@@ -14,11 +16,13 @@ class SummaryOptions(NamedTuple):
         quantiles: Probabilities of the quantiles.
         batch_size: How many points or values to hold for all draws at a time.
         progress_bar: Whether to show one.
+        uncertainty: Whether to split the uncertainty of a model's sites.
     """
 
     quantiles: tuple[float, ...]
     batch_size: int | None
     progress_bar: bool
+    uncertainty: bool = False
 
 
 class Prediction(NamedTuple):
@@ -29,6 +33,7 @@ class Prediction(NamedTuple):
         std: The standard deviation over the draws (divided by their number).
         quantiles: Probability -> quantile over the draws, interpolated linearly as
             ``numpy.quantile`` does.
+        uncertainty: The uncertainty of a model's site in two parts, if asked for.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -42,6 +47,7 @@ class Prediction(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     quantiles: dict[float, np.ndarray]
+    uncertainty: Uncertainty | None = None
 
     @classmethod
     def empty(

@@ -129,7 +129,8 @@ def test_sets_of_classes_hold_new_labels_although_the_model_is_wrong():
     fitted = px.recalibrate(
         held_out(categorical, LABELS[HELD]), "aps", rng_key=jax.random.key(1)
     )
-    prediction = px.predict(categorical, SLOPES, X[NEW])
+    new = held_out(categorical, LABELS[NEW], X[NEW])
+    prediction = new["uncertainty"]["y_probability"].values
     sets = fitted.apply(prediction, rng_key=jax.random.key(2))
     label = LABELS[NEW]
     assert abs(sets[np.arange(label.size), label].mean() - 0.9) < 0.04
