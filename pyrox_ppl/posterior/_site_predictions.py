@@ -103,7 +103,9 @@ class SitePredictions:
     def mean(self) -> np.ndarray:
         """The predictive mean: the exact mean over the draws where the tree has it."""
         exact = self._uncertainty("mean")
-        return self.observed_and_draws()[1].mean(0) if exact is None else exact
+        if exact is not None:
+            return exact
+        return self.observed_and_draws()[1].mean(0, dtype=np.float64)
 
     def probabilities(self) -> np.ndarray:
         """Class probabilities, averaged over the draws.
@@ -143,6 +145,13 @@ class SitePredictions:
         group, name = _stats.group(self._tree, "uncertainty"), f"{self.site}_{part}"
         if name not in group:
             return None
+        number = group.attrs.get("number_of_draws", self.number)
+        if number != self.number:
+            raise ValueError(
+                f"the tree has {self.number} predictive draws, and its group "
+                f"'uncertainty' is of {number}: thin the draws first, then make a tree "
+                "of them, px.to_datatree(thinned, x, y=y, model=model)."
+            )
         dims = _stats.group(self._tree, "observed_data")[self.site].dims
         return group[name].transpose(*dims, ...).values
 

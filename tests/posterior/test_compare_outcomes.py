@@ -242,3 +242,12 @@ def test_draws_of_labels_have_no_class_probabilities():
     tree = px.to_datatree(DRAWS["right"] | {"y": labels}, y=LABELS, model=categorical)
     with pytest.raises(ValueError, match="no class probabilities of 'y'"):
         px.compare({"a": tree})
+
+
+def test_a_tree_that_was_thinned_later_is_refused():
+    tree = trees_of(categorical, LABELS)["right"]
+    thinned = tree.copy()
+    for name in ("posterior_predictive", "log_likelihood"):
+        thinned[name] = tree[name].to_dataset().isel(draw=slice(None, None, 2))
+    with pytest.raises(ValueError, match="40 predictive draws, and its group 'uncert"):
+        px.compare({"thinned": thinned})
