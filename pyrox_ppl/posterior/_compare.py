@@ -5,13 +5,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._comparison import COSTS, Comparison, Score
 from pyrox_ppl.posterior._method_scores import ByMethod, score_methods
-from pyrox_ppl.posterior._site_predictions import SitePredictions, choose_site
+from pyrox_ppl.posterior._site_predictions import SitePredictions
 
 
 def compare(
-    trees: Mapping[str, xr.DataTree], site: str | None = None, *, level: float = 0.9
+    trees: Mapping[str, xr.DataTree],
+    site: str | None = None,
+    *,
+    outcome: str | None = None,
+    level: float = 0.9,
 ) -> Comparison:
     r"""Score several methods on the same observations, and pair their differences.
 
@@ -33,7 +38,9 @@ def compare(
         trees: A tree for each method, by its name, all with the same observations. Cost
             comes from the trees' ``attrs["seconds"]`` and
             ``attrs["gradient_evaluations"]``, if they are set.
-        site: The observed site; may be left out if there is one.
+        site: The observed site; may be left out if the trees have one in common.
+        outcome: The kind of the outcome, for trees of others that do not say what their
+            integers are.
         level: The probability of the central intervals.
 
     Returns:
@@ -74,20 +81,21 @@ def compare(
             "compare takes a dictionary of trees by the names of the methods, "
             f'{{"NUTS": tree, "ensemble": other}}, got {type(trees).__name__}.'
         )
-    for tree in trees.values():
-        SitePredictions.check(tree, "compare")
-    site = choose_site(trees, site)
-    methods = {name: SitePredictions.read(tree, site) for name, tree in trees.items()}
+    site = _common_site(trees, site)
+    methods = {
+        name: SitePredictions.read(tree, site, "compare", outcome)
+        for name, tree in trees.items()
+    }
     observed = _same_observations(methods)
-    outcome = _common_outcome(methods)
-    found, notes = score_methods(methods, observed, outcome, level)
+    kind = _common_outcome(methods)
+    found, notes = score_methods(methods, observed, kind, level)
     if not found:
         raise ValueError(f"no tree has a score of {site!r}: {'; '.join(notes)}.")
     ranked = _ranked(list(trees), found[0])
     table = {score.name: score.in_order(ranked) for score in found}
     return Comparison(
         site,
-        outcome,
+        kind,
         observed.size,
         ranked,
         table,
@@ -97,6 +105,24 @@ def compare(
             for name, tree in trees.items()
         },
         (*_equal_methods(ranked, table), *notes),
+    )
+
+
+def _common_site(trees: Mapping[str, xr.DataTree], site: str | None) -> str:
+    """The site that is asked for, or the only one that all trees observe."""
+    groups = ("posterior_predictive", "observed_data")
+    observed = {}
+    for name, tree in trees.items():
+        _stats.check_tree(tree, "compare", *groups)
+        observed[name] = _stats.names(_stats.group(tree, "observed_data"))
+    common = set.intersection(*map(set, observed.values()))
+    if site is not None and site in common:
+        return site
+    if site is None and len(common) == 1:
+        return common.pop()
+    found = "; ".join(f"{name}: {sites}" for name, sites in observed.items())
+    raise ValueError(
+        f"site= must name one observed site of all trees, got {site!r} ({found})."
     )
 
 

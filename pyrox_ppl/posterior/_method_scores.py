@@ -6,7 +6,8 @@ import numpy as np
 
 import pyrox_ppl.scores as scores
 from pyrox_ppl.posterior._comparison import Score
-from pyrox_ppl.posterior._site_predictions import CLASSES, SitePredictions
+from pyrox_ppl.posterior._observed import CLASSES
+from pyrox_ppl.posterior._site_predictions import SitePredictions
 
 # With fewer predictive draws, the quantiles of an interval are too rough to compare.
 _FEW_DRAWS = 100
@@ -21,7 +22,7 @@ def score_methods(
     notes: list[str] = []
     found = [_elpd(methods, notes)]
     if outcome in CLASSES:
-        found += _scores_of_classes(methods, observed)
+        found += _scores_of_classes(methods, observed, notes)
     elif outcome != "circular":
         found += _scores_of_numbers(methods, observed, outcome, level, notes)
     return [score for score in found if score.value], notes
@@ -66,7 +67,9 @@ def _scores_of_numbers(
                 "draws: repeat its draw in to_datatree"
             )
             continue
-        if outcome == "multivariate":
+        if outcome == "multivariate" and one.hides_elements:
+            notes.append(f"{name} hides entries of vectors, so no energy score")
+        elif outcome == "multivariate":
             distance[name] = scores.energy_score(
                 y.reshape(*rows, -1), draws.reshape(len(draws), *rows, -1)
             )
@@ -92,7 +95,14 @@ def _scores_of_numbers(
     ]
 
 
-def _scores_of_classes(methods: ByMethod, labels: np.ndarray) -> list[Score]:
+def _scores_of_classes(
+    methods: ByMethod, labels: np.ndarray, notes: list[str]
+) -> list[Score]:
+    notes += [
+        f"{name} has no class probabilities: these are frequencies of its draws"
+        for name, one in methods.items()
+        if not one.has_probabilities
+    ]
     p = {name: one.probabilities() for name, one in methods.items()}
 
     def rows(score: Callable) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pyrox_ppl.posterior._comparison import Comparison
-from pyrox_ppl.posterior._plots import pyplot
+from pyrox_ppl.posterior._pyplot import pyplot
 
 
 def plot_comparison(comparison: Comparison) -> Any:

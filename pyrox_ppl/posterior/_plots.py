@@ -61,7 +61,7 @@ def plot_fit(
         >>> len(axes.lines), len(axes.collections)
         (1, 1)
     """
-    plt = pyplot("plot_fit")
+    plt = _pyplot("plot_fit")
     points = np.asarray(x, float)
     points = points.reshape(-1, 1) if points.ndim == 1 else points
     number, dims = len(points), points.shape[-1]
@@ -154,7 +154,7 @@ def plot_calibration(
         >>> type(px.plot_calibration(tree)).__name__
         'PlotCollection'
     """
-    pyplot("plot_calibration")
+    _pyplot("plot_calibration")
     azp = _import("arviz_plots", "plot_calibration")
     _stats.check_tree(tree, "plot_calibration", "posterior_predictive", "observed_data")
     sites = _stats.names(_stats.group(tree, "observed_data"))
@@ -195,7 +195,7 @@ def plot_diagnostics(diagnosis: Diagnosis) -> Any:
         >>> len(px.plot_diagnostics(diagnosis).axes)
         2
     """
-    plt = pyplot("plot_diagnostics")
+    plt = _pyplot("plot_diagnostics")
     panels: list[Any] = []
     if diagnosis.functions is not None:
         functions, limit = diagnosis.functions, _checks.ESS_PER_CHAIN * diagnosis.chains
@@ -271,7 +271,7 @@ def _column(values: np.ndarray, number: int, output: int) -> np.ndarray:
     return values[:, output]
 
 
-def pyplot(function: str) -> Any:
+def _pyplot(function: str) -> Any:
     return _import("matplotlib.pyplot", function)
 
 

@@ -11,10 +11,7 @@ import xarray as xr
 from jaxtyping import PRNGKeyArray
 
 import pyrox_ppl.scores as scores
-from pyrox_ppl.posterior._site_predictions import (
-    SitePredictions,
-    choose_site,
-)
+from pyrox_ppl.posterior._site_predictions import SitePredictions
 from pyrox_ppl.prediction._prediction import Prediction
 
 type Method = Literal["temperature", "conformal", "cqr", "aps"]
@@ -119,6 +116,7 @@ def recalibrate(
     method: Method,
     site: str | None = None,
     *,
+    outcome: str | None = None,
     level: float | None = None,
     rng_key: PRNGKeyArray | None = None,
 ) -> Recalibration:
@@ -143,6 +141,8 @@ def recalibrate(
             ``px.to_datatree(tree, x_held_out, y=y_held_out, model=model)``.
         method: How to correct.
         site: The observed site; may be left out if there is one.
+        outcome: The kind of the outcome, for a tree of others that does not say what
+            its integers are.
         level: The probability to guarantee, 0.9 if not given; ``"temperature"`` has
             none.
         rng_key: The JAX PRNG key for the randomisation of ``"aps"``;
@@ -178,8 +178,7 @@ def recalibrate(
         >>> tempered.apply(jnp.array([0.9933])).round(2)
         array([0.8])
     """
-    SitePredictions.check(tree, "recalibrate")
-    predictions = SitePredictions.read(tree, choose_site({"the tree": tree}, site))
+    predictions = SitePredictions.read(tree, site, "recalibrate", outcome)
     outcome = predictions.outcome
     known = _METHODS.get(outcome, ())
     if method not in known:
@@ -191,12 +190,12 @@ def recalibrate(
     if method == "temperature":
         if level is not None:
             raise ValueError("a temperature guarantees no level: leave `level` out.")
-        p = _all_classes(predictions.probabilities(), outcome)
+        p = _held_out_probabilities(predictions)
         fitted = scores.Temperature.fit(predictions.observed(), p)
         return Recalibration(predictions.site, outcome, method, fitted)
     level = 0.9 if level is None else level
     if method == "aps":
-        p = _all_classes(predictions.probabilities(), outcome)
+        p = _held_out_probabilities(predictions)
         fitted = scores.ConformalSets.fit(
             predictions.observed(), p, level=level, rng_key=_key(rng_key)
         )
@@ -226,6 +225,17 @@ def _bounds(prediction: Any, method: str, level: float) -> tuple[Any, Any]:
             f"quantiles={tuple(tails)})."
         )
     return known[tails[0]], known[tails[1]]
+
+
+def _held_out_probabilities(predictions: SitePredictions) -> np.ndarray:
+    """The probabilities that the model gives, which `predict` gives for new rows."""
+    if not predictions.has_probabilities:
+        raise ValueError(
+            f"the tree has no class probabilities of {predictions.site!r}, only draws "
+            "of classes: make it with the model, px.to_datatree(draws, x, y=y, "
+            "model=model)."
+        )
+    return _all_classes(predictions.probabilities(), predictions.outcome)
 
 
 def _all_classes(probabilities: np.ndarray, outcome: str) -> np.ndarray:

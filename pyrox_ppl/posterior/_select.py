@@ -7,7 +7,8 @@ import numpy as np
 import xarray as xr
 
 import pyrox_ppl.scores as scores
-from pyrox_ppl.posterior._site_predictions import SitePredictions, choose_site
+from pyrox_ppl.posterior._observed import CLASSES
+from pyrox_ppl.posterior._site_predictions import SitePredictions
 from pyrox_ppl.prediction._prediction import Prediction
 
 
@@ -55,7 +56,7 @@ def most_uncertain(source: Any, number: int, site: str | None = None) -> np.ndar
         values = _of_prediction(source, site)
         rows = np.arange(len(values)) if values.ndim else np.zeros(1, int)
     else:
-        predictions = _read(source, site, "most_uncertain")
+        predictions = SitePredictions.read(source, site, "most_uncertain")
         values, rows = predictions.uncertainty("epistemic"), predictions.row_numbers()
     each = values.reshape(len(rows), -1).sum(1)
     found, place = np.unique(rows, return_inverse=True)
@@ -98,8 +99,8 @@ def accuracy_rejection_curve(
         >>> px.accuracy_rejection_curve(tree).accuracy.round(2)
         array([0.67, 1.  , 1.  ])
     """
-    predictions = _read(tree, site, "accuracy_rejection_curve")
-    if not predictions.has_classes:
+    predictions = SitePredictions.read(tree, site, "accuracy_rejection_curve")
+    if predictions.outcome not in CLASSES:
         raise ValueError(
             f"{predictions.site!r} is {predictions.outcome}, and only predictions of "
             "classes are right or wrong."
@@ -108,11 +109,6 @@ def accuracy_rejection_curve(
     p = p.reshape(-1, *p.shape[labels.ndim :])
     total = predictions.uncertainty("total")
     return scores.accuracy_rejection_curve(labels.ravel(), p, total.ravel())
-
-
-def _read(tree: Any, site: str | None, function: str) -> SitePredictions:
-    SitePredictions.check(tree, function)
-    return SitePredictions.read(tree, choose_site({"the tree": tree}, site))
 
 
 def _of_prediction(source: Any, site: str | None) -> np.ndarray:

@@ -233,15 +233,20 @@ def test_masked_rows_are_left_out_and_other_masks_refused():
 def test_integers_of_which_the_tree_says_nothing_are_refused():
     tree = trees_of(categorical, LABELS)["right"]
     del tree["observed_data"]["y"].attrs["outcome"]
-    with pytest.raises(ValueError, match="does not say whether they are classes or"):
+    with pytest.raises(ValueError, match="pass outcome='count'"):
         px.compare({"a": tree})
+    said = px.compare({"a": tree}, outcome="categorical")
+    assert list(said.scores) == ["elpd", "accuracy", "brier", "ece"]
 
 
 def test_draws_of_labels_have_no_class_probabilities():
     labels = RNG.integers(K, size=(80, N))
     tree = px.to_datatree(DRAWS["right"] | {"y": labels}, y=LABELS, model=categorical)
-    with pytest.raises(ValueError, match="no class probabilities of 'y'"):
-        px.compare({"a": tree})
+    comparison = px.compare({"a": tree})
+    p = (labels[:, :, None] == np.arange(K)).mean(0)
+    brier = brier_score_loss(LABELS, p, labels=range(K))
+    assert comparison.scores["brier"].value["a"] == pytest.approx(brier)
+    assert "these are frequencies of its draws" in str(comparison)
 
 
 def test_a_tree_that_was_thinned_later_is_refused():
@@ -249,5 +254,5 @@ def test_a_tree_that_was_thinned_later_is_refused():
     thinned = tree.copy()
     for name in ("posterior_predictive", "log_likelihood"):
         thinned[name] = tree[name].to_dataset().isel(draw=slice(None, None, 2))
-    with pytest.raises(ValueError, match="40 predictive draws, and its group 'uncert"):
+    with pytest.raises(ValueError, match="averages 80 draws, and the tree has 40"):
         px.compare({"thinned": thinned})

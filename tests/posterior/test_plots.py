@@ -77,11 +77,7 @@ def test_a_comparison_has_a_panel_for_each_score_and_a_bar_for_each_method():
     methods = ("far", 2.0, 150), ("near", 0.0, 150), ("map", 0.1, 1)
     trees = {
         name: px.to_datatree({"mean": np.full(number, mean)}, y=y, model=model)
-        for name, mean, number in (
-            ("far", 2.0, 150),
-            ("near", 0.0, 150),
-            ("map", 0.1, 1),
-        )
+        for name, mean, number in methods
     }
     for tree in trees.values():
         tree["observed_data"]["y"].attrs["units"] = "K"

@@ -184,6 +184,13 @@ def test_what_it_takes_is_named():
         fitted.apply(np.array([1.5, -1.0]))
 
 
+def test_frequencies_of_drawn_labels_are_no_probabilities():
+    tree = held_out(binary, LABELS[HELD])
+    del tree["uncertainty"]
+    with pytest.raises(ValueError, match="no class probabilities of 'y', only draws"):
+        px.recalibrate(tree, "temperature")
+
+
 def test_masked_rows_are_left_out():
     mask = np.arange(N) % 3 > 0
 

@@ -1,0 +1,131 @@
+"""What was observed of a site, beside what a tree predicts of it."""
+
+import numpy as np
+import xarray as xr
+
+import pyrox_ppl.posterior._stats as _stats
+
+KINDS = ("binary", "categorical", "circular", "continuous", "count", "multivariate")
+CLASSES = ("binary", "categorical")
+
+
+def choose_site(tree: xr.DataTree, site: str | None) -> str:
+    """The observed site of that name, or the only one."""
+    sites = _stats.names(_stats.group(tree, "observed_data"))
+    if site is None:
+        if len(sites) != 1:
+            raise ValueError(f"the tree has the observed sites {sites}: choose one.")
+        return sites[0]
+    if site not in sites:
+        raise ValueError(f"{site!r} is not an observed site; these are: {sites}.")
+    return site
+
+
+def outcome_in(tree: xr.DataTree, site: str, outcome: str | None = None) -> str:
+    """The kind of a site's outcome: that of its distribution, or what the user says.
+
+    Raises:
+        ValueError: If `outcome` is no kind, or takes classes for numbers; if neither
+            the tree nor the user says what integers are.
+    """
+    observed = _stats.group(tree, "observed_data")[site]
+    said = observed.attrs.get("outcome")
+    if outcome is not None and outcome not in KINDS:
+        raise ValueError(f"outcome is one of {KINDS}, got {outcome!r}.")
+    if outcome is not None and said in CLASSES and outcome != said:
+        raise ValueError(
+            f"the model says that {site!r} is {said}, got outcome={outcome!r}: leave "
+            "it out."
+        )
+    if outcome or said:
+        return str(outcome or said)
+    if observed.dtype.kind in "biu":
+        raise ValueError(
+            f"the observations of {site!r} are integers, and this tree does not say "
+            "whether these are counts or names of classes: pass outcome='count', "
+            "'binary' or 'categorical', or make the tree with `to_datatree`."
+        )
+    return "continuous"
+
+
+def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.ndarray]:
+    """The observations of a site, and the predictive draws of each along axis 0."""
+    observed = _stats.group(tree, "observed_data")[site]
+    predicted = _stats.group(tree, "posterior_predictive")
+    if site not in predicted:
+        raise ValueError(
+            f"the tree has no predictive draws of {site!r}, only of "
+            f"{_stats.names(predicted)}."
+        )
+    predicted = predicted[site]
+    if set(predicted.dims) != {"chain", "draw", *observed.dims}:
+        raise ValueError(
+            f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
+            f"observations {observed.dims}: they belong to different data."
+        )
+    if observed.size == 0:
+        raise ValueError(
+            f"there is no observation of {site!r} to compare with: the data are empty "
+            "or all masked."
+        )
+    y = _real("the observations", site, observed.values)
+    draws = predicted.transpose("chain", "draw", *observed.dims).values
+    draws = _real("the predictive draws", site, draws.reshape(-1, *y.shape))
+    return y, draws
+
+
+def labels_and_probabilities(
+    tree: xr.DataTree, site: str, outcome: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The observed labels of a site, and the predictive probabilities of the classes.
+
+    These are averages over the draws of what the model gives each class; where the tree
+    has none, the frequencies of the classes among the predictive draws.
+
+    Returns:
+        Labels ``(*rows)``, and probabilities ``(*rows, classes)``, or ``(*rows)`` of
+        label 1 for a binary outcome.
+    """
+    labels, draws = observed_and_drawn(tree, site)
+    observed = _stats.group(tree, "observed_data")[site]
+    means = _stats.group(tree, "uncertainty")
+    name = f"{site}_probability"
+    if name not in means:
+        if outcome == "binary":
+            return labels, (draws == 1).mean(0)
+        highest = int(max(labels.max(), draws.max()))
+        classes = int(observed.attrs.get("num_classes", highest + 1))
+        return labels, np.stack([(draws == k).mean(0) for k in range(classes)], -1)
+    number = int(means.attrs.get("number_of_draws", len(draws)))
+    if number != len(draws):
+        raise ValueError(
+            f"the group 'uncertainty' averages {number} draws, and the tree has "
+            f"{len(draws)}: make a tree of these draws, px.to_datatree(tree, x, y=y, "
+            "model=model)."
+        )
+    more = {dim for dim in means[name].dims if dim not in observed.dims}
+    if not set(observed.dims) <= set(means[name].dims) or len(more) > 1:
+        raise ValueError(
+            f"the probabilities of {site!r} have the axes {means[name].dims}, the "
+            f"observations {observed.dims}: they belong to different data."
+        )
+    return labels, means[name].transpose(*observed.dims, ...).values
+
+
+def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:
+    """Refuse values without an order: complex, NaN or infinite ones."""
+    if values.dtype == bool:
+        return values.astype(np.int8)
+    if values.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{what} of {site!r} must be real numbers, got {values.dtype}."
+        )
+    broken = int((~np.isfinite(values)).sum())
+    if broken:
+        raise ValueError(
+            f"{what} of {site!r} are not finite (NaN or infinite) at {broken} of "
+            f"{values.size} values: mask missing observations "
+            "(`numpyro.handlers.mask`, `obs_mask`), and ask `diagnose` where "
+            "predictions break down."
+        )
+    return values
