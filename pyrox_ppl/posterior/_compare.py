@@ -182,15 +182,16 @@ def _ranked(methods: list[str], score: Score) -> tuple[str, ...]:
 
 def _equal_methods(methods: Sequence[str], table: dict[str, Score]) -> list[str]:
     """A sentence for each set of methods whose scores are equal row by row."""
-    alike: dict[tuple, list[str]] = {}
+    sets: list[list[str]] = []
     for method in methods:
-        rows = tuple(
-            score.influence[method].tobytes() if method in score.influence else b""
-            for score in table.values()
-        )
-        alike.setdefault(rows, []).append(method)
+        for names in sets:
+            if all(score.are_equal(method, names[0]) for score in table.values()):
+                names.append(method)
+                break
+        else:
+            sets.append([method])
     return [
         f"equal at every observation: {', '.join(names)}"
-        for names in alike.values()
+        for names in sets
         if len(names) > 1
     ]

@@ -168,6 +168,29 @@ def test_the_cost_of_a_run_reaches_the_trees_of_held_out_data(trees):
     assert px.compare({"a": held_out}).cost == {"a": {"seconds": 3.0}}
 
 
+@pytest.mark.parametrize("suffix", ["nc", "zarr.zip"])
+def test_trees_from_files_compare_as_before(tmp_path, suffix):
+    mask = RNG.uniform(size=N) < 0.7
+
+    def masked(y=None):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", N), numpyro.handlers.mask(mask=mask):
+            numpyro.sample("y", dist.Normal(mean, 0.7), obs=y)
+
+    before = {
+        name: px.to_datatree({"mean": means}, y=Y, model=masked)
+        for name, means in MEANS.items()
+    }
+    before["near"].attrs["seconds"] = 2.0
+    after = {}
+    for name, one in before.items():
+        px.save(tmp_path / f"{name}.{suffix}", one)
+        after[name] = px.load(tmp_path / f"{name}.{suffix}").posterior
+    assert str(px.compare(after)) == str(px.compare(before))
+    mixed = px.compare({"saved": after["near"], "near": before["near"]})
+    assert "equal at every observation: saved, near" in mixed.notes
+
+
 def test_other_observations_are_refused_by_the_name_of_the_tree(trees):
     for y, why in (
         (Y[:100], r"'near' of shape \(150,\), 'other' of shape \(100,\)"),
