@@ -11,8 +11,8 @@ def plot_comparison(comparison: Comparison) -> Any:
 
     A panel for each score, a line for each method, the best by the first score on top.
     The bar of a method is one paired standard error of its difference to the method
-    that is best by this score, which has none: where the bar, twice as long, does not
-    reach the dashed line, the difference is more than chance.
+    that is best by this score, which has no bar. The dashed line is at the best score;
+    for a coverage it is at the probability that the intervals should have.
 
     Args:
         comparison: What :func:`~pyrox_ppl.compare` returned.
