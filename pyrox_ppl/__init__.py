@@ -25,14 +25,21 @@ if TYPE_CHECKING:
     from pyrox_ppl.infer import AmortizedGuide as AmortizedGuide
     from pyrox_ppl.posterior import Calibration as Calibration
     from pyrox_ppl.posterior import ClassCalibration as ClassCalibration
+    from pyrox_ppl.posterior import Comparison as Comparison
     from pyrox_ppl.posterior import Diagnosis as Diagnosis
+    from pyrox_ppl.posterior import Recalibration as Recalibration
     from pyrox_ppl.posterior import Saved as Saved
+    from pyrox_ppl.posterior import accuracy_rejection_curve as accuracy_rejection_curve
     from pyrox_ppl.posterior import calibration as calibration
+    from pyrox_ppl.posterior import compare as compare
     from pyrox_ppl.posterior import diagnose as diagnose
     from pyrox_ppl.posterior import load as load
+    from pyrox_ppl.posterior import most_uncertain as most_uncertain
     from pyrox_ppl.posterior import plot_calibration as plot_calibration
+    from pyrox_ppl.posterior import plot_comparison as plot_comparison
     from pyrox_ppl.posterior import plot_diagnostics as plot_diagnostics
     from pyrox_ppl.posterior import plot_fit as plot_fit
+    from pyrox_ppl.posterior import recalibrate as recalibrate
     from pyrox_ppl.posterior import save as save
     from pyrox_ppl.posterior import summary as summary
     from pyrox_ppl.posterior import to_datatree as to_datatree
@@ -52,14 +59,21 @@ _LAZY = {
     "Prediction": "prediction",
     "Calibration": "posterior",
     "ClassCalibration": "posterior",
+    "Comparison": "posterior",
     "Diagnosis": "posterior",
+    "Recalibration": "posterior",
     "Saved": "posterior",
+    "accuracy_rejection_curve": "posterior",
     "calibration": "posterior",
+    "compare": "posterior",
     "diagnose": "posterior",
     "load": "posterior",
+    "most_uncertain": "posterior",
     "plot_calibration": "posterior",
+    "plot_comparison": "posterior",
     "plot_diagnostics": "posterior",
     "plot_fit": "posterior",
+    "recalibrate": "posterior",
     "save": "posterior",
     "summary": "posterior",
     "to_datatree": "posterior",
@@ -70,15 +84,19 @@ __all__ = [
     "AmortizedGuide",
     "Calibration",
     "ClassCalibration",
+    "Comparison",
     "Diagnosis",
     "Explanation",
     "Parameter",
     "Prediction",
+    "Recalibration",
     "Saved",
+    "accuracy_rejection_curve",
     "amortize",
     "bayesianize",
     "bind",
     "calibration",
+    "compare",
     "diagnose",
     "explain",
     "is_backbone",
@@ -88,12 +106,15 @@ __all__ = [
     "module_from_draw",
     "module_from_mean",
     "modules_from_draws",
+    "most_uncertain",
     "nn",
     "plot_calibration",
+    "plot_comparison",
     "plot_diagnostics",
     "plot_fit",
     "predict",
     "priors",
+    "recalibrate",
     "save",
     "scope",
     "show_versions",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from pyrox_ppl._parameter import Parameter
-from pyrox_ppl.explanation._table import as_html, as_text, in_bytes
+from pyrox_ppl._table import as_html, as_text, in_bytes
 
 
 @dataclasses.dataclass(frozen=True)

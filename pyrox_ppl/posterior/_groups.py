@@ -150,7 +150,8 @@ def _uncertainty(
     means: LawMeans, predicted: Sequence[str], sites: ModelSites
 ) -> dict[str, dict[str, np.ndarray]]:
     """What the draws say of observed sites on average, by part and site."""
-    parts = {"probability": means.probabilities} if means.probabilities else {}
+    parts = {"probability": means.probabilities, "mean": means.means}
+    parts = {part: values for part, values in parts.items() if values}
     for name in predicted:
         # What an undrawn latent adds is neither noise of this site nor disagreement of
         # the draws.

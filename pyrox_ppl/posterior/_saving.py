@@ -15,11 +15,13 @@ from pyrox_ppl._files import replace_when_written
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._names import dtype_name, dtype_of
 from pyrox_ppl.posterior._rebuild import rebuild
+from pyrox_ppl.posterior._recalibrate import Recalibration
 from pyrox_ppl.posterior._structure import describe
 from pyrox_ppl.posterior._tree_file import digest_of, open_tree, write_tree
 
 _FORMAT = 2
 _MODULE = "module"
+_RECALIBRATION = "pyrox_ppl_recalibration"
 
 
 class Saved(NamedTuple):
@@ -29,20 +31,22 @@ class Saved(NamedTuple):
         posterior: The DataTree.
         module: The module with its stored values, or None.
         name: The root of the module's names, if one was given.
+        recalibration: What :func:`~pyrox_ppl.recalibrate` fitted, or None.
 
     Example:
         >>> import jax.numpy as jnp, tempfile, pyrox_ppl as px
         >>> tree = px.to_datatree({"a": jnp.arange(5.0)})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     px.save(f"{folder}/fit.nc", tree, name="net")
-        ...     posterior, module, name = px.load(f"{folder}/fit.nc")
-        >>> module, name
+        ...     saved = px.load(f"{folder}/fit.nc")
+        >>> saved.module, saved.name
         (None, 'net')
     """
 
     posterior: xr.DataTree
     module: Any
     name: str | None
+    recalibration: Recalibration | None = None
 
 
 def save(
@@ -51,6 +55,7 @@ def save(
     module: Any = None,
     *,
     name: str | None = None,
+    recalibration: Recalibration | None = None,
 ) -> None:
     """Write a posterior and its module into one file.
 
@@ -67,9 +72,11 @@ def save(
             they are; its classes and functions by their names, which the process that
             loads it must be able to import.
         name: The root of the module's names, if ``bind`` was given one.
+        recalibration: What :func:`~pyrox_ppl.recalibrate` fitted, to be applied to
+            later predictions.
 
     Raises:
-        TypeError: If `posterior` is not a DataTree.
+        TypeError: If `posterior` is not a DataTree, or `recalibration` not one.
         ValueError: If the suffix is neither of these, if the module holds something
             without a name, such as a lambda, or if the format cannot keep the tree as
             it is.
@@ -92,6 +99,11 @@ def save(
             "save takes a path, a DataTree of `to_datatree` and a module, in this "
             f"order, got {type(posterior).__name__} as the tree."
         )
+    if recalibration is not None and not isinstance(recalibration, Recalibration):
+        raise TypeError(
+            "recalibration is what px.recalibrate returns, got "
+            f"{type(recalibration).__name__}."
+        )
     # The encoding of the file that the tree came from may not suit this one.
     tree = posterior.map_over_datasets(xr.Dataset.drop_encoding)
     if _MODULE in tree.children:
@@ -108,6 +120,8 @@ def save(
     )
     if name is not None:
         tree.attrs["module_name"] = name
+    if recalibration is not None:
+        tree.attrs[_RECALIBRATION] = recalibration.to_json()
     tree.attrs["digest"] = digest_of(tree)
     with replace_when_written(path) as temporary:
         write_tree(tree, temporary)
@@ -131,7 +145,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
         path: The file.
 
     Returns:
-        A `Saved`: ``posterior``, ``module`` and ``name``.
+        A `Saved`: ``posterior``, ``module``, ``name`` and ``recalibration``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -186,7 +200,9 @@ def load(path: str | os.PathLike[str]) -> Saved:
     name = tree.attrs.pop("module_name", None)
     for attr in ("pyrox_ppl_format", "saved_by", "equinox_version"):
         tree.attrs.pop(attr)
-    return Saved(tree, module, name)
+    text = tree.attrs.pop(_RECALIBRATION, None)
+    recalibration = None if text is None else Recalibration.from_json(text)
+    return Saved(tree, module, name, recalibration)
 
 
 def _check_suffix(path: Path) -> None:

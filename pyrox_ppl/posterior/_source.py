@@ -153,6 +153,7 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     }
     attrs = getattr(draws, "attrs", {})
     kept = ("inference", "kernel", "guide", "point_estimate")
+    kept += ("seconds", "gradient_evaluations")  # what the draws cost
     origin = {name: attrs[name] for name in kept if name in attrs}
     return Source(values, given.params, attrs={"inference": "draws"} | origin)
 

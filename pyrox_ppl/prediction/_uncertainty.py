@@ -111,6 +111,14 @@ class LawMeans:
             if "probability" in sums
         }
 
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """The posterior mean of the mean, for each site of numbers."""
+        return {
+            name: np.asarray(first + self._sums[name]["shifted"] / self.number)
+            for name, first in self._first.items()
+        }
+
     def uncertainty(self, name: str) -> Uncertainty | None:
         """The parts of a site's uncertainty; None where there is no formula for it."""
         sums = {
