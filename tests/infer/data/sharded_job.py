@@ -63,14 +63,14 @@ def segment_program(kernel, data):
 def compiled_nuts(kernel, data):
     """The draws of CompiledMCMC, and the program that made them."""
     mcmc = CompiledMCMC(kernel, num_warmup=3, num_samples=2, progress_bar=False)
-    jitted, texts = mcmc._compiled["all"], []
+    jitted, texts = mcmc._programs.run, []
 
     def sample(key, *arrays):
         program = jitted.lower(key, *arrays).compile()
         texts.append(program.as_text())
         return program(*arrays)
 
-    mcmc._compiled["all"] = sample
+    mcmc._programs.run = sample
     mcmc.run(KEY, *data)
     (text,) = texts
     return mcmc.get_samples(), text
