@@ -74,8 +74,9 @@ def plot_fit(
     Raises:
         ImportError: If matplotlib is not installed.
         TypeError: If a prediction is a dictionary of sites.
-        ValueError: If there is no prediction; if `prediction` includes noise; if shapes
-            or the number of axes do not match; if a field is not finite.
+        ValueError: If there is no prediction; if `prediction` includes noise or
+            `predictive` has none; if shapes or the number of axes do not match; if a
+            field is not finite.
 
     Example:
         >>> import matplotlib; matplotlib.use("agg")
@@ -93,7 +94,7 @@ def plot_fit(
     if dims not in (1, 2):
         raise ValueError(
             "plot_fit draws over one or two coordinates: x must be (points,), (points, "
-            f"1) or (points, 2), got {np.shape(x)}."
+            f"1) or (points, 2), got {points.shape}."
         )
     layers = _layers(prediction, predictive, len(points), output)
     names = _coordinate_names(tree, xlabel, dims)
@@ -101,10 +102,7 @@ def plot_fit(
     quantity = _named(tree, "observed_data", ylabel, default)
     seen = None if x_observed is None else _points(x_observed)
     if seen is not None and seen.shape[1] != dims:
-        raise ValueError(
-            f"x has {dims} coordinates and x_observed {seen.shape[1]}: its shape is "
-            f"{np.shape(x_observed)}."
-        )
+        raise ValueError(f"x has {dims} coordinates, and x_observed {seen.shape[1]}.")
     if dims == 1:
         axis = plt.subplots(layout="constrained")[1] if axes is None else axes
         _draw_curve(axis, points[:, 0], layers, label)
@@ -148,16 +146,21 @@ def _layers(prediction: Any, predictive: Any, number: int, output: int) -> list[
     given = [one for one in (prediction, predictive) if one is not None]
     if not given:
         raise ValueError("nothing to draw: give `prediction`, `predictive` or both.")
-    for one in given:
-        if isinstance(one, Mapping):
-            raise TypeError(
-                "plot_fit draws the prediction of one site, got a dictionary of the "
-                f"sites {list(one)}: pass one of its values."
-            )
-    if prediction is not None and prediction.uncertainty is not None:
+    sites = [list(one) for one in given if isinstance(one, Mapping)]
+    if sites:
+        raise TypeError(
+            "plot_fit draws the prediction of one site, got a dictionary of the sites "
+            f"{sites[0]}: pass one of its values."
+        )
+    if prediction is not None and prediction.has_noise:
         raise ValueError(
             "`prediction` includes the noise of observations, and is no function: "
             "plot_fit(None, x, predictive=prediction)."
+        )
+    if predictive is not None and not predictive.has_noise:
+        raise ValueError(
+            "`predictive` has no noise, so it is of no observation: pass "
+            "predict(model, ...)[site] of an observed site of numbers."
         )
     words = [
         (prediction, "credible interval of the function", "the function", 0.4),

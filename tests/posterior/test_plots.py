@@ -75,7 +75,9 @@ def test_the_bands_of_function_and_observation_are_those_of_the_draws():
     given = {}
     for name, values in (("f", f), ("y", y)):
         levels = {q: np.quantile(values, q, axis=0) for q in (0.05, 0.5, 0.95)}
-        given[name] = Prediction(values.mean(0), values.std(0), levels)
+        given[name] = Prediction(
+            values.mean(0), values.std(0), levels, has_noise=name == "y"
+        )
     figure = px.plot_fit(given["f"], x, predictive=given["y"], label="NUTS")
     (axis,) = figure.axes
     names = [band.get_label() for band in axis.collections]
@@ -115,7 +117,8 @@ GRID = np.stack(np.meshgrid([0.0, 1.0, 2.0], [0.0, 1.0]), -1).reshape(-1, 2)
 
 
 def test_a_field_has_its_mean_and_its_spreads():
-    fit, noisy = prediction((6,)), prediction((6,))._replace(std=np.full(6, 0.5))
+    fit = prediction((6,))
+    noisy = fit._replace(std=np.full(6, 0.5), has_noise=True)
     names, tree = ("depth", "width / m"), tree_with_units()
     figure = px.plot_fit(
         fit, GRID, predictive=noisy, tree=tree, xlabel=names, x_observed=GRID[:2]
@@ -141,7 +144,7 @@ def test_what_does_not_fit_is_refused():
         px.plot_fit(fit, np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"shape \(4,\), and x has 5 points"):
         px.plot_fit(fit, np.zeros(5))
-    with pytest.raises(ValueError, match=r"x has 2 coordinates and x_observed 1"):
+    with pytest.raises(ValueError, match=r"x has 2 coordinates, and x_observed 1"):
         px.plot_fit(prediction((6,)), GRID, x_observed=line)
     with pytest.raises(ValueError, match=r"points x_observed needs a value, got none"):
         px.plot_fit(fit, line, x_observed=line)
@@ -155,17 +158,27 @@ def test_what_does_not_fit_is_refused():
         px.plot_fit(prediction((6,)), GRID, xlabel="x")
 
 
-def test_a_prediction_with_noise_is_not_drawn_as_a_function():
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_functions_and_observations_are_not_mistaken_for_each_other(batch_size):
     def model(x):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.Normal(a * x, 1.0))
+        f = numpyro.deterministic("f", a * x)
+        numpyro.sample("y", dist.Normal(f, 1.0))
+        numpyro.sample("rain", dist.Bernoulli(logits=f))
 
     x = np.linspace(0.0, 1.0, 4, dtype=np.float32)
     draws = {"a": np.float32([0.0, 1.0])}
     with jax.numpy_rank_promotion("allow"):
-        noisy = px.predict(model, draws, x, uncertainty=True)["y"]
+        sites = px.predict(model, draws, x, uncertainty=True, batch_size=batch_size)
+    has_noise = {name: site.has_noise for name, site in sites.items()}
+    assert has_noise == {"f": False, "y": True, "rain": False}
+    px.plot_fit(sites["rain"], x)
+    px.plot_fit(sites["f"], x, predictive=sites["y"])
     with pytest.raises(ValueError, match=r"plot_fit\(None, x, predictive=prediction"):
-        px.plot_fit(noisy, x)
+        px.plot_fit(sites["y"], x)
+    for name in ("f", "rain"):
+        with pytest.raises(ValueError, match="`predictive` has no noise"):
+            px.plot_fit(None, x, predictive=sites[name])
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +233,19 @@ def test_one_and_two_columns_of_a_paper_hold_every_label(
         return plt.subplots(*shape, figsize=(width, height), layout=layout)[1]
 
     fit, tree = prediction((6,)), tree_with_units()
+    noisy = fit._replace(has_noise=True)
     shape, height = ((2, 1), 5.0) if width < 5 else ((1, 2), 2.5)
     shape3, height3 = ((3, 1), 9.0) if width < 5 else ((1, 3), 3.0)
     two = axes(*shape, height=height, layout="compressed")
     three = axes(*shape3, height=height3, layout="compressed")
+    one = axes(height=3.4)
     figures = [
-        px.plot_fit(fit, GRID[:, 0], predictive=fit, tree=tree, axes=axes(height=3.4)),
+        px.plot_fit(fit, GRID[:, 0], predictive=noisy, tree=tree, axes=one),
         px.plot_fit(fit, GRID, tree=tree, axes=two),
-        px.plot_fit(fit, GRID, predictive=fit, tree=tree, axes=three, x_observed=GRID),
-        px.plot_fit(fit, GRID),
+        px.plot_fit(
+            fit, GRID, predictive=noisy, tree=tree, axes=three, x_observed=GRID
+        ),
+        px.plot_fit(fit, GRID, x_observed=GRID),
         px.plot_diagnostics(diagnosis, axes=axes(*shape3, height=height3)),
     ]
     for number, figure in enumerate(figures):
