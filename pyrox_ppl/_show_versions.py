@@ -21,7 +21,6 @@ _DISTRIBUTIONS = (
     "arviz",
     "arviz-base",
     "arviz-stats",
-    "arviz-plots",
     "matplotlib",
     "h5netcdf",
     "h5py",

@@ -16,6 +16,7 @@ USER_FILE = """
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
@@ -63,6 +64,12 @@ loader = px.infer.MinibatchLoader((x, y), 2, rng_key=key)
 posterior = px.to_datatree(mcmc, x, z, y=y)
 mean: jax.Array = px.predict(mlp, posterior, x).mean
 px.diagnose(posterior)
+comparison: px.Comparison = px.compare({"NUTS": posterior, "SVI": posterior})
+px.plot_comparison(comparison).savefig("comparison.pdf")
+temperature = px.recalibrate(posterior, "temperature", site="y").apply(mean)
+rows: np.ndarray = px.most_uncertain(posterior, 3)
+accuracy: np.ndarray = px.accuracy_rejection_curve(posterior).accuracy
+px.plot_fit(None, x, predictive=px.predict(model, posterior, x)["y"], tree=posterior)
 px.save("fit.nc", posterior, mlp, name="mlp")
 name: str | None = px.load("fit.nc").name
 print(px.explain(model, x, z), px.__version__)
@@ -87,6 +94,11 @@ SLIPS = (
     "bound: int = px.bind(mlp)",
     "px.load('fit.nc').tree",
     "versions: str = px.show_versions()",
+    "px.compare([posterior])",
+    'px.recalibrate(posterior, "temprature")',
+    'px.most_uncertain(posterior, "3")',
+    "px.accuracy_rejection_curve(posterior).accuracies",
+    "px.plot_comparison(posterior)",
 )
 
 

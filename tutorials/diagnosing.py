@@ -131,9 +131,15 @@ subprocess.run([sys.executable, "-c", code, path, there], check=True)
 
 grid = jnp.linspace(-1.0, 1.0, 100)[:, None]
 fit = px.predict(network, good, grid, name="net")
-axes = px.plot_fit(fit, grid, x_observed=x, y_observed=y)
-axes.set(xlabel="month, from January (-1) to December (1)", ylabel="temperature / sd")
-axes.figure.savefig(OUTPUT / "diagnosing_fit.png", dpi=150)
+figure = px.plot_fit(
+    fit,
+    grid,
+    x_observed=x,
+    y_observed=y,
+    xlabel="month, from January (-1) to December (1)",
+    ylabel="temperature / sd",
+)
+figure.savefig(OUTPUT / "diagnosing_fit.png", dpi=150)
 plt.close("all")
 print(f"\nfigures: {OUTPUT}/diagnosing_*.png\nposterior: {path}")
 

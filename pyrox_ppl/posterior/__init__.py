@@ -12,8 +12,8 @@ from pyrox_ppl.posterior._diagnose import diagnose as diagnose
 from pyrox_ppl.posterior._diagnosis import Diagnosis as Diagnosis
 from pyrox_ppl.posterior._plot_calibration import plot_calibration as plot_calibration
 from pyrox_ppl.posterior._plot_comparison import plot_comparison as plot_comparison
-from pyrox_ppl.posterior._plots import plot_diagnostics as plot_diagnostics
-from pyrox_ppl.posterior._plots import plot_fit as plot_fit
+from pyrox_ppl.posterior._plot_diagnostics import plot_diagnostics as plot_diagnostics
+from pyrox_ppl.posterior._plot_fit import plot_fit as plot_fit
 from pyrox_ppl.posterior._recalibrate import Recalibration as Recalibration
 from pyrox_ppl.posterior._recalibrate import recalibrate as recalibrate
 from pyrox_ppl.posterior._saving import Saved as Saved

@@ -1,4 +1,4 @@
-"""matplotlib's pyplot, imported when a picture is drawn."""
+"""What the pictures share: pyplot, imported when one is drawn, and legends below."""
 
 import importlib
 from typing import Any
@@ -13,3 +13,16 @@ def pyplot(function: str) -> Any:
             f"{function} needs matplotlib, which is not installed: "
             "`pip install 'pyrox-ppl[plots]'`."
         ) from error
+
+
+def put_legend_below(axis: Any, columns: int) -> None:
+    """Put the legend below the label of the x axis, where no data lie."""
+    axis.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        borderaxespad=4.5,
+        ncols=columns,
+        columnspacing=1.2,
+        fontsize="small",
+        frameon=False,
+    )

@@ -26,7 +26,8 @@ def predict_sites(
     """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
     if not draws.values:
         _check_only_trained(call)
-    values = SiteValues(call, draws, rng_key, sites, read=_value_or_probabilities)
+    read = _SiteReader()
+    values = SiteValues(call, draws, rng_key, sites, read=read)
     split = (
         split_uncertainty(call, draws, rng_key, sites) if options.uncertainty else {}
     )
@@ -34,7 +35,10 @@ def predict_sites(
     if options.batch_size is None and total <= 4 * values.block_size:
         arrays = values.all(options.progress_bar)
         summaries = {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
-        return {n: s._replace(uncertainty=split.get(n)) for n, s in summaries.items()}
+        return {
+            n: s._replace(uncertainty=split.get(n), has_noise=n in read.noisy)
+            for n, s in summaries.items()
+        }
     summaries = {}
     for name, shape in values.shapes.items():
         flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
@@ -43,7 +47,9 @@ def predict_sites(
         ):
             flat.fill(where, block)
         whole = _reshape(flat, shape.shape)
-        summaries[name] = whole._replace(uncertainty=split.get(name))
+        summaries[name] = whole._replace(
+            uncertainty=split.get(name), has_noise=name in read.noisy
+        )
     return summaries
 
 
@@ -80,10 +86,20 @@ def _reshape(prediction: Prediction, shape: tuple[int, ...]) -> Prediction:
     )
 
 
-def _value_or_probabilities(site: dict[str, Any]) -> jax.Array:
-    """The value of a site; of a binary or categorical one its class probabilities."""
-    if site["type"] == "sample":
-        outcome = outcome_of(site["fn"])
-        if outcome is not None and outcome.num_classes is not None:
-            return class_probabilities(site["fn"])
-    return value_of(site)
+class _SiteReader:
+    """Reads the value of a site; of a binary or categorical one its probabilities.
+
+    Attributes:
+        noisy: The names of the sites whose values are draws with noise.
+    """
+
+    def __init__(self) -> None:
+        self.noisy: set[str] = set()
+
+    def __call__(self, site: dict[str, Any]) -> jax.Array:
+        if site["type"] == "sample":
+            outcome = outcome_of(site["fn"])
+            if outcome is not None and outcome.num_classes is not None:
+                return class_probabilities(site["fn"])
+            self.noisy.add(site["name"])
+        return value_of(site)

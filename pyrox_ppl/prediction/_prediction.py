@@ -34,6 +34,8 @@ class Prediction(NamedTuple):
         quantiles: Probability -> quantile over the draws, interpolated linearly as
             ``numpy.quantile`` does.
         uncertainty: The uncertainty of a model's site in two parts, if asked for.
+        has_noise: Whether the draws are values of a sample site, noise included; the
+            class probabilities of a site have none.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -48,6 +50,7 @@ class Prediction(NamedTuple):
     std: np.ndarray
     quantiles: dict[float, np.ndarray]
     uncertainty: Uncertainty | None = None
+    has_noise: bool = False
 
     @classmethod
     def empty(

@@ -175,7 +175,7 @@ def test_pictures_show_the_function(own):
     params = {n: v for n, v in own.params.items() if n != "state"}
     fit = px.predict(module, own.draws, *inputs, name="net", params=params)
     f, places = own.f(x)[..., 0], np.arange(len(x))
-    axes = px.plot_fit(fit, places)
+    (axes,) = px.plot_fit(fit, places).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), f.mean(0), **CLOSE)
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     ends = np.quantile(f, [0.05, 0.95], axis=0)
