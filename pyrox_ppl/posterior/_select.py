@@ -118,12 +118,22 @@ def _of_prediction(source: Any, site: str | None) -> np.ndarray:
     uncertain = {
         name: one for name, one in source.items() if one.uncertainty is not None
     }
-    if site is None and len(uncertain) == 1:
-        site = next(iter(uncertain))
+    if not uncertain:
+        raise ValueError(
+            f"no prediction of {list(source)} has its uncertainty split: pass "
+            "predict(model, tree, x, uncertainty=True), and see `predict` for the "
+            "sites that it cannot split."
+        )
+    # A latent site may be the only one that is split, so nothing is guessed.
+    if site is None and len(source) > 1:
+        raise ValueError(
+            f"the predictions are of the sites {list(source)}: choose one by `site`, "
+            f"of {list(uncertain)}, which have their uncertainty split."
+        )
+    site = next(iter(source)) if site is None else site
     if site not in uncertain:
         raise ValueError(
             f"there is no uncertainty of {site!r} in predictions of {list(source)}: "
-            "predict(model, tree, x, uncertainty=True), and choose one site of "
-            f"{list(uncertain)}."
+            f"choose one site of {list(uncertain)}."
         )
     return np.asarray(uncertain[site].uncertainty.epistemic)

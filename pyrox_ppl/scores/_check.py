@@ -1,5 +1,6 @@
 """The argument checks that the scores share."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,11 @@ def real_array(name: str, values: ArrayLike) -> np.ndarray:
         raise ValueError(
             f"{name} are a masked array, and its mask would be lost: pass only the "
             "rows that are observed."
+        )
+    if isinstance(values, jax.core.Tracer):
+        raise TypeError(
+            f"{name} are traced: scores compute in NumPy and double precision, so call "
+            "them outside `jax.jit`, `vmap` and `grad`."
         )
     array = np.asarray(values)
     is_real = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
@@ -82,7 +88,7 @@ def draw_weights(weights: ArrayLike | None, number: int) -> np.ndarray:
 
 def check_level(level: float) -> None:
     """Refuse a level that is not strictly between 0 and 1."""
-    if not 0.0 < level < 1.0:
+    if isinstance(level, str) or np.ndim(level) or not 0.0 < level < 1.0:
         raise ValueError(
             f"level must be a probability between 0 and 1, such as 0.9; got {level}."
         )

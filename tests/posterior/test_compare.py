@@ -258,7 +258,7 @@ def test_what_it_takes_is_named(trees):
         px.compare({"a": px.to_datatree({"a": np.ones(3)})})
     with pytest.raises(ValueError, match=r"got 'z' \(near: \['y'\]; far"):
         px.compare(trees, "z")
-    with pytest.raises(ValueError, match="level is a probability"):
+    with pytest.raises(ValueError, match="level must be a probability"):
         px.compare(trees, level=1.5)
 
 

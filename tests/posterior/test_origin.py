@@ -93,6 +93,9 @@ def test_what_is_no_tree_is_named():
             function(tree.posterior)
     with pytest.raises(TypeError, match=r"diagnose\(tree, module"):
         px.diagnose(tree, X)
+    for level in (0.9, "0.9"):
+        with pytest.raises(ValueError, match="levels are several probabilities"):
+            px.calibration(tree, levels=level)  # pyright: ignore[reportArgumentType] - what is tested
     with pytest.raises(ValueError, match="levels are probabilities"):
         px.calibration(px.to_datatree(tree, X, y=X[:, 0], model=model), levels=(90,))
 
