@@ -1,6 +1,5 @@
 """The argument checks that the scores share."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,11 +13,6 @@ def real_array(name: str, values: ArrayLike) -> np.ndarray:
         raise ValueError(
             f"{name} are a masked array, and its mask would be lost: pass only the "
             "rows that are observed."
-        )
-    if isinstance(values, jax.core.Tracer):
-        raise TypeError(
-            f"{name} are traced: scores compute in NumPy and double precision, so call "
-            "them outside `jax.jit`, `vmap` and `grad`."
         )
     array = np.asarray(values)
     is_real = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool

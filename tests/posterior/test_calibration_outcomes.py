@@ -270,40 +270,6 @@ def test_held_out_rows_of_a_saved_tree_are_judged_alike(tmp_path):
     assert saved.elpd == pytest.approx(found.elpd, rel=1e-5)
 
 
-@pytest.mark.parametrize("how", ["resampled", "thinned", "joined and thinned"])
-def test_mean_probabilities_of_other_draws_are_refused_whatever_their_number(how):
-    tree = tree_of(ORDERS[0])
-    if how == "resampled":
-        changed = tree.isel(draw=RNG.integers(0, 40, 40))
-    elif how == "thinned":
-        changed = tree.isel(draw=slice(None, None, 2))
-    else:
-        half = xr.map_over_datasets(
-            lambda d: d.assign_coords(draw=d.draw + 40) if "draw" in d.dims else d, tree
-        )
-        changed = xr.map_over_datasets(
-            lambda a, b: xr.concat([a, b], "draw") if "draw" in a.dims else a,
-            tree,
-            half,
-        ).isel(draw=slice(None, None, 2))
-    for judge in (
-        px.calibration,
-        px.accuracy_rejection_curve,
-        lambda t: px.recalibrate(t, "temperature"),
-        lambda t: px.most_uncertain(t, 2),
-        lambda t: px.compare({"a": t}),
-    ):
-        with pytest.raises(ValueError, match="selected, resampled or joined"):
-            judge(changed)
-    remade = px.to_datatree(changed, X, ORDERS[0], y=LABELS, model=classes)
-    assert px.calibration(remade).accuracy > 0
-
-
-def test_draws_selected_without_their_axis_are_refused():
-    with pytest.raises(ValueError, match=r"no axis \['draw'\]: select draws by a list"):
-        px.calibration(tree_of(ORDERS[0]).isel(draw=0))
-
-
 @pytest.mark.parametrize("dtype", [bool, int, np.float32])
 def test_whole_numbers_of_a_foreign_tree_are_not_taken_for_measurements(dtype):
     draws = RNG.integers(0, 2, (1, 40, N)).astype(dtype)

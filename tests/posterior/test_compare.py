@@ -262,6 +262,14 @@ def test_what_it_takes_is_named(trees):
         px.compare(trees, level=1.5)
 
 
+@pytest.mark.wrong_types
+def test_the_names_of_the_methods_are_strings(trees):
+    with pytest.raises(TypeError, match=r"names of the methods must be strings, got"):
+        px.compare({1: trees["near"]})
+    with pytest.raises(TypeError, match="got an empty one"):
+        px.compare({})
+
+
 def test_one_of_several_sites_is_chosen(trees):
     def model(y=None, w=None):
         normal(y)

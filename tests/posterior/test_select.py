@@ -113,6 +113,7 @@ def test_a_latent_is_not_taken_for_the_outcome():
         px.most_uncertain(predictions, 2, "y")
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("number", [0, 2.0, True, None])
 def test_the_number_of_rows_is_a_whole_number(number):
     tree = px.to_datatree(SLOPES, X, y=np.zeros(4, int), model=classes)
