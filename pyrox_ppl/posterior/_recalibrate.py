@@ -142,7 +142,9 @@ def recalibrate(
     sets, for any model, however wrong, if held-out and new rows are exchangeable:
     `scores.ConformalInterval` and `scores.ConformalSets` state it in full. It does not
     hold on data that the posterior was fitted to, nor if later predictions are made in
-    another way: predict with the same draws.
+    another way: predict with the same draws. Every value counts as a row, so it does
+    not hold either where the values of one observation (pixels, several outputs) depend
+    on each other.
 
     Args:
         tree: A tree of held-out data, which the posterior has not seen:

@@ -25,7 +25,8 @@ def most_uncertain(source: Any, number: int, site: str | None = None) -> np.ndar
         source: For rows without outcomes, what ``px.predict(model, tree, x,
             uncertainty=True)`` returned; or a DataTree.
         number: How many rows to choose.
-        site: The site; may be left out if there is one.
+        site: The site; may be left out if there is one. Predictions of a model with
+            latent or deterministic sites have several.
 
     Returns:
         Indices of rows along the leading axis of the data, the most uncertain first.
