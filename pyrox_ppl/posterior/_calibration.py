@@ -100,7 +100,12 @@ def calibration(
         True
     """
     _stats.check_tree(tree, "calibration", "posterior_predictive", "observed_data")
-    wrong = [level for level in levels or () if not 0.0 < level < 1.0]
+    if levels is not None and np.ndim(levels) != 1:
+        raise ValueError(
+            f"levels are several probabilities, such as (0.5, 0.9); got {levels!r}."
+        )
+    asked = [] if levels is None else list(levels)
+    wrong = [p for p in asked if isinstance(p, str) or not 0.0 < p < 1.0]
     if wrong:
         raise ValueError(f"levels are probabilities in (0, 1), got {wrong}.")
     site = choose_site(tree, site)

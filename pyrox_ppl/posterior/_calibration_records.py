@@ -170,5 +170,10 @@ def _refusal(record: Any, name: str, why: str) -> AttributeError:
 def _elpd_line(elpd: float | None, elpd_se: float | None) -> list[str]:
     if elpd is None:
         return []
+    if np.isneginf(elpd):
+        return [
+            "  ELPD -inf nats: an observation has a density of zero under every draw",
+            "    (is it in the support of the distribution?)",
+        ]
     error = "" if elpd_se is None else f" ± {elpd_se:.1f}"
     return [f"  ELPD {elpd:.1f}{error} nats"]

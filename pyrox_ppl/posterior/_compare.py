@@ -77,10 +77,13 @@ def compare(
         (('near', 'wide'), ['elpd', 'rmse', 'crps', 'coverage'])
     """
     if not isinstance(trees, Mapping) or isinstance(trees, xr.DataTree) or not trees:
+        got = "an empty one" if isinstance(trees, dict) else type(trees).__name__
         raise TypeError(
             "compare takes a dictionary of trees by the names of the methods, "
-            f'{{"NUTS": tree, "ensemble": other}}, got {type(trees).__name__}.'
+            f'{{"NUTS": tree, "ensemble": other}}, got {got}.'
         )
+    if wrong := [name for name in trees if not isinstance(name, str)]:
+        raise TypeError(f"the names of the methods must be strings, got {wrong}.")
     site = _common_site(trees, site)
     methods = {
         name: SitePredictions.read(tree, site, "compare", outcome)

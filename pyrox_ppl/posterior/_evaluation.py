@@ -122,7 +122,8 @@ def draw_prior(
 
 
 def _log_prob(site: dict[str, Any]) -> jax.Array:
-    return jnp.asarray(site["fn"].log_prob(site["value"]))
+    # NumPyro compares NumPy observations with traced bounds in NumPy, which fails.
+    return jnp.asarray(site["fn"].log_prob(jnp.asarray(site["value"])))
 
 
 def _log_joint(trace: dict[str, Any]) -> jax.Array:

@@ -44,6 +44,12 @@ def _elpd(methods: ByMethod, notes: list[str]) -> Score:
         shapes = ", ".join(f"{name} {row.shape}" for name, row in known.items())
         notes.append(f"no ELPD: the log likelihoods are of different rows, {shapes}")
         known = {}
+    for name, row in known.items():
+        if impossible := np.count_nonzero(np.isneginf(row)):
+            notes.append(
+                f"{name} gives {impossible} of {row.size} rows a density of zero under "
+                "every draw: are they in the support of the distribution?"
+            )
     value = {name: float(row.sum()) for name, row in known.items()}
     influence = {name: row.ravel() for name, row in known.items()}
     return Score("elpd", label, "larger", value, influence)

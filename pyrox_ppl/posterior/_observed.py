@@ -39,13 +39,23 @@ def outcome_in(tree: xr.DataTree, site: str, outcome: str | None = None) -> str:
         )
     if outcome or said:
         return str(outcome or said)
-    if observed.dtype.kind in "biu":
+    drawn = _stats.group(tree, "posterior_predictive").get(site, observed)
+    # Labels and counts may come as floats.
+    if _are_whole(observed) and _are_whole(drawn):
         raise ValueError(
             f"the observations of {site!r} are integers, and this tree does not say "
             "whether these are counts or names of classes: pass outcome='count', "
-            "'binary' or 'categorical', or make the tree with `to_datatree`."
+            "'binary', 'categorical' or 'continuous', or make the tree with "
+            "`to_datatree`."
         )
     return "continuous"
+
+
+def _are_whole(values: xr.DataArray) -> bool:
+    """Whether all are whole numbers, as integers or as floats."""
+    kind = values.dtype.kind
+    is_whole = kind == "f" and values.size and (values % 1 == 0).all()
+    return kind in "biu" or bool(is_whole)
 
 
 def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +68,11 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
             f"{_stats.names(predicted)}."
         )
     predicted = predicted[site]
+    if lost := {"chain", "draw"} - set(predicted.dims):
+        raise ValueError(
+            f"the predictive draws of {site!r} have no axis {sorted(lost)}: select "
+            "draws by a list, such as tree.isel(draw=[0]), which keeps the axis."
+        )
     if set(predicted.dims) != {"chain", "draw", *observed.dims}:
         raise ValueError(
             f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
@@ -88,7 +103,7 @@ def labels_and_probabilities(
     """
     labels, draws = observed_and_drawn(tree, site)
     observed = _stats.group(tree, "observed_data")[site]
-    means = _stats.group(tree, "uncertainty")
+    means = uncertainty_of_draws(tree, site)
     name = f"{site}_probability"
     if name not in means:
         if outcome == "binary":
@@ -96,13 +111,6 @@ def labels_and_probabilities(
         highest = int(max(labels.max(), draws.max()))
         classes = int(observed.attrs.get("num_classes", highest + 1))
         return labels, np.stack([(draws == k).mean(0) for k in range(classes)], -1)
-    number = int(means.attrs.get("number_of_draws", len(draws)))
-    if number != len(draws):
-        raise ValueError(
-            f"the group 'uncertainty' averages {number} draws, and the tree has "
-            f"{len(draws)}: make a tree of these draws, px.to_datatree(tree, x, y=y, "
-            "model=model)."
-        )
     more = {dim for dim in means[name].dims if dim not in observed.dims}
     if not set(observed.dims) <= set(means[name].dims) or len(more) > 1:
         raise ValueError(
@@ -110,6 +118,27 @@ def labels_and_probabilities(
             f"observations {observed.dims}: they belong to different data."
         )
     return labels, means[name].transpose(*observed.dims, ...).values
+
+
+def uncertainty_of_draws(tree: xr.DataTree, site: str) -> xr.Dataset:
+    """The group 'uncertainty', if it is of the tree's draws.
+
+    It holds means over the draws, which stay what they were where the user thins,
+    resamples or concatenates the draws. `to_datatree` numbers draws from 0, and xarray
+    keeps the numbers, so they tell whether the draws are still the same.
+    """
+    means = _stats.group(tree, "uncertainty")
+    draws = _stats.group(tree, "posterior_predictive")[site]
+    axes = [np.sort(np.atleast_1d(draws[axis])) for axis in ("chain", "draw")]
+    are_all = all(np.array_equal(axis, np.arange(axis.size)) for axis in axes)
+    number = axes[0].size * axes[1].size
+    if means and (not are_all or means.attrs.get("number_of_draws", number) != number):
+        raise ValueError(
+            "the draws of the tree were selected, resampled or joined, and its group "
+            "'uncertainty' still averages the draws it was made of: make a tree of "
+            "these draws, px.to_datatree(tree, x, y=y, model=model)."
+        )
+    return means
 
 
 def _real(what: str, site: str, values: np.ndarray) -> np.ndarray:

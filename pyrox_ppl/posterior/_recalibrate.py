@@ -40,6 +40,7 @@ class Recalibration:
         method: ``"temperature"``, ``"conformal"``, ``"cqr"`` or ``"aps"``.
         fitted: A `scores.Temperature`, `scores.ConformalInterval` or
             `scores.ConformalSets`, which says what it guarantees.
+        num_classes: The number of classes it was fitted to; None for numbers.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -60,6 +61,7 @@ class Recalibration:
     outcome: str
     method: Method
     fitted: scores.Temperature | scores.ConformalInterval | scores.ConformalSets
+    num_classes: int | None = None
 
     def apply(self, prediction: Any, *, rng_key: PRNGKeyArray | None = None) -> Any:
         """Correct later predictions.
@@ -94,6 +96,12 @@ class Recalibration:
             return fitted.apply(*_bounds(prediction, self.method, fitted.level))
         mean = prediction.mean if isinstance(prediction, Prediction) else prediction
         p = _all_classes(np.asarray(mean), self.outcome)
+        if self.num_classes is not None and p.shape[-1:] != (self.num_classes,):
+            raise ValueError(
+                f"the {self.method!r} recalibration of {self.site!r} was fitted to "
+                f"{self.num_classes} classes, and the prediction has the shape "
+                f"{np.shape(mean)}: its last axis must be those classes."
+            )
         if isinstance(fitted, scores.ConformalSets):
             return fitted.apply(p, rng_key=_key(rng_key))
         tempered = fitted.apply(p)
@@ -134,7 +142,9 @@ def recalibrate(
     sets, for any model, however wrong, if held-out and new rows are exchangeable:
     `scores.ConformalInterval` and `scores.ConformalSets` state it in full. It does not
     hold on data that the posterior was fitted to, nor if later predictions are made in
-    another way: predict with the same draws.
+    another way: predict with the same draws. Every value counts as a row, so it does
+    not hold either where the values of one observation (pixels, several outputs) depend
+    on each other.
 
     Args:
         tree: A tree of held-out data, which the posterior has not seen:
@@ -192,14 +202,14 @@ def recalibrate(
             raise ValueError("a temperature guarantees no level: leave `level` out.")
         p = _held_out_probabilities(predictions)
         fitted = scores.Temperature.fit(predictions.observed(), p)
-        return Recalibration(predictions.site, outcome, method, fitted)
+        return Recalibration(predictions.site, outcome, method, fitted, p.shape[-1])
     level = 0.9 if level is None else level
     if method == "aps":
         p = _held_out_probabilities(predictions)
         fitted = scores.ConformalSets.fit(
             predictions.observed(), p, level=level, rng_key=_key(rng_key)
         )
-        return Recalibration(predictions.site, outcome, method, fitted)
+        return Recalibration(predictions.site, outcome, method, fitted, p.shape[-1])
     y, draws = predictions.observed_and_draws()
     if method == "cqr":
         lower, upper = scores.central_interval(draws, level=level)

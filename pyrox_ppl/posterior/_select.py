@@ -25,7 +25,8 @@ def most_uncertain(source: Any, number: int, site: str | None = None) -> np.ndar
         source: For rows without outcomes, what ``px.predict(model, tree, x,
             uncertainty=True)`` returned; or a DataTree.
         number: How many rows to choose.
-        site: The site; may be left out if there is one.
+        site: The site; may be left out if there is one. Predictions of a model with
+            latent or deterministic sites have several.
 
     Returns:
         Indices of rows along the leading axis of the data, the most uncertain first.
@@ -118,12 +119,22 @@ def _of_prediction(source: Any, site: str | None) -> np.ndarray:
     uncertain = {
         name: one for name, one in source.items() if one.uncertainty is not None
     }
-    if site is None and len(uncertain) == 1:
-        site = next(iter(uncertain))
+    if not uncertain:
+        raise ValueError(
+            f"no prediction of {list(source)} has its uncertainty split: pass "
+            "predict(model, tree, x, uncertainty=True), and see `predict` for the "
+            "sites that it cannot split."
+        )
+    # A latent site may be the only one that is split, so nothing is guessed.
+    if site is None and len(source) > 1:
+        raise ValueError(
+            f"the predictions are of the sites {list(source)}: choose one by `site`, "
+            f"of {list(uncertain)}, which have their uncertainty split."
+        )
+    site = next(iter(source)) if site is None else site
     if site not in uncertain:
         raise ValueError(
             f"there is no uncertainty of {site!r} in predictions of {list(source)}: "
-            "predict(model, tree, x, uncertainty=True), and choose one site of "
-            f"{list(uncertain)}."
+            f"choose one site of {list(uncertain)}."
         )
     return np.asarray(uncertain[site].uncertainty.epistemic)

@@ -13,6 +13,7 @@ from pyrox_ppl.posterior._observed import (
     labels_and_probabilities,
     observed_and_drawn,
     outcome_in,
+    uncertainty_of_draws,
 )
 
 
@@ -119,8 +120,9 @@ class SitePredictions:
         if values is None:
             raise ValueError(
                 f"the tree has no {part} uncertainty of {self.site!r}: make it with "
-                "the model, px.to_datatree(draws, x, y=y, model=model), whose "
-                "distribution must have a mean and a variance in NumPyro."
+                "the model, px.to_datatree(draws, x, y=y, model=model). Vectors, "
+                "angles, distributions without a variance in NumPyro, and sites that "
+                "depend on an undrawn discrete latent have none."
             )
         return values
 
@@ -142,14 +144,7 @@ class SitePredictions:
         return next(rising, np.zeros(observed.shape[0], int))
 
     def _uncertainty(self, part: str) -> np.ndarray | None:
-        group, name = _stats.group(self._tree, "uncertainty"), f"{self.site}_{part}"
+        group, name = uncertainty_of_draws(self._tree, self.site), f"{self.site}_{part}"
         if name not in group:
             return None
-        number = group.attrs.get("number_of_draws", self.number)
-        if number != self.number:
-            raise ValueError(
-                f"the tree has {self.number} predictive draws, and its group "
-                f"'uncertainty' is of {number}: thin the draws first, then make a tree "
-                "of them, px.to_datatree(thinned, x, y=y, model=model)."
-            )
         return group[name].transpose(*self._observed.dims, ...).values

@@ -93,8 +93,8 @@ def predict(
         uncertainty: Whether to split the uncertainty of a model's sites in aleatoric
             and epistemic: of classes their entropy, of numbers their variance. It is
             None for a site for which NumPyro has no formula (vectors, angles,
-            deterministic sites) and for one that depends on a discrete site without
-            draws. The model runs once more for each draw.
+            deterministic sites) and for one that depends on another sample site
+            without draws. The model runs once more for each draw.
         **kwargs: Keyword arguments for the module or the model.
 
     Returns:

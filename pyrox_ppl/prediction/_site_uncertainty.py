@@ -31,40 +31,37 @@ def split_uncertainty(
         draws.number,
         consume=means.add,
     )
-    mixed = _sites_on_undrawn_discrete(call, draws.values)
+    mixed = _sites_on_undrawn(call, draws.values)
     return {
         name: None if name in mixed else means.uncertainty(name) for name in means.names
     }
 
 
-def _sites_on_undrawn_discrete(call: ModelCall, draws: Mapping[str, Any]) -> set[str]:
-    """The sites whose distributions depend on discrete sites without draws.
+def _sites_on_undrawn(call: ModelCall, draws: Mapping[str, Any]) -> set[str]:
+    """The sites whose distributions depend on other sample sites without draws.
 
-    What these add is neither noise of the site nor disagreement of the draws.
+    These are drawn anew for every draw. What they add is neither noise of the site nor
+    disagreement of the draws, and would count as the latter.
     """
-    discrete: set[str] = set()
     hidden: set[str] = set()
     names: set[str] = set()
 
     def undrawn_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
         trace = abstract_trace(redraw(call.run))
         samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
-        undrawn = {n: s for n, s in samples.items() if n not in draws}
+        # A parameter that was drawn without its noise stays as drawn.
+        undrawn = {
+            n: s
+            for n, s in samples.items()
+            if n not in draws and n.removesuffix("_decentered") not in draws
+        }
         names.update(samples)
-        for name, site in undrawn.items():
-            if site["fn"].support is not None and site["fn"].support.is_discrete:
-                discrete.add(name)
-                if site.get("_control_flow_done"):
-                    hidden.add(name)
+        hidden.update(n for n, s in undrawn.items() if s.get("_control_flow_done"))
         causes = {name: site["value"] for name, site in undrawn.items()}
         return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
 
     causes = find_dependence(undrawn_and_distributions)
     if hidden:  # the jaxpr does not show what depends on a site inside a scan or cond
         return names
-    mixed: set[str] = set()
-    while True:
-        more = {n for n, of in causes.items() if (of - {n}) & (discrete | mixed)}
-        if more <= mixed:
-            return mixed
-        mixed |= more
+    # A drawn site passes nothing on: the trace has its own value in its place.
+    return {name for name, of in causes.items() if of - {name}}

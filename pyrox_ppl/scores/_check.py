@@ -82,7 +82,7 @@ def draw_weights(weights: ArrayLike | None, number: int) -> np.ndarray:
 
 def check_level(level: float) -> None:
     """Refuse a level that is not strictly between 0 and 1."""
-    if not 0.0 < level < 1.0:
+    if isinstance(level, str) or np.ndim(level) or not 0.0 < level < 1.0:
         raise ValueError(
             f"level must be a probability between 0 and 1, such as 0.9; got {level}."
         )

@@ -57,9 +57,11 @@ def most_uncertain(uncertainty: ArrayLike, number: int) -> np.ndarray:
         array([1, 2])
     """
     array = _one_axis(uncertainty)
-    if not 1 <= number <= array.size:
+    is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not is_whole or not 1 <= number <= array.size:
         raise ValueError(
-            f"number must be from 1 to the number of rows, {array.size}; got {number}."
+            "number must be a whole number from 1 to the number of rows, "
+            f"{array.size}; got {number}."
         )
     return np.argsort(-array, kind="stable")[:number]
 

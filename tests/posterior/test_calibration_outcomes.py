@@ -235,7 +235,7 @@ def test_probabilities_of_other_draws_or_rows_are_refused(several):
     data = {name: several[name].to_dataset() for name in groups}
     few = dict(data)
     few["posterior_predictive"] = few["posterior_predictive"].isel(draw=slice(10))
-    with pytest.raises(ValueError, match="averages 40 draws, and the tree has 10"):
+    with pytest.raises(ValueError, match="selected, resampled or joined"):
         px.calibration(xr.DataTree.from_dict(few), "rain")
     other = dict(data)
     other["uncertainty"] = other["uncertainty"].rename(row="other")
@@ -248,7 +248,7 @@ def test_probabilities_of_other_draws_or_rows_are_refused(several):
     [
         (np.full(N, 3), "labels must run from 0 to 2 for 3 classes, got 3 to 3"),
         (np.where(np.arange(N) == 4, np.nan, 0.0), "not finite.* at 1 of 60 values"),
-        (np.full(N, 0.5), "labels are whole numbers of classes, got 0.5"),
+        (np.full(N, 0.5), "labels must be class numbers, which are whole; got 0.5"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, match):
@@ -268,3 +268,19 @@ def test_held_out_rows_of_a_saved_tree_are_judged_alike(tmp_path):
     found = px.calibration(tree_of(ORDERS[0]))
     np.testing.assert_allclose(saved.brier, found.brier, rtol=1e-6)
     assert saved.elpd == pytest.approx(found.elpd, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [bool, int, np.float32])
+def test_whole_numbers_of_a_foreign_tree_are_not_taken_for_measurements(dtype):
+    draws = RNG.integers(0, 2, (1, 40, N)).astype(dtype)
+    data = {"observed_data": RAIN.astype(dtype), "posterior_predictive": draws}
+    axes = {
+        "observed_data": ("row",),
+        "posterior_predictive": ("chain", "draw", "row"),
+    }
+    tree = xr.DataTree.from_dict(
+        {name: xr.Dataset({"y": (axes[name], values)}) for name, values in data.items()}
+    )
+    with pytest.raises(ValueError, match="counts or names of classes"):
+        px.calibration(tree)
+    assert px.calibration(tree, outcome="binary").outcome == "binary"

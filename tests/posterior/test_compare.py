@@ -258,8 +258,16 @@ def test_what_it_takes_is_named(trees):
         px.compare({"a": px.to_datatree({"a": np.ones(3)})})
     with pytest.raises(ValueError, match=r"got 'z' \(near: \['y'\]; far"):
         px.compare(trees, "z")
-    with pytest.raises(ValueError, match="level is a probability"):
+    with pytest.raises(ValueError, match="level must be a probability"):
         px.compare(trees, level=1.5)
+
+
+@pytest.mark.wrong_types
+def test_the_names_of_the_methods_are_strings(trees):
+    with pytest.raises(TypeError, match=r"names of the methods must be strings, got"):
+        px.compare({1: trees["near"]})
+    with pytest.raises(TypeError, match="got an empty one"):
+        px.compare({})
 
 
 def test_one_of_several_sites_is_chosen(trees):

@@ -93,8 +93,12 @@ def test_what_is_no_tree_is_named():
             function(tree.posterior)
     with pytest.raises(TypeError, match=r"diagnose\(tree, module"):
         px.diagnose(tree, X)
+    held_out = px.to_datatree(tree, X, y=X[:, 0], model=model)
     with pytest.raises(ValueError, match="levels are probabilities"):
-        px.calibration(px.to_datatree(tree, X, y=X[:, 0], model=model), levels=(90,))
+        px.calibration(held_out, levels=(90,))
+    for level in (0.9, "0.9"):
+        with pytest.raises(ValueError, match="levels are several probabilities"):
+            px.calibration(held_out, levels=level)
 
 
 def test_small_numbers_are_not_rounded_away():

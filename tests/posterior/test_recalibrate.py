@@ -184,6 +184,17 @@ def test_what_it_takes_is_named():
         fitted.apply(np.array([1.5, -1.0]))
 
 
+@pytest.mark.parametrize("method", ["temperature", "aps"])
+def test_predictions_of_other_classes_are_refused(method):
+    fitted = px.recalibrate(held_out(categorical, LABELS[HELD]), method)
+    for classes in (3, 5):
+        with pytest.raises(ValueError, match="was fitted to 2 classes"):
+            fitted.apply(np.full((4, classes), 1 / classes))
+    again = px.Recalibration.from_json(fitted.to_json())
+    assert again == fitted
+    assert again.num_classes == 2
+
+
 def test_frequencies_of_drawn_labels_are_no_probabilities():
     tree = held_out(binary, LABELS[HELD])
     del tree["uncertainty"]

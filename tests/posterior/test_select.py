@@ -78,7 +78,9 @@ def test_predictions_of_rows_without_labels_are_taken():
     assert px.most_uncertain(prediction, 2).tolist() == chosen
     bare = Prediction(X, X, {})
     both = {"y": prediction, "f": bare}
-    assert px.most_uncertain(both, 2).tolist() == chosen
+    assert px.most_uncertain(both, 2, "y").tolist() == chosen
+    with pytest.raises(ValueError, match=r"sites \['y', 'f'\]: choose one by `site`"):
+        px.most_uncertain(both, 2)
     with pytest.raises(ValueError, match=r"predict\(.*uncertainty=True\)"):
         px.most_uncertain(bare, 2)
     with pytest.raises(ValueError, match=r"no uncertainty of 'f'.* of \['y'\]"):
@@ -95,6 +97,28 @@ def test_the_curve_is_that_of_the_scores():
     np.testing.assert_allclose(curve.accuracy, expected.accuracy)
     np.testing.assert_allclose(curve.rejected, expected.rejected)
     np.testing.assert_allclose(curve.threshold, expected.threshold, rtol=1e-5)
+
+
+def test_a_latent_is_not_taken_for_the_outcome():
+    def mixture(x):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", x.shape[0]):
+            c = numpyro.sample("c", dist.Bernoulli(0.3))
+            numpyro.sample("y", dist.Normal(slope * x * (2 * c - 1), 1.0))
+
+    predictions = px.predict(mixture, SLOPES, X, uncertainty=True)
+    with pytest.raises(ValueError, match="choose one by `site`"):
+        px.most_uncertain(predictions, 2)
+    with pytest.raises(ValueError, match="no uncertainty of 'y'"):
+        px.most_uncertain(predictions, 2, "y")
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("number", [0, 2.0, True, None])
+def test_the_number_of_rows_is_a_whole_number(number):
+    tree = px.to_datatree(SLOPES, X, y=np.zeros(4, int), model=classes)
+    with pytest.raises(ValueError, match="number must be a whole number from 1"):
+        px.most_uncertain(tree, number)
 
 
 def test_what_has_no_meaning_is_refused():

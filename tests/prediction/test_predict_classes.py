@@ -122,6 +122,29 @@ def test_what_a_discrete_site_without_draws_adds_is_in_neither_part():
     np.testing.assert_allclose(ours["c"].mean, 0.3, rtol=1e-5)
 
 
+def test_what_a_number_without_draws_adds_is_not_taken_for_doubt():
+    def two(x, first=None, second=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", x.shape[0]):
+            first = numpyro.sample("first", dist.Normal(a * x, 1.0), obs=first)
+            numpyro.sample("second", dist.Normal(first, 1.0), obs=second)
+
+    ours = px.predict(two, {"a": WEIGHTS[:, 0]}, X, uncertainty=True)
+    assert ours["second"].uncertainty is None
+    np.testing.assert_allclose(ours["first"].uncertainty.aleatoric, 1.0, rtol=1e-6)
+
+
+def test_a_parameter_drawn_without_its_noise_is_split():
+    @numpyro.handlers.reparam(config={"a": numpyro.infer.reparam.LocScaleReparam(0.0)})
+    def model(x):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(a * x, 1.0).to_event(1))
+
+    ours = px.predict(model, {"a": WEIGHTS[:, 0]}, X, sites=["y"], uncertainty=True)
+    epistemic = (np.outer(WEIGHTS[:, 0], X)).var(0)
+    np.testing.assert_allclose(ours["y"].uncertainty.epistemic, epistemic, rtol=1e-5)
+
+
 def test_a_module_has_no_noise_to_split():
     linear = eqx.nn.Linear(1, 1, key=jax.random.key(0))
     draws = {"linear.bias": jnp.ones((3, 1))}
