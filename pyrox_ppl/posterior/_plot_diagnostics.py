@@ -2,6 +2,7 @@
 
 import textwrap
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pyrox_ppl.posterior._diagnosis import Diagnosis
 from pyrox_ppl.posterior._functions import FunctionStatistics
 from pyrox_ppl.posterior._pyplot import put_legend_below, pyplot
 
-_LIMIT = {"color": "0.5", "linestyle": "--", "linewidth": 1}
+_LIMIT = MappingProxyType({"color": "0.5", "linestyle": "--", "linewidth": 1})
 
 
 def plot_diagnostics(diagnosis: Diagnosis, *, axes: Any = None) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import jax
@@ -16,18 +17,22 @@ from pyrox_ppl.prediction._prediction import Prediction
 
 type Method = Literal["temperature", "conformal", "cqr", "aps"]
 
-_FITTED = {
-    "temperature": scores.Temperature,
-    "conformal": scores.ConformalInterval,
-    "cqr": scores.ConformalInterval,
-    "aps": scores.ConformalSets,
-}
-_METHODS = {
-    "binary": ("temperature", "aps"),
-    "categorical": ("temperature", "aps"),
-    "continuous": ("conformal", "cqr"),
-    "count": ("conformal", "cqr"),
-}
+_FITTED = MappingProxyType(
+    {
+        "temperature": scores.Temperature,
+        "conformal": scores.ConformalInterval,
+        "cqr": scores.ConformalInterval,
+        "aps": scores.ConformalSets,
+    }
+)
+_METHODS = MappingProxyType(
+    {
+        "binary": ("temperature", "aps"),
+        "categorical": ("temperature", "aps"),
+        "continuous": ("conformal", "cqr"),
+        "count": ("conformal", "cqr"),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
