@@ -22,7 +22,7 @@ CLOSE = {"rtol": 3e-4, "atol": 1e-3}
 
 
 USUAL = (
-    *(f"mlp-{prior}" for prior in ("normal", "around", "NonCentered", "horseshoe")),
+    *(f"mlp-{prior}" for prior in ("normal", "around", "NonCentered")),
     *("plate-hierarchical", "ties-normal", "learned-hierarchical", "state-normal"),
     *("batchnorm-normal", "convolution-normal", "gru-hierarchical", "walk-normal"),
 )
