@@ -6,20 +6,14 @@ import jax
 import numpy as np
 import xarray as xr
 
-import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl import scores
 from pyrox_ppl.posterior._calibration_records import (
     Calibration,
     CircularCalibration,
     ClassCalibration,
 )
-from pyrox_ppl.posterior._observed import (
-    CLASSES,
-    choose_site,
-    labels_and_probabilities,
-    observed_and_drawn,
-    outcome_in,
-)
+from pyrox_ppl.posterior._observed import CLASSES
+from pyrox_ppl.posterior._site_predictions import SitePredictions
 from pyrox_ppl.scores._reliability import Binning
 
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -99,7 +93,8 @@ def calibration(
         >>> 0.85 < scores.coverage[0] < 0.95
         True
     """
-    _stats.check_tree(tree, "calibration", "posterior_predictive", "observed_data")
+    predictions = SitePredictions.read(tree, site, "calibration", outcome)
+    site, kind = predictions.site, predictions.outcome
     if levels is not None and np.ndim(levels) != 1:
         raise ValueError(
             f"levels are several probabilities, such as (0.5, 0.9); got {levels!r}."
@@ -108,8 +103,6 @@ def calibration(
     wrong = [p for p in asked if isinstance(p, str) or not 0.0 < p < 1.0]
     if wrong:
         raise ValueError(f"levels are probabilities in (0, 1), got {wrong}.")
-    site = choose_site(tree, site)
-    kind = outcome_in(tree, site, outcome)
     is_classes = kind in CLASSES
     if levels is not None and (is_classes or kind == "circular"):
         raise ValueError(
@@ -122,10 +115,10 @@ def calibration(
         )
     if is_classes:
         return _of_classes(
-            tree, site, kind, 15 if bins is None else bins, binning or "equal_width"
+            predictions, 15 if bins is None else bins, binning or "equal_width"
         )
-    y, draws = observed_and_drawn(tree, site)
-    elpd, elpd_se = _elpd(tree, site)
+    y, draws = predictions.observed_and_draws()
+    elpd, elpd_se = _elpd(predictions)
     if kind == "circular":
         return CircularCalibration(site, kind, elpd, elpd_se)
     levels = tuple(_LEVELS if levels is None else levels)
@@ -139,47 +132,37 @@ def calibration(
         scores.crps(y, draws, fair=False),
         elpd,
         elpd_se,
-        _energy_score(tree, site, y, draws) if kind == "multivariate" else None,
+        _energy_score(predictions, y, draws) if kind == "multivariate" else None,
     )
 
 
 def _of_classes(
-    tree: xr.DataTree, site: str, kind: str, bins: int, binning: Binning
+    predictions: SitePredictions, bins: int, binning: Binning
 ) -> ClassCalibration:
-    labels, probabilities = labels_and_probabilities(tree, site, kind)
-    is_ordered = _stats.group(tree, "observed_data")[site].attrs.get("ordered", 0)
+    labels, probabilities = predictions.labels_and_probabilities()
     # One axis of rows: the entries of an event, such as pixels, are rows as well.
     y = labels.reshape(-1)
     p = probabilities.reshape(y.size, *probabilities.shape[labels.ndim :])
     brier = scores.brier_score(y, p).reshape(labels.shape)
     how = {"bins": bins, "binning": binning}
-    ranked = scores.ranked_probability_score(y, p) if is_ordered else None
+    ranked = scores.ranked_probability_score(y, p) if predictions.is_ordered else None
     return ClassCalibration(
-        site,
-        kind,
+        predictions.site,
+        predictions.outcome,
         float(scores.accuracy(y, p).mean()),
         brier,
         scores.expected_calibration_error(y, p, **how),
         scores.reliability_curve(y, p, **how),
-        *_elpd(tree, site),
+        *_elpd(predictions),
         None if ranked is None else ranked.reshape(labels.shape),
     )
 
 
-def _elpd(tree: xr.DataTree, site: str) -> tuple[float | None, float | None]:
+def _elpd(predictions: SitePredictions) -> tuple[float | None, float | None]:
     """The expected log predictive density of a site, and its standard error."""
-    likelihoods = _stats.group(tree, "log_likelihood")
-    if site not in likelihoods:
+    pointwise = predictions.log_scores()
+    if pointwise is None:
         return None, None
-    densities = _stats.by_draw(likelihoods, site)
-    densities = densities.reshape(densities.shape[0] * densities.shape[1], -1)
-    if np.isnan(densities).any():
-        raise ValueError(
-            f"the log likelihood of {site!r} is NaN for {np.isnan(densities).sum()} of "
-            f"{densities.size} draws and observations, where parameters are NaN or "
-            "outside the support of the distribution: ask `diagnose` which."
-        )
-    pointwise = scores.log_score(densities)
     # An observation that is impossible at every draw has a log score of -inf.
     with np.errstate(invalid="ignore"):
         error = float(pointwise.std() * np.sqrt(pointwise.size))
@@ -187,12 +170,11 @@ def _elpd(tree: xr.DataTree, site: str) -> tuple[float | None, float | None]:
 
 
 def _energy_score(
-    tree: xr.DataTree, site: str, y: np.ndarray, draws: np.ndarray
+    predictions: SitePredictions, y: np.ndarray, draws: np.ndarray
 ) -> np.ndarray | None:
     """The energy score of every vector; None where entries of vectors are hidden."""
-    observed = _stats.group(tree, "observed_data")[site]
-    ndim = int(observed.attrs.get("value_ndim", 1))
-    if y.ndim < ndim or str(observed.dims[-1]) == f"{site}_element":
+    ndim = predictions.event_ndims()
+    if y.ndim < ndim or predictions.hides_elements:
         return None
     rows = y.shape[: y.ndim - ndim]
     return scores.energy_score(

@@ -82,9 +82,13 @@ class SitePredictions:
         """The observations, and predictive draws ``(draws, *observations)``."""
         return observed_and_drawn(self._tree, self.site)
 
+    def labels_and_probabilities(self) -> tuple[np.ndarray, np.ndarray]:
+        """The labels ``(*rows)``, and the probabilities of the classes beside them."""
+        return labels_and_probabilities(self._tree, self.site, self.outcome)
+
     def probabilities(self) -> np.ndarray:
         """Class probabilities ``(*rows, classes)``; of a binary outcome those of 1."""
-        return labels_and_probabilities(self._tree, self.site, self.outcome)[1]
+        return self.labels_and_probabilities()[1]
 
     @property
     def hides_elements(self) -> bool:
@@ -99,12 +103,22 @@ class SitePredictions:
         return int(self._observed.attrs.get("value_ndim", 1))
 
     def log_scores(self) -> np.ndarray | None:
-        """The log score of every row; None if the tree has no log likelihood."""
+        """The log score of every row; None if the tree has no log likelihood.
+
+        Raises:
+            ValueError: If a log likelihood is NaN.
+        """
         group = _stats.group(self._tree, "log_likelihood")
         if self.site not in group:
             return None
         own = [axis for axis in self._observed.dims if axis in group[self.site].dims]
         values = group[self.site].transpose("chain", "draw", *own, ...).values
+        if broken := np.count_nonzero(np.isnan(values)):
+            raise ValueError(
+                f"the log likelihood of {self.site!r} is NaN for {broken} of "
+                f"{values.size} draws and observations, where parameters are NaN or "
+                "outside the support of the distribution: ask `diagnose` which."
+            )
         return scores.log_score(values.reshape(-1, *values.shape[2:]))
 
     def mean(self) -> np.ndarray:

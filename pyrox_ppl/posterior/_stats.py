@@ -64,12 +64,12 @@ def loo(tree: xr.DataTree, site: str) -> Any:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
         result: Any = arviz_stats.loo(tree, var_name=site, pointwise=True)  # pyright: ignore[reportPrivateImportUsage] - arviz_stats marks no exports
-    densities = by_draw(group(tree, "log_likelihood"), site).astype(np.float64)
+    densities = by_draw(group(tree, "log_likelihood"), site)
     densities = densities.reshape(-1, *densities.shape[2:])
     k = np.array(result.pareto_k)
     # A range of 600 nats is where weights begin to underflow; see `pareto_k`.
     for place in zip(*np.nonzero(np.ptp(densities, axis=0) > 600.0), strict=True):
-        k[place] = pareto_k(-densities[(slice(None), *place)])
+        k[place] = pareto_k(-densities[(slice(None), *place)].astype(np.float64))
     result.pareto_k = result.pareto_k.copy(data=k)
     return result
 

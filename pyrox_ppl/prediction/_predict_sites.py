@@ -35,22 +35,14 @@ def predict_sites(
     if options.batch_size is None and total <= 4 * values.block_size:
         arrays = values.all(options.progress_bar)
         summaries = {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
-        return {
-            n: s._replace(uncertainty=split.get(n), has_noise=n in read.noisy)
-            for n, s in summaries.items()
-        }
-    summaries = {}
-    for name, shape in values.shapes.items():
-        flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
-        for where, block in values.blocks(
-            name, options.batch_size, options.progress_bar
-        ):
-            flat.fill(where, block)
-        whole = _reshape(flat, shape.shape)
-        summaries[name] = whole._replace(
+    else:
+        summaries = {n: _summarise_blocks(values, n, options) for n in values.shapes}
+    return {
+        name: summary._replace(
             uncertainty=split.get(name), has_noise=name in read.noisy
         )
-    return summaries
+        for name, summary in summaries.items()
+    }
 
 
 def _check_only_trained(call: ModelCall) -> None:
@@ -78,11 +70,17 @@ def _summarise(values: np.ndarray, quantiles: tuple[float, ...]) -> Prediction:
     return summary
 
 
-def _reshape(prediction: Prediction, shape: tuple[int, ...]) -> Prediction:
+def _summarise_blocks(
+    values: SiteValues, name: str, options: SummaryOptions
+) -> Prediction:
+    shape = values.shapes[name]
+    flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
+    for where, block in values.blocks(name, options.batch_size, options.progress_bar):
+        flat.fill(where, block)
     return Prediction(
-        prediction.mean.reshape(shape),
-        prediction.std.reshape(shape),
-        {q: value.reshape(shape) for q, value in prediction.quantiles.items()},
+        flat.mean.reshape(shape.shape),
+        flat.std.reshape(shape.shape),
+        {q: value.reshape(shape.shape) for q, value in flat.quantiles.items()},
     )
 
 
