@@ -32,7 +32,7 @@ def predict_sites(
         split_uncertainty(call, draws, rng_key, sites) if options.uncertainty else {}
     )
     total = sum(shape.size for shape in values.shapes.values())
-    if options.batch_size is None and total <= 4 * values.block_size:
+    if options.batch_size is None and total <= values.block_size:
         arrays = values.all(options.progress_bar)
         summaries = {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
     else:
@@ -77,6 +77,7 @@ def _summarise_blocks(
     flat = Prediction.empty((shape.size,), shape.dtype, options.quantiles)
     for where, block in values.blocks(name, options.batch_size, options.progress_bar):
         flat.fill(where, block)
+        del block  # before the next one is computed
     return Prediction(
         flat.mean.reshape(shape.shape),
         flat.std.reshape(shape.shape),

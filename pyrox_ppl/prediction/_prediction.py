@@ -8,6 +8,9 @@ import numpy as np
 
 from pyrox_ppl.prediction._uncertainty import Uncertainty
 
+# As many bytes of draws as fit in a core's cache are summarised at a time.
+_BLOCK_BYTES = 2**21
+
 
 class SummaryOptions(NamedTuple):
     """How to summarise draws.
@@ -76,17 +79,36 @@ class Prediction(NamedTuple):
     def fill(self, where: Any, draws: np.ndarray) -> None:
         """Summarise all draws of some leading entries, the draws along axis 0."""
         kind = np.float32 if draws.dtype == bool else widened(draws.dtype)
-        draws = draws.astype(kind, copy=False)  # NumPy has no quantiles of booleans
-        double = np.result_type(draws.dtype, np.float64)
+        draws = draws.reshape(len(draws), -1)
+        arrays = [self.mean, self.std, *self.quantiles.values()]
+        mean, std, *quantiles = (array[where].reshape(-1) for array in arrays)
+        width = max(1, _BLOCK_BYTES // (len(draws) * np.dtype(kind).itemsize))
         # A value that is not finite shows in the result; NumPy need not warn as well.
         with np.errstate(invalid="ignore"):
-            self.mean[where] = draws.mean(0, dtype=double)
-            self.std[where] = np.abs(draws.std(0, dtype=double))
-        if self.quantiles:
-            with np.errstate(invalid="ignore"):
-                values = np.quantile(draws, list(self.quantiles), axis=0)
-            for quantile, value in zip(self.quantiles.values(), values, strict=True):
-                quantile[where] = value
+            for start in range(0, draws.shape[1], width):
+                part = slice(start, start + width)
+                # Each entry's draws side by side: NumPy is several times faster so.
+                block = np.array(draws[:, part].T, kind, order="C")
+                double = np.result_type(kind, np.float64)
+                mean[part] = block.mean(1, dtype=double)
+                std[part] = np.abs(block.std(1, dtype=double))
+                if quantiles:
+                    block.sort(axis=1)
+                for probability, array in zip(self.quantiles, quantiles, strict=True):
+                    array[part] = _sorted_quantile(block, probability)
+
+
+def _sorted_quantile(draws: np.ndarray, probability: float) -> np.ndarray:
+    """The quantile over the last axis, sorted; NaN where there is one, as in NumPy."""
+    index = probability * (draws.shape[1] - 1)
+    below = int(index)
+    low, high = draws[:, below], draws[:, min(below + 1, draws.shape[1] - 1)]
+    weight = index - below
+    # From the nearer side, so that the ends are exact, as `numpy.quantile` does.
+    step = high - low
+    value = low + step * weight if weight < 0.5 else high - step * (1 - weight)
+    last = draws[:, -1]  # NaN is sorted to the end
+    return np.where(np.isnan(last), last, value)
 
 
 def widened(dtype: Any) -> np.dtype:

@@ -16,6 +16,10 @@ from pyrox_ppl.prediction._loop import CHUNK_BYTES, even_size, keys_of_draws, ma
 from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
 from pyrox_ppl.prediction._trained import check_trained
 
+# The most memory that a site's values at all draws may take, in bytes. The model runs
+# once for every block of them.
+_BLOCK_BYTES = 4 * CHUNK_BYTES
+
 
 def value_of(site: dict[str, Any]) -> jax.Array:
     """The value of a site."""
@@ -128,7 +132,7 @@ class SiteValues:
     @property
     def block_size(self) -> int:
         """How many values of a site are held for all draws at a time, by default."""
-        return max(1, CHUNK_BYTES // (4 * self._number))
+        return max(1, _BLOCK_BYTES // (4 * self._number))
 
     def all(self, progress_bar: bool = False) -> dict[str, np.ndarray]:
         """All sites, with a leading axis of draws."""

@@ -117,7 +117,7 @@ def test_a_models_sites_are_the_numbers_of_predictive(batch_size):
 
 def test_draws_times_points_are_not_held(monkeypatch):
     x = jnp.linspace(0.0, 1.0, 50)
-    monkeypatch.setattr(site_values, "CHUNK_BYTES", 4 * 13 * 5)  # five points
+    monkeypatch.setattr(site_values, "_BLOCK_BYTES", 4 * 13 * 5)  # five points
     seen = []
     fill = Prediction.fill
     monkeypatch.setattr(
