@@ -7,9 +7,10 @@ LOWEST := .venv-lowest
 export PYTHON
 PY := $(VENV)/bin/python
 # The networks are small: one thread a process lets two test workers share two cores.
+# Neighbours stay together, as they share fixtures; an idle worker steals half the rest.
 WORKERS ?= 2
 BENCHMARKS ?= $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py))
-PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m pytest -n $(WORKERS) --dist loadscope
+PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m pytest -n $(WORKERS) --dist worksteal
 # What old versions break first: the rules, NumPyro's private names, the file formats.
 CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites.py \
 	tests/infer/compiled/test_compiled_mcmc.py tests/infer/compiled/test_compiled_svi.py \

@@ -89,6 +89,11 @@ class Runs:
         """The tree of these draws on their own data."""
         return self.tree_of(self.crossing.x)
 
+    @functools.cached_property
+    def tree_on_new(self) -> Any:
+        """The tree of these draws on other data."""
+        return self.tree_of(self.crossing.new_x)
+
     def hands(self, x: Any, draws: Any = None, **kwargs: Any) -> list[ByHand]:
         """Every draw by hand, with the trained parameters."""
         draws = self.draws if draws is None else draws

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.rank_promotion
 @over()
 def test_what_judges_held_out_data(own):
     x = own.crossing.new_x
-    tree, f = own.tree_of(x), own.f(x).astype(np.float64)
+    tree, f = own.tree_on_new, own.f(x).astype(np.float64)
     y = np.asarray(tree["observed_data"]["y"], np.float64)
     draws = np.asarray(tree["posterior_predictive"]["y"], np.float64)
     draws = draws.reshape(NUMBER, *y.shape)
@@ -35,7 +35,7 @@ def test_what_judges_held_out_data(own):
 @over()
 def test_doubt_is_the_variance_of_the_function(own):
     x = own.crossing.new_x
-    tree, doubt = own.tree_of(x), own.f(x).astype(np.float64).var(0)
+    tree, doubt = own.tree_on_new, own.f(x).astype(np.float64).var(0)
     group = tree["uncertainty"]
     np.testing.assert_allclose(group["y_epistemic"], doubt, rtol=2e-3, atol=1e-6)
     np.testing.assert_allclose(group["y_aleatoric"], np.full(doubt.shape, NOISE**2))

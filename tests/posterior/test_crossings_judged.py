@@ -114,7 +114,7 @@ def test_a_row_for_every_latent_site(own):
 def test_scores_of_other_data(own):
     x = own.crossing.new_x
     y = own.crossing.y_at(x)
-    tree = own.tree_of(x)
+    tree = own.tree_on_new
     found = px.calibration(tree, levels=(0.5, 0.9))
     densities = np.stack([hand.log_likelihood for hand in own.hands(x)])
     pointwise = logsumexp(densities, 0) - np.log(len(densities))

@@ -56,8 +56,7 @@ def test_the_axes_of_parameters_are_named(own):
 @over()
 def test_draws_on_other_data(own):
     new_x, moved = own.crossing.new_x, own.crossing.x + np.float32(0.25)
-    for x in (new_x, moved):
-        tree = own.tree_of(x)
+    for tree, x in ((own.tree_on_new, new_x), (own.tree_of(moved), moved)):
         check_tree(own, tree, x)
         np.testing.assert_array_equal(tree["constant_data"]["x"], x)
     again = px.to_datatree(
