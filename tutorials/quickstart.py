@@ -11,6 +11,7 @@
 # it Bayesian; NUTS and SVI run on the same model.
 
 # %%
+import os
 import time
 from pathlib import Path
 
@@ -37,7 +38,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 HERE = Path(__file__).parent
 OUTPUT = HERE / "output"
 OUTPUT.mkdir(exist_ok=True)
-WARMUP, DRAWS, SVI_STEPS = 500, 1000, 3000
+SMALL = "PYROX_PPL_SMALL" in os.environ  # a short run, as the tests make it
+WARMUP, DRAWS, SVI_STEPS = (250, 250, 1500) if SMALL else (500, 1000, 3000)
 inner_key, field_key, nuts_key, svi_key, predict_key = jax.random.split(
     jax.random.key(0), 5
 )
@@ -230,6 +232,6 @@ print(f"time:      {time.perf_counter() - start:.0f} s")
 rmse, coverage = scores["NUTS"]
 assert rmse <= 1.20, "the field is level with ridge regression"
 assert 82 <= coverage <= 95, "its intervals cover what they should"
-assert rhat <= 1.02, "its chains agree on the predictions"
+assert rhat <= (1.05 if SMALL else 1.02), "its chains agree on the predictions"
 assert divergences == 0
 assert rmse < scores["climatology"][0]
