@@ -15,7 +15,6 @@ from numpyro.distributions.transforms import UnpackTransform
 from numpyro.infer import HMC, MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoDiagonalNormal
 from numpyro.infer.hmc import hmc
-from numpyro.optim import _NumPyroOptim
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 # What HMC and NUTS keep of a run. Setting them up again finds all of it anew.
@@ -277,13 +276,6 @@ class AbstractVectorNormal(AutoDiagonalNormal):
         self, *args: Any, sample_shape: tuple[int, ...] = (), **kwargs: Any
     ) -> Any:
         return self._draw(self._get_posterior(), sample_shape)
-
-
-class AbstractOptimizer(_NumPyroOptim):
-    """An optimiser that is given the loss, and not its gradient alone.
-
-    ``SVI`` takes other classes, but gives the loss only to NumPyro's own base.
-    """
 
 
 def attributes_of_guide(guide: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from jax.example_libraries.optimizers import make_schedule
 from numpyro.infer import SVI
 from numpyro.optim import Adam
 
-from pyrox_ppl._numpyro import AbstractOptimizer
 from pyrox_ppl.infer.optim._normal_pairs import SiteRecorder, find_pairs
 
 
@@ -29,7 +28,8 @@ class IVONState(NamedTuple):
     optim_state: Any
 
 
-class IVON(AbstractOptimizer):
+# SVI gives the loss only to subclasses of NumPyro's optimisers, whose base is private.
+class IVON(Adam):
     r"""Improved Variational Online Newton, for guides of independent normals.
 
     For :math:`q = \mathrm{Normal}(m, \sigma^2)`, entry by entry, let :math:`g_m` and
@@ -122,10 +122,10 @@ class IVON(AbstractOptimizer):
         ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with numpyro.plate("row", len(y)):
         ...         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> optim = IVON(0.1, b2=0.99)
+        >>> optim = IVON(0.1)
         >>> svi = SVI(model, AutoNormal(model), optim, TraceMeanField_ELBO())
-        >>> fit = svi.run(jax.random.key(0), 500, jnp.ones(99), progress_bar=False)
-        >>> abs(fit.params["mean_auto_scale"] - 0.1) < 0.003  # 1 / sqrt(99 + 1)
+        >>> fit = svi.run(jax.random.key(0), 2000, jnp.ones(99), progress_bar=False)
+        >>> abs(fit.params["mean_auto_scale"] - 0.1) < 0.002  # 1 / sqrt(99 + 1)
         Array(True, dtype=bool)
     """
 
@@ -173,10 +173,10 @@ class IVON(AbstractOptimizer):
                     "for each mean. If the two are not a normal of the guide, pass "
                     f"pairs={{{loc!r}: None}}."
                 )
-        in_pairs = {name for pair in pairs.items() for name in pair}
-        normals = {name: _widen(params[name]) for name in in_pairs}
+        in_pairs = {*pairs, *pairs.values()}
+        normals = {n: _widen(v) for n, v in params.items() if n in in_pairs}
         momentum = {loc: jnp.zeros_like(normals[loc]) for loc in pairs}
-        others = {name: v for name, v in params.items() if name not in in_pairs}
+        others = {n: v for n, v in params.items() if n not in in_pairs}
         state = IVONState(normals, momentum, self._optim.init(others))
         return jnp.array(0), state
 
@@ -221,15 +221,11 @@ class IVON(AbstractOptimizer):
             # P is divided by 1 + x + x^2 / 2 = (1 + (1 + x)^2) / 2.
             x = (1.0 - self._b2) * sigma * grad_start / slope
             sigma = sigma * math.sqrt(2.0) / jnp.hypot(jnp.ones_like(x), 1.0 + x)
-            running[loc] = self._b1 * momentum[loc] + (1.0 - self._b1) * g[loc]
-            newton = (
-                running[loc]
-                / (1.0 - jnp.asarray(self._b1, x.dtype) ** (i + 1))
-                * sigma**2
-            )
+            b1 = jnp.asarray(self._b1, x.dtype)
+            running[loc] = b1 * momentum[loc] + (1.0 - b1) * g[loc]
+            newton = running[loc] / (1.0 - b1 ** (i + 1)) * sigma**2
             newton = jnp.clip(newton, -self._clip_radius, self._clip_radius)
-            rate = jnp.asarray(self._rate(i), newton.dtype)
-            moved[loc] = normals[loc] - rate * newton
+            moved[loc] = normals[loc] - jnp.asarray(self._rate(i), x.dtype) * newton
             moved[scale] = transform.inv(sigma)
         others = {name: grad for name, grad in g.items() if name not in normals}
         optim_state = self._optim.update(others, optim_state, value=value)
