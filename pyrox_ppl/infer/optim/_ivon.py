@@ -32,20 +32,20 @@ class IVONState(NamedTuple):
 class IVON(Adam):
     r"""Improved Variational Online Newton, for guides of independent normals.
 
-    For :math:`q = \mathrm{Normal}(m, \sigma^2)`, entry by entry, let :math:`g_m` and
-    :math:`g_\sigma` be the gradients of the loss :math:`-\mathrm{ELBO}`, as one draw
-    :math:`\theta = m + \sigma \varepsilon` or several estimate them, and let
-    :math:`P = 1 / \sigma^2`. Since the entropy of :math:`q` contributes
-    :math:`-1/\sigma` to :math:`g_\sigma`,
+    It is natural-gradient variational inference at the cost of Adam, with half of
+    Adam's memory. For each entry of :math:`q = \mathrm{Normal}(m, \sigma^2)`, let
+    :math:`g_m` and :math:`g_\sigma` be the gradients of the loss
+    :math:`-\mathrm{ELBO}`, estimated from draws :math:`\theta = m + \sigma
+    \varepsilon`, and let :math:`P = 1 / \sigma^2`. Since the entropy of :math:`q`
+    contributes :math:`-1/\sigma` to :math:`g_\sigma`,
 
     .. math::
         \hat H = \frac{g_\sigma + 1 / \sigma}{\sigma}, \qquad
         \mathrm{E}\, \hat H = \mathrm{E}_q \left[
             -\nabla^2_\theta \log p(D, \theta) \right],
 
-    which the loss's gradient gives without a second derivative. With
-    :math:`x = (1 - b_2)(\hat H - P) / P = (1 - b_2)\, \sigma g_\sigma`, step
-    :math:`t = 1, 2, \ldots` is
+    without a second derivative. With :math:`x = (1 - b_2)(\hat H - P) / P = (1 - b_2)\,
+    \sigma g_\sigma`, step :math:`t = 1, 2, \ldots` is
 
     .. math::
         g &\leftarrow b_1 g + (1 - b_1)\, g_m \\
@@ -55,56 +55,61 @@ class IVON(Adam):
         m &\leftarrow m - \text{learning\_rate} \cdot
             \frac{g / (1 - b_1^t)}{P}
 
-    The precision stays positive, because :math:`1 + x + x^2 / 2 \ge 1/2`. At the fixed
-    point the expected gradients are zero: it is a mean-field optimum, up to the noise
-    of a step, which raises :math:`P` by the factor :math:`1 + \tfrac12 (1 - b_2)
-    \mathrm{Var}(\hat H) / P^2`. All of this takes place in the guide's unconstrained
-    space, so a latent site with a constrained support needs nothing else: its Jacobian
-    is part of :math:`\log p`.
+    The precision stays positive, because :math:`1 + x + x^2 / 2 \ge 1/2`. Where it
+    comes to rest the expected gradients are zero, so the fixed point is a mean-field
+    optimum. The noise of a step raises :math:`P` there by the factor :math:`1 +
+    \tfrac12 (1 - b_2) \mathrm{Var}(\hat H) / P^2`. All of this happens in the guide's
+    unconstrained space. A latent site with a constrained support needs nothing more,
+    because its Jacobian is part of :math:`\log p`.
 
     **The paper's algorithm** minimises :math:`\lambda\, \mathrm{E}_q[\bar\ell] +
-    \mathrm{KL}(q \,\|\, \mathrm{Normal}(0, 1 / \lambda \delta))`, with the mean loss
-    :math:`\bar\ell` of the data and the weight decay :math:`\delta`, and holds a
-    Hessian :math:`h` of :math:`\bar\ell`. This is the same with :math:`P = \lambda (h +
-    \delta)`, :math:`\hat H = \lambda (\hat h + \delta)` and :math:`g_m = \lambda (\hat
-    g + \delta m)`; its initial :math:`h_0` is the guide's ``init_scale`` :math:`=
-    1 / \sqrt{\lambda (h_0 + \delta)}`, and its (rescaled) rate is :math:`\alpha =
-    \text{learning\_rate} / (h_0 + \delta)` before the rescaling by :math:`h_0 +
-    \delta`. Three things differ. Here the prior is any, part of the model, and its
-    curvature part of :math:`\hat H`. With ``Trace_ELBO`` its gradient is that at the
-    draw; with ``TraceMeanField_ELBO`` and a normal prior it is exact, as in the paper.
-    And the momentum averages the prior's gradient, too, where the paper adds that at
-    the current mean: the two are equal for ``b1=0`` or a flat prior.
+    \mathrm{KL}(q \,\|\, \mathrm{Normal}(0, 1 / \lambda \delta))`, with the data's mean
+    loss :math:`\bar\ell`, their number :math:`\lambda` and a weight decay
+    :math:`\delta`. It holds a Hessian :math:`h` of :math:`\bar\ell`. The two agree by
 
-    A rate of one is a Newton step, so rates are fractions of one, such as 0.1. The
-    scales forget their start within :math:`1 / (1 - b_2)` steps. A start with scales
-    that are too wide makes the first steps of the means too long: begin with a small
-    ``init_scale``, or bound the steps by `clip_radius`.
+    .. math::
+        P = \lambda (h + \delta), \qquad \hat H = \lambda (\hat h + \delta), \qquad
+        g_m = \lambda (\hat g + \delta m), \qquad
+        \text{learning\_rate} = \alpha\, (h_0 + \delta),
 
-    **Sites**: a pair of ``param`` sites is a normal of the guide if their names differ
-    in the ending ``loc`` and ``scale`` alone, as those of ``AutoNormal``,
-    ``AutoDiagonalNormal`` and :class:`AutoFlatNormal` do. All others (those of
-    ``learn``, an encoder's weights, ``AutoDelta``'s) are left to `optim`. Each step is
-    traced with a view of the guide, and raises if a pair is anything but the mean and
-    standard deviation of one ``Normal``. Means and scales below 32 bits are held in 32.
+    where the guide's ``init_scale`` is :math:`1 / \sqrt{\lambda (h_0 + \delta)}`. Here
+    :math:`\lambda` and :math:`\delta` are no arguments: the model scales its likelihood
+    and has a prior of any kind, whose curvature :math:`\hat H` contains. Two
+    differences remain. ``Trace_ELBO`` takes the prior's gradient at the draw, whereas
+    the paper's is exact; for normal priors ``TraceMeanField_ELBO`` is exact as well.
+    And the running mean :math:`g` includes the prior's gradient, whereas the paper
+    adds :math:`\delta m` afterwards. With ``b1=0`` or a flat prior the steps are equal.
+
+    **In practice**: a rate of one is a Newton step, so use a fraction such as 0.1, and
+    let it fall towards the end of a run. The scales need about :math:`1 / (1 - b_2)`
+    steps to forget their start. Scales that start too wide make the first steps of the
+    means too long: for networks set `clip_radius`, for example to 0.1.
+
+    **Sites**: two ``param`` sites are the mean and standard deviation of a normal if
+    their names differ only in the ending, ``loc`` or ``scale``. ``AutoNormal``,
+    ``AutoDiagonalNormal`` and :class:`AutoFlatNormal` name them so. `optim` optimises
+    all other sites, such as those of ``learn``, of an encoder and of ``AutoDelta``.
+    IVON reads the guide's distributions as JAX traces a step, and raises if a pair is
+    anything else than one ``Normal``. It holds means and scales of less than 32 bits
+    in 32.
 
     Args:
         learning_rate: The step length as a fraction of a Newton step, or a function
-            from the number of steps taken to it.
+            of the number of steps taken that returns it.
         b1: The decay of the gradient's running mean.
-        b2: The decay of the precision towards :math:`\hat H`. The paper's runs, of
-            100,000 steps and more, use 0.99999.
+        b2: The decay of the precision towards :math:`\hat H`. The paper recommends
+            values closer to one, such as 0.99999, for its much longer runs.
         clip_radius: A bound on :math:`|g / (1 - b_1^t) / P|`, entry by entry.
         optim: A NumPyro or Optax optimiser of all other parameters.
-        pairs: What the names do not tell: the name of a mean to that of its scale, or
-            to None where the two are no normal of the guide.
+        pairs: Maps the name of a mean to the name of its scale where the endings do not
+            show it, or to None where they show a normal that is not the guide's.
 
     Raises:
         ValueError: If an argument is out of range. When SVI initialises the optimiser,
-            if there are no pairs, or the shapes of one differ. At the first step, if a
-            pair is not a normal of the guide, or a normal of the guide not a pair, or
-            a scale has another constraint than ``positive`` or ``softplus_positive``.
-        RuntimeError: If it is used without ``SVI``, which shows it the guide.
+            if there is no pair, or its two shapes differ. At the first step, if a pair
+            is not one normal of the guide, if a normal of the guide is not a pair, or
+            if a scale's constraint is neither ``positive`` nor ``softplus_positive``.
+        RuntimeError: If ``update`` is called outside of ``SVI``.
 
     References:
         Shen, Y., Daheim, N., Cong, B., Nickl, P., Marconi, G. M., Bazan, C., Yokota,
