@@ -97,7 +97,7 @@ class IVON(Adam):
         learning_rate: The step length as a fraction of a Newton step, or a function
             of the number of steps taken that returns it.
         b1: The decay of the gradient's running mean.
-        b2: The decay of the precision towards :math:`\hat H`. The paper recommends
+        b2: The decay of the precision towards :math:`\hat H`. The paper uses
             values closer to one, such as 0.99999, for its much longer runs.
         clip_radius: A bound on :math:`|g / (1 - b_1^t) / P|`, entry by entry.
         optim: A NumPyro or Optax optimiser of all other parameters.
