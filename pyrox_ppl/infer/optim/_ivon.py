@@ -82,8 +82,9 @@ class IVON(Adam):
 
     **In practice**: a rate of one is a Newton step, so use a fraction such as 0.1, and
     let it fall towards the end of a run. The scales need about :math:`1 / (1 - b_2)`
-    steps to forget their start. Scales that start too wide make the first steps of the
-    means too long: for networks set `clip_radius`, for example to 0.1.
+    steps to forget their start. Where a scale is too wide for the moment, a step of
+    its mean is too long, and a network at a constant rate can diverge: there set
+    `clip_radius`, for example to 0.1, and look at the losses.
 
     **Sites**: two ``param`` sites are the mean and standard deviation of a normal if
     their names differ only in the ending, ``loc`` or ``scale``. ``AutoNormal``,
