@@ -226,11 +226,10 @@ def test_stable_update_leaves_out_what_is_not_finite():
     jax.tree.map(np.testing.assert_allclose, moved.optim_state[1], plain.optim_state[1])
 
 
-@pytest.mark.parametrize("forward", [False, True])
-def test_both_modes_of_differentiation_give_the_step(forward):
+def test_both_modes_of_differentiation_give_the_step():
     svi = SVI(regression, AutoNormal(regression), IVON(0.1), Trace_ELBO())
     state = svi.init(KEY, X, Y)
-    moved, _ = svi.update(state, X, Y, forward_mode_differentiation=forward)
+    moved, _ = svi.update(state, X, Y, forward_mode_differentiation=True)
     expected, _ = svi.update(state, X, Y)
     for name, value in svi.get_params(expected).items():
         np.testing.assert_allclose(svi.get_params(moved)[name], value, rtol=1e-5)

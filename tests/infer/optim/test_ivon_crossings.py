@@ -23,16 +23,13 @@ X = jax.random.normal(jax.random.key(3), (8, 3))
 Y = jnp.sin(X.sum(1))
 
 
-def assert_same(one, other, **close):
+def assert_same(one, other):
     for got, expected in zip(
         jax.tree.leaves((one.params, one.losses, one.state.optim_state)),
         jax.tree.leaves((other.params, other.losses, other.state.optim_state)),
         strict=True,
     ):
-        if close:
-            np.testing.assert_allclose(got, expected, **close)
-        else:
-            np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(got, expected)
 
 
 def run(own, make=SVI, guide=AutoNormal):
@@ -42,7 +39,7 @@ def run(own, make=SVI, guide=AutoNormal):
     return guide, fit
 
 
-@over(often=("mlp-NonCentered", "learned-hierarchical", "state-normal"))
+@over(often=("learned-hierarchical", "state-normal"))
 def test_a_first_step_is_adams_but_for_the_normals(own):
     """The draw and the gradient are those of any optimiser; so is what is learned."""
     (x, y), guide = (own.crossing.x, own.crossing.y), AutoNormal(own.crossing.training)
@@ -75,7 +72,7 @@ def test_a_first_step_is_adams_but_for_the_normals(own):
             np.testing.assert_allclose(end, precision**-0.5, rtol=2e-3)
 
 
-@over(often=("mlp-around", "plate-hierarchical"))
+@over(often=("mlp-around",))
 def test_compiled_svi_is_svi(own):
     (_, plain), (_, compiled) = run(own), run(own, infer.CompiledSVI)
     np.testing.assert_allclose(compiled.losses, plain.losses, rtol=1e-3)
@@ -83,7 +80,7 @@ def test_compiled_svi_is_svi(own):
         np.testing.assert_allclose(compiled.params[name], value, err_msg=name, **CLOSE)
 
 
-@over(often=("mlp-normal", "convolution-normal"))
+@over(often=("convolution-normal",))
 def test_a_tree_of_the_fit(own):
     guide, fit = run(own, infer.CompiledSVI, infer.AutoFlatNormal)
     tree = own.tree_of_fit(fit, guide)
@@ -98,8 +95,7 @@ class Died(BaseException):
 
 
 @over(often=("learned-normal",))
-@pytest.mark.parametrize("stable", [False, True])
-def test_a_resumed_run_is_bit_for_bit_the_whole(own, stable, tmp_path, monkeypatch):
+def test_a_resumed_run_is_bit_for_bit_the_whole(own, tmp_path, monkeypatch):
     def whole(path):
         guide = AutoNormal(own.crossing.training)
         return infer.run_svi(
@@ -110,7 +106,7 @@ def test_a_resumed_run_is_bit_for_bit_the_whole(own, stable, tmp_path, monkeypat
             path=tmp_path / path,
             y=own.crossing.y,
             segment=5,
-            stable_update=stable,
+            stable_update=True,
             progress_bar=False,
         )
 
@@ -141,12 +137,11 @@ def test_minibatches_are_resumed(tmp_path):
     def whole(**kwargs):
         svi = SVI(model, AutoNormal(model), IVON(0.1), TraceMeanField_ELBO())
         return infer.run_minibatches(
-            svi, KEY, loader, 3, held_out=(X, Y), progress_bar=False, **kwargs
+            svi, KEY, loader, 3, segment=2, progress_bar=False, **kwargs
         )
 
-    expected = whole(path=tmp_path / "fit", segment=2)
-    assert_same(whole(path=tmp_path / "fit", segment=2), expected)
-    assert_same(whole(), expected, rtol=1e-4, atol=1e-5)
+    expected = whole(path=tmp_path / "fit")
+    assert_same(whole(path=tmp_path / "fit"), expected)
     assert expected.losses.shape == (6,)
 
 
