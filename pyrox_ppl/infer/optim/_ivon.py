@@ -159,7 +159,7 @@ class IVON(Adam):
         self._rate = make_schedule(learning_rate)
         self._b1, self._b2, self._clip_radius = b1, b2, clip_radius
         self._given = dict(pairs or {})
-        self._sites: SiteRecorder | None = None
+        self._recorder: SiteRecorder | None = None
 
     def init(self, params: dict[str, Any]) -> Any:
         """The state at the start; as NumPyro's ``Optim.init``.
@@ -211,14 +211,14 @@ class IVON(Adam):
 
     def update(self, g: dict[str, Any], state: Any, value: Any = None) -> Any:
         """The state after a step along the gradient, within ``eval_and_update``."""
-        if self._sites is None:
+        if self._recorder is None:
             raise RuntimeError(
                 "IVON needs to see the guide beside the gradient: call svi.update or "
                 "svi.run, not optim.update."
             )
         i, (normals, momentum, optim_state) = state
         pairs = find_pairs(normals, self._given)
-        transforms = self._sites.find_transforms(pairs, self._given)
+        transforms = self._recorder.find_transforms(pairs, self._given)
         moved, running = dict(normals), {}
         for loc, scale in pairs.items():
             transform = transforms[loc]
@@ -240,11 +240,11 @@ class IVON(Adam):
     def _watch(self, fn: Callable) -> tuple["IVON", Callable]:
         """This optimiser for one step, and the loss whose messages it sees."""
         step = copy.copy(self)
-        step._sites = sites = SiteRecorder()
+        step._recorder = recorder = SiteRecorder()
 
         def watched(params: dict[str, Any]) -> Any:
-            sites.clear()
-            with sites:
+            recorder.clear()
+            with recorder:
                 return fn(params)
 
         return step, watched
