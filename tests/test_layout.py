@@ -67,10 +67,19 @@ ROOMS = {
     **SHARED,
     "guides": SHARED,
     "kernels": SHARED,
+    "optim": SHARED,
     "data": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
     "resumable": {*SHARED, "compiled", "data"},
-    "__init__": {*SHARED, "guides", "kernels", "data", "compiled", "resumable"},
+    "__init__": {
+        *SHARED,
+        "guides",
+        "kernels",
+        "optim",
+        "data",
+        "compiled",
+        "resumable",
+    },
 }
 
 

@@ -10,12 +10,14 @@ from pyrox_ppl.infer.data import shard_data as shard_data
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
 from pyrox_ppl.infer.kernels import FlatNUTS as FlatNUTS
+from pyrox_ppl.infer.optim import IVON as IVON
 from pyrox_ppl.infer.resumable import MinibatchResult as MinibatchResult
 from pyrox_ppl.infer.resumable import run_mcmc as run_mcmc
 from pyrox_ppl.infer.resumable import run_minibatches as run_minibatches
 from pyrox_ppl.infer.resumable import run_svi as run_svi
 
 __all__ = [
+    "IVON",
     "AmortizedGuide",
     "AutoFlatNormal",
     "CompiledMCMC",
