@@ -12,6 +12,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl.infer._content_key import content_key
+from pyrox_ppl.infer._mutable_state import check_keeps_state
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
     explain_tracing_errors,
@@ -168,6 +169,7 @@ class CompiledSVI(SVI):
         state = init_state
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
+        check_keeps_state(self, state)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
         arrays, key = self._key(args, kwargs, plan=steps)
         with explain_tracing_errors("CompiledSVI"):
