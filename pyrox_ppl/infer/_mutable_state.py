@@ -1,4 +1,4 @@
-"""Refuse a run of SVI that would lose the state of the model's layers."""
+"""SVI with the state of the model's layers: evaluated with it, and never lost."""
 
 from typing import Any
 
@@ -28,3 +28,25 @@ def check_keeps_state(svi: SVI, state: Any) -> None:
             "num_particles=1 and more steps, or run the layers in inference mode with "
             "a fixed state."
         )
+
+
+def evaluate_with_state(svi: SVI, state: Any, *args: Any, **kwargs: Any) -> Any:
+    """The loss at a state, its key and its ``mutable`` sites included.
+
+    NumPyro's ``svi.evaluate`` leaves the latter at the values that the model starts
+    with, so that a batch norm in inference mode would normalise with statistics of no
+    data.
+
+    Args:
+        svi: The SVI object.
+        state: Its state.
+        *args: The arguments of model and guide.
+        **kwargs: The keyword arguments of model and guide.
+
+    Returns:
+        The loss.
+    """
+    _, rng_key = jax.random.split(state.rng_key)  # as in svi.update and svi.evaluate
+    values = svi.get_params(state) | (state.mutable_state or {})
+    kwargs = kwargs | svi.static_kwargs
+    return svi.loss.loss(rng_key, values, svi.model, svi.guide, *args, **kwargs)

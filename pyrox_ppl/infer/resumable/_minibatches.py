@@ -12,7 +12,7 @@ from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._arrays import strong
-from pyrox_ppl.infer._mutable_state import check_keeps_state
+from pyrox_ppl.infer._mutable_state import check_keeps_state, evaluate_with_state
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
     describe_held_out,
@@ -166,7 +166,7 @@ def run_minibatches(
     def evaluate(state: Any, batch: Any) -> Any:
         def once(key: Any) -> Any:
             at_key = state._replace(rng_key=key)
-            return ordered.evaluate(at_key, *batch, **kwargs_held_out)
+            return evaluate_with_state(ordered, at_key, *batch, **kwargs_held_out)
 
         # The least loss by a single draw would be one that fits by chance.
         return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
