@@ -13,6 +13,8 @@ from pyrox_ppl._bind import AbstractModule, _mark_bound
 from pyrox_ppl._dict_order import rebuild, unwrap_dicts
 from pyrox_ppl.prediction._points import Points
 
+# What layers raise that lack a key (RuntimeError), a state or a named axis (NameError).
+CALL_ERRORS = (TypeError, ValueError, RuntimeError, NameError, LookupError)
 EXAMPLE = "call=lambda net, x: jax.vmap(net)(x)"
 
 

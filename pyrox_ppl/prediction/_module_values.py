@@ -15,6 +15,7 @@ from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size
 from pyrox_ppl.prediction._matching import match_draws
 from pyrox_ppl.prediction._members import give_members, plate_size
 from pyrox_ppl.prediction._module_call import (
+    CALL_ERRORS,
     EXAMPLE,
     ModuleCall,
     check_call,
@@ -165,7 +166,7 @@ class ModuleValues:
         """The shape of the values of one draw at `size` points."""
         try:
             out = self._shape_of(self._inputs.block(0, size))
-        except Exception as error:
+        except CALL_ERRORS as error:
             error.add_note(
                 note_on_call(self._module, self._inputs, self._call, self._batched)
             )
