@@ -48,5 +48,5 @@ def evaluate_with_state(svi: SVI, state: Any, *args: Any, **kwargs: Any) -> Any:
     """
     _, rng_key = jax.random.split(state.rng_key)  # as in svi.update and svi.evaluate
     values = svi.get_params(state) | (state.mutable_state or {})
-    kwargs = kwargs | svi.static_kwargs
-    return svi.loss.loss(rng_key, values, svi.model, svi.guide, *args, **kwargs)
+    parts = (rng_key, values, svi.model, svi.guide)
+    return svi.loss.loss(*parts, *args, **kwargs, **svi.static_kwargs)

@@ -156,8 +156,8 @@ class ModuleValues:
         if (size, number) not in self._programs:
 
             def run(arrays: Any) -> Any:
-                whole = eqx.combine(arrays, rest)
-                return evaluate_draws(*whole, number, True, self._call)
+                module, values, points = eqx.combine(arrays, rest)
+                return evaluate_draws(module, values, points, number, True, self._call)
 
             self._programs[size, number] = jax.jit(run)
         return self._programs[size, number](arrays)

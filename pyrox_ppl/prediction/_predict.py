@@ -190,27 +190,31 @@ def bind_call(
         TypeError: If `function` is neither.
         ValueError: If `sites` are given for a module, or `name` or `call` for a model.
     """
-    is_model = callable(function) and not isinstance(function, eqx.Module)
-    if not is_model and not isinstance(function, eqx.Module) and call is None:
+    if _is_model(function):
+        if name is not None:
+            raise ValueError(
+                "`name` is the root of a module's names, and this is a model: leave it "
+                "out."
+            )
+        if call is not None:
+            raise ValueError(
+                "`call` says how to call a module, and this is a model, which says so "
+                "itself: leave it out, or pass the module."
+            )
+        return ModelCall(function, args, kwargs, params or {})
+    if call is None and not isinstance(function, eqx.Module):
         raise TypeError(
             f"predictions are of a module or a model, got {type(function).__name__}. "
             "If it holds modules that were bound together, say how to call them: "
             "call=lambda modules, *inputs: ..."
         )
-    if not is_model:
-        if sites is not None:
-            raise ValueError(
-                "`sites` chooses among the sites of a model, and "
-                f"{type(function).__name__} is a module: leave it out."
-            )
-        return ModuleCall(function, args, kwargs, name, params, call)
-    if name is not None:
+    if sites is not None:
         raise ValueError(
-            "`name` is the root of a module's names, and this is a model: leave it out."
+            "`sites` chooses among the sites of a model, and "
+            f"{type(function).__name__} is a module: leave it out."
         )
-    if call is not None:
-        raise ValueError(
-            "`call` says how to call a module, and this is a model, which says so "
-            "itself: leave it out, or pass the module."
-        )
-    return ModelCall(function, args, kwargs, params or {})
+    return ModuleCall(function, args, kwargs, name, params, call)
+
+
+def _is_model(function: Any) -> bool:
+    return callable(function) and not isinstance(function, eqx.Module)
