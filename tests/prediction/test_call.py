@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from models import WEIGHT, Z, make_film
 
 import pyrox_ppl as px
 
@@ -190,6 +191,28 @@ def test_members_of_a_plate():
     close(ours, of_weights + learned["net.bias"][:, None])
     with pytest.raises(ValueError, match=r"if it is a plate, say how.*call="):
         px.predict(line, draws, X, name="net", batch_ndims=1)
+
+
+def test_members_of_a_plate_with_a_state_each():
+    draws = {
+        "net.0.line.weight": np.stack([W, 2.0 * W], 1),
+        "net.0.line.bias": np.zeros((8, 2, 3), np.float32),
+    }
+
+    def members(pair, x):
+        return eqx.filter_vmap(lambda net, state: at_rest(net, x, state))(*pair)
+
+    ours = px.predict((NET, STATE), draws, X, name="net", call=members, batch_ndims=1)
+    close(ours, np.stack([logits(X), 2.0 * logits(X)], 1))
+
+
+def test_a_module_of_the_package_is_called_so_as_well():
+    film = make_film()
+    draws = {WEIGHT: RNG.normal(size=(8, 6, 2)).astype(np.float32)}
+    rows = jnp.ones((5, 3))
+    ours = px.predict(film, draws, rows, Z, call=lambda net, h, z: net(h, z).sum(-1))
+    each = [px.module_from_draw(film, draws, i)(rows, Z).sum(-1) for i in range(8)]
+    close(ours, np.stack(each))
 
 
 def test_modules_that_were_bound_together():
