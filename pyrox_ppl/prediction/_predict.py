@@ -54,19 +54,20 @@ def predict(
 
     **Shapes**: every array has the shape of one prediction: ``(*batch, out)`` for a
     module. A categorical site has a last axis of its classes; a binary one has the
-    shape of its values, for the probability of 1. A module of :mod:`pyrox_ppl.nn` takes
-    its inputs whole, as when it is called. Any other Equinox module takes one point, so
-    it is mapped over the leading axis of its inputs, including those passed by keyword
-    or inside tuples and dictionaries. With `call`, nothing is mapped: the function gets
-    the module and all inputs, once for each draw, as the module would in a model. An
-    input with fewer axes than the others, or with
-    a leading axis of 1, is shared by all points. If the value at a point depends on the
-    other points (attention over rows, statistics of the batch), no blocks are made. A
-    random key
-    (``key=jax.random.key(0)``, or one of ``jax.random.PRNGKey``) is split, so that
-    every draw and every mapped point has its own; typed keys, one for each point, are
-    split for the draws. A key that `call` closes over, or that the module holds, is the
-    same at every draw.
+    shape of its values, for the probability of 1.
+
+    A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is called. Any
+    other Equinox module takes one point, so it is mapped over the leading axis of its
+    inputs, including those passed by keyword or inside tuples and dictionaries. An
+    input with fewer axes than the others, or with a leading axis of 1, is shared by all
+    points. With `call`, nothing is mapped: the function gets the module and the inputs
+    as a model would have them, once for each draw. If the value at a point depends on
+    the other points (attention over rows, statistics of the batch), no blocks are made.
+
+    A random key among the inputs (``key=jax.random.key(0)``, or one of
+    ``jax.random.PRNGKey``) is split, so that every draw and every mapped point has its
+    own; typed keys, one for each point, are split for the draws. A key that `call`
+    closes over, or that the module holds, is the same at every draw.
 
     A value that is not finite at some draw makes its mean and standard deviation not
     finite as well.
