@@ -86,6 +86,8 @@ def test_a_function_on_top_and_one_output_of_several():
     by_hand /= by_hand.sum(-1, keepdims=True)
     close(predict(X, STATE, call=probabilities, temperature=2.0), by_hand)
     close(predict(X, STATE, call=lambda *a: at_rest(*a)[:, 1]), logits(X)[..., 1])
+    largest = predict(MANY, STATE, call=lambda *a: at_rest(*a).max())
+    close(largest, logits(MANY).max((1, 2)))
 
 
 def test_many_points_in_blocks():

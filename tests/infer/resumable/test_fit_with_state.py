@@ -49,17 +49,23 @@ def model(x, y=None, inference=False):
     over_rows = jax.vmap(net, (0, None, 0), (0, None), axis_name="rows")
     f, new = over_rows(x, held["now"], keys)
     held["now"] = jax.lax.stop_gradient(new)
+    f = numpyro.deterministic("f", f)
     with numpyro.plate("row", N, subsample_size=len(x)):
         numpyro.sample("y", dist.Normal(f, 0.5).to_event(1), obs=y)
+
+
+GUIDE = AutoNormal(model)
 
 
 def make(cls=SVI, particles=1):
     return cls(model, AutoNormal(model), optax.adam(0.01), Trace_ELBO(particles))
 
 
-def fit(**kwargs):
+def fit(guide=None, **kwargs):
+    guide = AutoNormal(model) if guide is None else guide
+    svi = SVI(model, guide, optax.adam(0.01), Trace_ELBO())
     loader = MinibatchLoader((X, Y), 8, rng_key=KEY)
-    return run_minibatches(make(), KEY, loader, 3, progress_bar=False, **kwargs)
+    return run_minibatches(svi, KEY, loader, 3, progress_bar=False, **kwargs)
 
 
 OFF = {"inference": True}
@@ -72,13 +78,11 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(path):
-    return fit(held_out=(X, Y), held_out_kwargs=OFF, path=path)
+    return fit(GUIDE, held_out=(X, Y), held_out_kwargs=OFF, path=path)
 
 
 def evaluate(result, **kwargs):
     """The held-out loss, with the state of the best epoch, by NumPyro's own loss."""
-    guide = AutoNormal(model)
-    SVI(model, guide, optax.adam(0.01), Trace_ELBO()).init(KEY, X, Y)
     values = result.params | result.state.mutable_state
     keys = [
         jax.random.split(k)[1] for k in jax.random.split(jax.random.split(KEY)[1], 16)
@@ -86,7 +90,7 @@ def evaluate(result, **kwargs):
 
     @jax.vmap
     def losses(key):
-        return Trace_ELBO().loss(key, values, model, guide, X, Y, **kwargs)
+        return Trace_ELBO().loss(key, values, model, GUIDE, X, Y, **kwargs)
 
     return losses(jax.numpy.stack(keys)).mean()
 
@@ -107,6 +111,29 @@ def test_the_running_statistics_are_those_of_the_batches(fitted):
         mean = 0.5 * mean + 0.5 * batch.mean(0)
     state = fitted.state.mutable_state["state"]["now"]
     np.testing.assert_allclose(state.get(NET.norm.ema_state_index)[0], mean, rtol=1e-4)
+
+
+def test_the_fit_predicts_at_rest_and_again_with_noise(fitted):
+    tree = px.to_datatree(
+        fitted, X, y=Y, guide=GUIDE, model=model, num_samples=7, inference=True
+    )
+    state = fitted.state.mutable_state["state"]["now"]
+    mean, variance = map(np.asarray, state.get(NET.norm.ema_state_index))
+    h = (X - mean) / np.sqrt(variance + 1e-5)
+    weight = tree.posterior["net.line.weight"].values[0]
+    f = np.einsum("skc,nc->snk", weight, h) + np.asarray(NET.line.bias)
+    for source, kwargs in (
+        (tree, {}),
+        (
+            {"net.line.weight": weight},
+            {"params": {**fitted.params, "state": {"now": state}}},
+        ),
+    ):
+        ours = px.predict(model, source, X, inference=True, sites=["f"], **kwargs)["f"]
+        np.testing.assert_allclose(ours.mean, f.mean(0), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(ours.std, f.std(0), rtol=1e-3, atol=1e-3)
+    noisy = px.predict(model, tree, X, sites=["f"])["f"]
+    assert (noisy.std > 2.0 * f.std(0)).mean() > 0.5
 
 
 def test_a_run_on_disk_continues_only_with_the_same_held_out_arguments(path, fitted):
