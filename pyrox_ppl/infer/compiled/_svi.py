@@ -1,6 +1,7 @@
 """CompiledSVI: NumPyro's SVI as compiled programs that are remembered."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -168,6 +169,9 @@ class CompiledSVI(SVI):
         state = init_state
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
+        # The programs reuse the memory of their state, which the user, the guide or the
+        # module may hold as well.
+        state = jax.tree.map(partial(jax.device_put, may_alias=False), state)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
         arrays, key = self._key(args, kwargs, plan=steps)
         with explain_tracing_errors("CompiledSVI"):
