@@ -197,6 +197,25 @@ class CompiledSVI(SVI):
         key = content_key(self.optim)[0], self._key_of_bounds()
         return self._programs.params(ByContent(self._plain(), key), svi_state)
 
+    def keep(
+        self, plan: Any, kwargs: dict[str, Any], make: Callable[[ByContent], Any]
+    ) -> tuple[list, Any]:
+        """What `make` returns, made once for the same plan, parts and arguments.
+
+        Args:
+            plan: What it depends on besides this object and the arguments.
+            kwargs: Keyword arguments of model and guide.
+            make: A function of the arguments without their arrays.
+
+        Returns:
+            The arrays among the arguments, and what was made.
+        """
+        arrays, key = self._key((), kwargs, plan=plan)
+        kept = self._programs.kept
+        if key not in kept:
+            kept[key] = make(key.arguments)
+        return arrays, kept[key]
+
     def _run_with_bar(self, key: Key, state: Any, arrays: list) -> tuple:
         number = key.plan.number
         size, losses = max(number // 20, 1), jax.device_put(empty_losses(key.plan))
@@ -217,7 +236,7 @@ class CompiledSVI(SVI):
         return state, losses
 
     def _key(
-        self, args: tuple, kwargs: dict, *, plan: Steps | None
+        self, args: tuple, kwargs: dict, *, plan: Any
     ) -> tuple[list, Key]:
         """The arrays among the arguments, and what else the program depends on."""
         guides = guide_parts(self.guide)

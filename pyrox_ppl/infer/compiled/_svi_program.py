@@ -125,6 +125,7 @@ class SVIPrograms(Programs):
 
     def __init__(self) -> None:
         super().__init__()
+        self.kept: dict[Key, Any] = {}
         self.begin = jit_quickly(self._begin)
         # State and losses are passed on without a second copy.
         self.run = jit_with_key(self._run, donated=(1,))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ import numpy as np
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import strong
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
     describe_held_out,
@@ -19,7 +19,7 @@ from pyrox_ppl.infer.data._loader import (
 )
 from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, take_fingerprint
 from pyrox_ppl.infer.resumable._loop import Run, Segment, check_call, complete
-from pyrox_ppl.infer.resumable._site_order import order_sites
+from pyrox_ppl.infer.resumable._svi_start import start_svi
 
 
 class MinibatchResult(NamedTuple):
@@ -138,27 +138,24 @@ def run_minibatches(
             raise ValueError(f"{name} must be positive, not {value}.")
     update_key, evaluate_key = jax.random.split(rng_key)
     first = next(loader.epoch(0))
-    start = strong(svi.init(update_key, *first, init_params=init_params, **kwargs))
-    ordered = order_sites(svi, start, first, kwargs)
-    update = ordered.stable_update if stable_update else ordered.update
+    start, data, programs = start_svi(
+        svi,
+        update_key,
+        first,
+        kwargs,
+        init_params=init_params,
+        plan=("minibatches", stable_update),
+        make=partial(_make_programs, stable_update),
+    )
     total = num_epochs * loader.steps_per_epoch
-    loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], start, first)
+    _, loss = jax.eval_shape(programs.step, start, first, data)
     size = min(segment or loader.steps_per_epoch, total)
-
-    def step(state: Any, batch: Any) -> Any:
-        return update(state, *batch, **kwargs)
-
-    def evaluate(state: Any, batch: Any) -> Any:
-        def once(key: Any) -> Any:
-            return ordered.evaluate(state._replace(rng_key=key), *batch, **kwargs)
-
-        # The least loss by a single draw would be one that fits by chance.
-        return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
 
     def fingerprint() -> Fingerprint:
         evaluation = None
         if held_out is not None:
-            evaluation = evaluate, (start, next(held_out_batches(held_out)))
+            batch = next(held_out_batches(held_out))
+            evaluation = programs.evaluate, (start, batch, evaluate_key, data)
         return take_fingerprint(
             "minibatch SVI",
             settings={"num_epochs": num_epochs, "segment": size, "patience": patience},
@@ -170,7 +167,7 @@ def run_minibatches(
                 "held_out": describe_held_out(held_out),
             },
             model=(svi.model, first, kwargs | svi.static_kwargs),
-            step=(step, (start, first)),
+            step=(programs.step, (start, first, data)),
             start=start,
             evaluation=evaluation,
         )
@@ -181,8 +178,10 @@ def run_minibatches(
         patience=patience,
         total=total,
         size=size,
-        update=jax.jit(step),
-        evaluate=jax.jit(evaluate),
+        update=lambda state, batch: programs.step(state, batch, data),
+        evaluate=lambda state, batch: programs.evaluate(
+            state, batch, evaluate_key, data
+        ),
     )
     run = Run(
         start=(start, start),
@@ -213,6 +212,36 @@ def run_minibatches(
         np.array(progress["held_out"]),
         progress["best_epoch"],
     )
+
+
+class _Programs(NamedTuple):
+    """The compiled programs of a run. Each takes the arrays of the keyword arguments.
+
+    Attributes:
+        step: From a state and a batch, the next state and the loss.
+        evaluate: From a state, a batch and a key, the loss.
+    """
+
+    step: Callable
+    evaluate: Callable
+
+
+def _make_programs(stable: bool, svi: SVI, kwargs_of: Callable) -> _Programs:
+    update = svi.stable_update if stable else svi.update
+
+    def step(state: Any, batch: Any, data: list) -> Any:
+        return update(state, *batch, **kwargs_of(data))
+
+    def evaluate(state: Any, batch: Any, rng_key: Any, data: list) -> Any:
+        kwargs = kwargs_of(data)
+
+        def once(key: Any) -> Any:
+            return svi.evaluate(state._replace(rng_key=key), *batch, **kwargs)
+
+        # The least loss by a single draw would be one that fits by chance.
+        return jax.lax.map(once, jax.random.split(rng_key, 16)).mean()
+
+    return _Programs(jax.jit(step), jax.jit(evaluate))
 
 
 @dataclasses.dataclass
