@@ -5,16 +5,16 @@ mathematics needs: a draw of the weights, the log likelihood, the divergence in 
 form. Steps take turns in one process, by the clock and by the time of the processor,
 which other load disturbs less. Starting (from the call to the end of the first step, as
 often as `--rounds`) and peak memory are those of a process each. `--small` measures the
-smallest network alone.
+smallest network alone, `--width` a chosen one.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -136,15 +136,21 @@ def compare_steps(width):
     return dict(zip(("step", "step, processor"), scaled, strict=True))
 
 
+def peak_mebibytes():
+    """The peak of this program; that of ``resource`` begins with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def start(way, width):
     """Seconds to the end of the first step, and MiB by which the process grew."""
     run = stepper(way, width)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     clocks = time.perf_counter(), time.process_time()
     state = jax.block_until_ready(run(1))
     clock, processor = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
     jax.block_until_ready(run(1, state))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = peak_mebibytes() - before
     print(json.dumps({"start": clock, "start, processor": processor, "memory": grown}))
 
 
@@ -187,10 +193,13 @@ if __name__ == "__main__":
     parser.add_argument("--child", nargs=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--width", type=int, action="append", choices=list(STEPS))
     arguments = parser.parse_args()
     if arguments.child:
         start(arguments.child[0], int(arguments.child[1]))
     else:
-        widths = list(STEPS)[:1] if arguments.small else list(STEPS)
+        widths = arguments.width or (
+            list(STEPS)[:1] if arguments.small else list(STEPS)
+        )
         table = [row for width in widths for row in compare(width, arguments.rounds)]
         report("svi_scale", table)

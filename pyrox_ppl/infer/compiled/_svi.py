@@ -235,9 +235,7 @@ class CompiledSVI(SVI):
                 bar.update(stop - first)
         return state, losses
 
-    def _key(
-        self, args: tuple, kwargs: dict, *, plan: Any
-    ) -> tuple[list, Key]:
+    def _key(self, args: tuple, kwargs: dict, *, plan: Any) -> tuple[list, Key]:
         """The arrays among the arguments, and what else the program depends on."""
         guides = guide_parts(self.guide)
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from functools import reduce
+from functools import partial, reduce
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -96,10 +96,13 @@ def materialize_params(svi: SVI) -> SVI:
     again, would be made anew for each moment that the optimiser keeps. The barrier and
     its transpose keep each of them as one array.
     """
-    constrain = svi.constrain_fn
-    copied = copy.copy(svi)
-    copied.constrain_fn = lambda params: lax.optimization_barrier(constrain(params))
+    copied: Any = copy.copy(svi)
+    copied.constrain_fn = partial(_constrain_once, svi.constrain_fn)
     return copied
+
+
+def _constrain_once(constrain: Any, params: dict[str, Any]) -> dict[str, Any]:
+    return lax.optimization_barrier(constrain(params))
 
 
 def guide_parts(guide: Any) -> list[Any]:

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
+from pyrox_ppl.infer.compiled._svi import CompiledSVI
+from pyrox_ppl.infer.compiled._svi_program import materialize_params
 from pyrox_ppl.infer.resumable._fingerprint import (
     Fingerprint,
     name_arguments,
@@ -45,7 +47,8 @@ def run_svi(
     :func:`run_minibatches` for data that come in batches.
 
     Args:
-        svi: NumPyro's SVI object.
+        svi: NumPyro's SVI object, for the bits of its own ``run``, or a
+            :class:`CompiledSVI`, which starts in a fraction of the time.
         rng_key: The key of the run.
         num_steps: How many steps.
         *args: Arguments of the model and guide.
@@ -93,6 +96,8 @@ def run_svi(
     size = min(segment or max(num_steps // 20, 1), num_steps)
     start = strong(svi.init(rng_key, *args, init_params=init_params, **kwargs))
     ordered = order_sites(svi, start, args, kwargs)
+    if isinstance(svi, CompiledSVI):
+        ordered = materialize_params(ordered)
     update = ordered.stable_update if stable_update else ordered.update
 
     # A constant of a program is not sharded: arrays on several devices are arguments.

@@ -8,7 +8,6 @@ from numpyro.infer import SVI
 from pyrox_ppl.infer._arrays import strong
 from pyrox_ppl.infer.compiled._arguments import join_arguments, split_arguments
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
-from pyrox_ppl.infer.compiled._svi_program import materialize_params
 from pyrox_ppl.infer.resumable._site_order import order_sites
 
 # The attribute of NumPyro's SVI object in which its compiled programs are kept: they
@@ -20,11 +19,13 @@ class Started(NamedTuple):
     """An SVI object that has been initialised.
 
     Attributes:
+        svi: The object itself, or the CompiledSVI of its parts.
         state: The state before the first step.
         data: The arrays among the keyword arguments.
         programs: What was made for this object, before or now.
     """
 
+    svi: SVI
     state: Any
     data: list
     programs: Any
@@ -59,17 +60,17 @@ def start_svi(
     svi.constrain_fn = chosen.constrain_fn
 
     def make_now(static: Any) -> Any:
-        ordered = materialize_params(order_sites(svi, state, args, kwargs))
+        ordered = order_sites(svi, state, args, kwargs)
         return make(ordered, lambda arrays: join_arguments(arrays, static)[1])
 
     if twin is None:
         data, static = split_arguments(((), kwargs))
-        return Started(state, data, make_now(static))
-    return Started(state, *twin.keep(plan, kwargs, make_now))
+        return Started(svi, state, data, make_now(static))
+    return Started(twin, state, *twin.keep(plan, kwargs, make_now))
 
 
 def _compiled(svi: SVI) -> CompiledSVI | None:
-    """The CompiledSVI that keeps the programs of an SVI object, with its parts of now."""
+    """The CompiledSVI that keeps the programs of an SVI object."""
     if isinstance(svi, CompiledSVI):
         return svi
     if type(svi) is not SVI:
