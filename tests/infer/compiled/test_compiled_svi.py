@@ -28,6 +28,7 @@ from pyrox_ppl.infer import (
     run_minibatches,
 )
 from pyrox_ppl.infer.compiled._object_output import ObjectOutput
+from pyrox_ppl.infer.compiled._svi_program import materialize_params
 
 # NumPyro's own model of a seed, its transforms and its reparameterised prior broadcast.
 pytestmark = pytest.mark.rank_promotion
@@ -136,6 +137,40 @@ def test_a_run_goes_on_from_a_state_and_the_bar_changes_nothing(run_twice, monke
     assert ends[0].losses[0] != fit.losses[0]
     stable = run(svi, jnp.full(10, jnp.nan), stable_update=True, init_state=fit.state)
     np.testing.assert_array_equal(stable.params["shift"], fit.params["shift"])
+
+
+def test_a_run_takes_nothing_away_from_the_user(run_twice):
+    """The programs reuse the memory of their state, never that of another object."""
+    svi, [(fit, _), _] = run_twice
+    before = jax.tree.map(np.array, fit.state.optim_state)
+    run(svi, init_state=fit.state)
+    run(svi, init_state=fit.state, progress_bar=True)
+    jax.tree.map(np.testing.assert_array_equal, fit.state.optim_state, before)
+    weights = jnp.array([1.5, -0.5])
+
+    def stored(x, y, power=1, dynamic=False):
+        numpyro.sample("y", dist.Normal(numpyro.param("weights", weights)), obs=y[:2])
+
+    svi = CompiledSVI(stored, lambda *_: None, optax.sgd(0.1), Trace_ELBO())
+    assert run(svi).params["weights"][0] != weights[0]
+    guide = make(AutoLaplaceApproximation)
+    first = run(guide)
+    np.testing.assert_array_equal(run(guide).losses, first.losses)
+
+
+def test_a_step_computes_scales_and_gradients_once(run_twice):
+    """The barriers stand in the program that takes the steps."""
+    svi = run_twice[0]
+    state = svi.init(KEY, X, Y)
+    plain = jax.jit(svi.update).lower(state, X, Y).as_text()
+    once = jax.jit(materialize_params(svi).update).lower(state, X, Y).as_text()
+    assert plain.count("optimization_barrier") == 0
+    assert once.count("optimization_barrier") == 2
+
+
+def test_forward_mode_is_that_of_numpyro(run_twice):
+    forward = run(run_twice[0], forward_mode_differentiation=True)
+    assert_same(forward, run(make(cls=SVI)))
 
 
 def test_init_is_numpyros_also_inside_a_jit_and_on_a_guide_that_has_run():
