@@ -175,8 +175,7 @@ class CompiledSVI(SVI):
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
         check_keeps_state(self, state)
-        # The programs reuse the memory of their state, which the user, the guide or the
-        # module may hold as well.
+        # The programs reuse the memory of their state, which others may hold as well.
         state = jax.tree.map(partial(jax.device_put, may_alias=False), state)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
         arrays, key = self._key(args, kwargs, plan=steps)
@@ -223,16 +222,9 @@ class CompiledSVI(SVI):
         kwargs: dict[str, Any],
         make: Callable[[ByContent], Any],
     ) -> tuple[list, Any]:
-        """What `make` returns, made once for the same plan, parts and arguments.
+        """The arrays among the arguments, and what `make` returns for the other parts.
 
-        Args:
-            plan: What it depends on besides this object and the arguments.
-            args: Arguments.
-            kwargs: Keyword arguments of model and guide.
-            make: A function of the arguments without their arrays.
-
-        Returns:
-            The arrays among the arguments, and what was made.
+        It is made once for each plan, for equal arguments and an equal SVI object.
         """
         arrays, key = self._key(args, kwargs, plan=plan)
         kept = self._programs.kept
