@@ -68,9 +68,18 @@ ROOMS = {
     "guides": SHARED,
     "kernels": SHARED,
     "data": SHARED,
+    "losses": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
     "resumable": {*SHARED, "compiled", "data"},
-    "__init__": {*SHARED, "guides", "kernels", "data", "compiled", "resumable"},
+    "__init__": {
+        *SHARED,
+        "guides",
+        "kernels",
+        "losses",
+        "data",
+        "compiled",
+        "resumable",
+    },
 }
 
 

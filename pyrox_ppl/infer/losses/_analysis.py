@@ -21,10 +21,9 @@ from pyrox_ppl.infer.losses._dependence import (
     Sum,
     add_states,
     apply_nonlinear,
-    drop_short_axes,
     made_inside,
 )
-from pyrox_ppl.infer.losses._primitives import CALLS, OWN_DERIVATIVE
+from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
 from pyrox_ppl.infer.losses._uses import (
     Lazy,
     Part,
@@ -74,7 +73,12 @@ def make_plan(closed: Any, weights: Sequence[str | None]) -> Plan:
     while True:
         book = Book()
         inputs = [
-            Value({}, None if name is None or name in dropped else whole(name, tuple(var.aval.shape)))
+            Value(
+                {},
+                None
+                if name is None or name in dropped
+                else whole(name, tuple(var.aval.shape)),
+            )
             for name, var in zip(weights, jaxpr.invars, strict=False)
         ]
         inputs += [Value({})] * (len(jaxpr.invars) - len(inputs))
@@ -138,15 +142,17 @@ class _Pass:
         ):
             write(var, value, (*path, "in", k))
         for i, eqn in enumerate(jaxpr.eqns):
-            values = [known.get(a, Value({})) if not hasattr(a, "val") else Value({}) for a in eqn.invars]
+            values = [
+                known.get(a, Value({})) if not hasattr(a, "val") else Value({})
+                for a in eqn.invars
+            ]
             here = (*path, i)
             for k, (var, value) in enumerate(
                 zip(eqn.outvars, self._results(eqn, values, here, depth), strict=True)
             ):
                 write(var, value, (*here, "out", k))
         return [
-            Value({}) if hasattr(atom, "val") else known[atom]
-            for atom in jaxpr.outvars
+            Value({}) if hasattr(atom, "val") else known[atom] for atom in jaxpr.outvars
         ]
 
     def _results(
@@ -164,13 +170,13 @@ class _Pass:
             )
             if any(value.lazy for value in values):
                 self.book.steps[path] = Step("enter")
-                # Only arrays leave a call, so that the second pass may wrap it.
+            if name in CHECKPOINTS:
+                # Its body is traced anew, so only arrays leave it.
+                pairs = zip(results, eqn.outvars, strict=True)
                 results = [
                     self._settle(value, var, (*path, "result", k), name)
-                    for k, (value, var) in enumerate(
-                        zip(results, eqn.outvars, strict=True)
-                    )
-                ] if name in ("checkpoint", "remat2") else results
+                    for k, (value, var) in enumerate(pairs)
+                ]
             return results
         if name == "scan":
             return self._scan(eqn, values, path, depth)

@@ -62,7 +62,9 @@ def multiply_states(
     left: Dependence, right: Dependence, by: str
 ) -> dict[tuple[Any, int], State]:
     """The dependence of a product: linear in the noise of one factor."""
-    both = {noise: mix_unequal([left, right], noise, by) for noise in left if noise in right}
+    both = {
+        noise: mix_unequal([left, right], noise, by) for noise in left if noise in right
+    }
     return {**left, **right, **both}
 
 

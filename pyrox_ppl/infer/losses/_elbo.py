@@ -112,6 +112,54 @@ class AbstractRowELBO(ELBO):
         elbo, state = jax.tree.unflatten(jax.tree.structure(shape), results)
         return elbo, {**mutable, **state}
 
+    def describe_noise(
+        self, model: Callable, *args: Any, **kwargs: Any
+    ) -> dict[str, str]:
+        """Say how each parameter is drawn under a guide of factorised normals.
+
+        :func:`~pyrox_ppl.explain` calls this method. The model runs abstractly.
+
+        Args:
+            model: The model.
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Words by the name of the site: whether each row of data has noise of its
+            own, or why not.
+        """
+        found: dict[str, Any] = {}
+
+        def run(values: dict[str, jax.Array]) -> tuple[list[Any], dict[str, Any]]:
+            seeded = handlers.seed(handlers.substitute(model, data=values), 0)
+            trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+            found.update({n: s["value"] for n, s in trace.items() if _is_read(s)})
+            sites = (s for n, s in trace.items() if s["type"] == "sample")
+            terms = [_log_density(s, s["value"]) for s in sites if not _is_read(s)]
+            return terms, _mutable_values(trace)
+
+        jax.eval_shape(lambda: run({}))
+        shapes = {name: jax.typeof(found[name]) for name in sorted(found)}
+        plan = make_plan(jax.make_jaxpr(run)(shapes), list(shapes))
+        return {name: self._describe(plan, name) for name in shapes}
+
+    def _describe(self, plan: Plan, name: str) -> str:
+        if name in plan.dropped:
+            return f"one draw: {plan.dropped[name]}"
+        uses = {
+            path
+            for path, use in plan.uses.items()
+            if any(part.weight == name for part in use.parts)
+        }
+        words = set()
+        for path in uses:
+            if plan.is_full(path):
+                words.add("drawn per row" if self._local else "signs per row")
+            else:
+                by = plan.mixed[path]
+                words.add(f"signs per row, which `{by}` makes of several products")
+        return "; ".join(sorted(words)) or "not used"
+
     def _check(
         self, plan: Plan, normals: dict[str, NormalSite], read: set[str]
     ) -> None:
@@ -170,7 +218,11 @@ def _elbo(trace: Any, guide_trace: Any, normals: dict[str, NormalSite]) -> jax.A
             terms.append(_log_density(site, site["value"]))
             continue
         normal = normals.get(name)
-        law = guide_trace[name] if normal is None else {**guide_trace[name], "fn": normal.fn}
+        law = (
+            guide_trace[name]
+            if normal is None
+            else {**guide_trace[name], "fn": normal.fn}
+        )
         try:
             divergence = kl_divergence(law["fn"], site["fn"])
         except NotImplementedError:
@@ -191,6 +243,11 @@ def _auxiliary_density(
     """The density of a guide's vector, less the sites cut from it."""
     density = _log_density(site, site["value"])
     for other in normals:
-        if other not in guide_trace or guide_trace[other]["fn"] is not normals[other].fn:
-            density = density - jnp.sum(normals[other].fn.log_prob(normals[other].value))
+        if (
+            other not in guide_trace
+            or guide_trace[other]["fn"] is not normals[other].fn
+        ):
+            density = density - jnp.sum(
+                normals[other].fn.log_prob(normals[other].value)
+            )
     return density

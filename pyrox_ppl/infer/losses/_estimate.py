@@ -23,7 +23,7 @@ from jax import lax
 
 from pyrox_ppl.infer.losses._analysis import Plan
 from pyrox_ppl.infer.losses._noise import random_signs, standard_normal
-from pyrox_ppl.infer.losses._primitives import ELEMENTWISE, axis_map
+from pyrox_ppl.infer.losses._primitives import CHECKPOINTS, ELEMENTWISE, axis_map
 from pyrox_ppl.infer.losses._uses import (
     Path,
     count_readers,
@@ -223,7 +223,7 @@ class Estimator:
         if eqn.primitive.name == "scan":
             return self._scan(eqn, values, path, loops)
         jaxpr, constants = inner_jaxpr(eqn.params)
-        if eqn.primitive.name not in ("checkpoint", "remat2"):
+        if eqn.primitive.name not in CHECKPOINTS:
             return self.walk(jaxpr, constants, values, path, loops)
 
         def body(values: list[Any], loops: tuple) -> list[jax.Array]:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from numpyro import handlers
 from numpyro.distributions import ExpandedDistribution, Independent, constraints
 from numpyro.infer.autoguide import AutoDiagonalNormal
 
@@ -74,7 +73,7 @@ def _as_normal(site: Mapping[str, Any]) -> NormalSite | None:
         fn = fn.base_dist
     if type(fn) is not dist.Normal or site["is_observed"]:
         return None
-    shape = jnp.shape(site["value"])
+    shape = tuple(jnp.shape(site["value"]))
     loc, scale = (jnp.broadcast_to(part, shape) for part in (fn.loc, fn.scale))
     return NormalSite(loc, scale, site["value"], site["fn"])
 
@@ -85,10 +84,3 @@ def _is_auxiliary(site: Mapping[str, Any]) -> bool:
 
 def _is_vector(guide: Callable, site: Mapping[str, Any]) -> bool:
     return isinstance(guide, AutoDiagonalNormal) and _is_auxiliary(site)
-
-
-def substitute_and_trace(
-    guide: Callable, args: tuple, kwargs: dict[str, Any]
-) -> Mapping[str, Any]:
-    """Trace a guide."""
-    return handlers.trace(guide).get_trace(*args, **kwargs)

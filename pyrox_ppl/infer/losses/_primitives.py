@@ -10,26 +10,32 @@ import jax.numpy as jnp
 
 from pyrox_ppl.infer.losses._dependence import AxisMap
 
-LINEAR_ELEMENTWISE = frozenset(
-    "add add_any sub neg copy copy_p real imag name optimization_barrier".split()
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LINEAR_ELEMENTWISE = _names(
+    "add add_any sub neg copy copy_p real imag name optimization_barrier"
 )
-ELEMENTWISE = LINEAR_ELEMENTWISE | frozenset(
+ELEMENTWISE = LINEAR_ELEMENTWISE | _names(
     "abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
     "clamp conj convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 "
     "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p "
     "logistic lt max min mul ne nextafter not or polygamma pow reduce_precision "
     "regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square "
-    "stop_gradient tan tanh xor zeta".split()
+    "stop_gradient tan tanh xor zeta pyrox_ppl_sin pyrox_ppl_cos"
 )
 # Functions with a derivative of their own, and calls that mean what their body means.
-OWN_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call"})
-CALLS = OWN_DERIVATIVE | {"jit", "pjit", "closed_call", "checkpoint", "remat2"}
+OWN_DERIVATIVE = _names("custom_jvp_call custom_vjp_call")
+CHECKPOINTS = _names("checkpoint remat2")
+CALLS = OWN_DERIVATIVE | CHECKPOINTS | _names("jit pjit closed_call")
 # They move the entries of an array, or leave some out.
-STRUCTURAL = frozenset(
+STRUCTURAL = _names(
     "transpose squeeze broadcast_in_dim reshape slice rev convert_element_type copy "
-    "copy_p gather dynamic_slice".split()
+    "copy_p gather dynamic_slice"
 )
-CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated"})
+CONTRACTIONS = _names("dot_general conv_general_dilated")
 
 Shape = tuple[int, ...]
 _Rule = Callable[[dict[str, Any], list[Shape], Shape, int], AxisMap]
@@ -145,6 +151,15 @@ def _conv(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
     return AxisMap(tuple(axes))
 
 
+def _solve(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
+    """Each column of the right-hand side is solved on its own; each row if on the left."""
+    ndim = len(shapes[index])
+    lost = {ndim - 2, ndim - 1}
+    if index == 1:
+        lost.remove(ndim - 1 if params["left_side"] else ndim - 2)
+    return AxisMap(tuple(None if axis in lost else axis for axis in range(ndim)))
+
+
 _RULES: dict[str, _Rule] = {
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
@@ -159,7 +174,7 @@ _RULES: dict[str, _Rule] = {
     "sort": _in_place(_sorted, _nothing),
     "top_k": _in_place(_last(1), _nothing),
     "cholesky": _in_place(_last(2), _nothing),
-    "triangular_solve": _in_place(_last(2), _nothing),
+    "triangular_solve": _solve,
     "dot_general": _dot,
     "conv_general_dilated": _conv,
 }
@@ -173,24 +188,17 @@ for _name in ("reduce_window", "reduce_window_max", "reduce_window_sum"):
     _RULES[_name] = _in_place(_windows, _nothing)
 
 # They are linear in the operands that hold numbers; the others hold places.
-_LINEAR = (STRUCTURAL - {"convert_element_type"}) | {
-    "concatenate",
-    "split",
-    "dynamic_update_slice",
-    "pad",
-    "reduce_sum",
-    "cumsum",
-    "reduce_window_sum",
-    "scatter",
-    "scatter-add",
-}
+_LINEAR = STRUCTURAL | _names(
+    "concatenate split dynamic_update_slice pad reduce_sum cumsum reduce_window_sum "
+    "scatter scatter-add select_n"
+)
 
 
 def is_linear(name: str, params: dict[str, Any]) -> bool:
     """Whether a primitive is linear in its operands, but for places and predicates."""
     if name == "convert_element_type":
         return bool(jnp.issubdtype(params["new_dtype"], jnp.inexact))
-    return name in _LINEAR or name in LINEAR_ELEMENTWISE or name == "select_n"
+    return name in _LINEAR or name in LINEAR_ELEMENTWISE
 
 
 def places(name: str, num_operands: int) -> set[int]:

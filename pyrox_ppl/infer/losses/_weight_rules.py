@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from pyrox_ppl.infer.losses._array_rules import dependence_of_results
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import AxisMap, apply_nonlinear, group_axes
-from pyrox_ppl.infer.losses._array_rules import dependence_of_results
 from pyrox_ppl.infer.losses._primitives import (
     CONTRACTIONS,
     ELEMENTWISE,
@@ -43,7 +43,10 @@ def apply_weight_rule(
         action, result = "scale", _repeat(_lazy(value), _shape(eqn, k), out)
     elif name in ("add", "sub", "add_any"):
         same = _shape(eqn, k) == out and not _lazy(value).repeats(out)
-        action, result = "shift", value.lazy if same and not _lazy(value).loops else None
+        action, result = (
+            "shift",
+            value.lazy if same and not _lazy(value).loops else None,
+        )
     elif name in CONTRACTIONS:
         return _contract(book, eqn, values, k, path)
     if result is None:
@@ -57,9 +60,7 @@ def apply_weight_rule(
     return [Value(dependence, result)]
 
 
-def draw(
-    book: Book, eqn: Any, values: list[Value], k: int, path: Path
-) -> Value:
+def draw(book: Book, eqn: Any, values: list[Value], k: int, path: Path) -> Value:
     """Draw one lazy operand, so that it is an array like any other."""
     name = eqn.primitive.name
     shape = _shape(eqn, k)
@@ -110,7 +111,10 @@ def _restructure(eqn: Any, lazy: Lazy, out: Shape) -> Lazy | None:
     shapes = [_shape(eqn, k) for k in range(len(eqn.invars))]
     if name == "gather":
         axes = gather_map(params, shapes, out)
-        if any(new is None and axis in lazy.repeats(old) for axis, new in enumerate(axes.axes)):
+        if any(
+            new is None and axis in lazy.repeats(old)
+            for axis, new in enumerate(axes.axes)
+        ):
             return None
     else:
         axes = axis_map(name, params, shapes, out, 0)
@@ -138,7 +142,9 @@ def _follow(
     lost = axes.moved
     if name == "slice" and params["strides"] is None:
         lost = frozenset()
-        starts_stops = zip(params["start_indices"], params["limit_indices"], strict=True)
+        starts_stops = zip(
+            params["start_indices"], params["limit_indices"], strict=True
+        )
         for source, (start, stop) in zip(part.axes, starts_stops, strict=True):
             if source is not None:
                 first = region[source][0]
