@@ -22,7 +22,8 @@ ELEMENTWISE = LINEAR_ELEMENTWISE | _names(
     "abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
     "clamp conj convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 "
     "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p "
-    "logistic lt max min mul ne nextafter not or polygamma pow reduce_precision "
+    "logistic lt max min mul ne nextafter not one_minus_square or polygamma pow "
+    "reduce_precision "
     "regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square "
     "stop_gradient tan tanh xor zeta pyrox_ppl_sin pyrox_ppl_cos"
 )
