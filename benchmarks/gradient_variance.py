@@ -1,7 +1,7 @@
 """Gradient noise, step time and time to a held-out ELBO, of NumPyro's loss and ours.
 
-Two networks that were trained first, on batches of 512: an MLP 8-64-64-1 on a regression
-and a convolutional network on scikit-learn's 8x8 digits.
+Two trained networks, on batches of 512: an MLP 8-64-64-1 on a regression, and a
+convolutional network on scikit-learn's 8x8 digits.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoNormal
-from side_by_side import Quartiles, ratio, report, take_turns
+from side_by_side import Quartiles, take_turns
 from sklearn.datasets import load_digits
 
 import pyrox_ppl as px

@@ -153,7 +153,7 @@ def _conv(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
 
 
 def _solve(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
-    """Each column of the right-hand side is solved on its own; each row if on the left."""
+    """The columns of the right-hand side are solved one by one."""
     ndim = len(shapes[index])
     lost = {ndim - 2, ndim - 1}
     if index == 1:
