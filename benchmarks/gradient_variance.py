@@ -189,12 +189,13 @@ def compare(name: str) -> list[dict[str, Any]]:
     rows = []
     for key in ("local", "flipout"):
         cost, count = ratio(seconds, key, "mean field"), pieces[key]
+        lower = noise["mean field"] / noise[key]
         fewer = None if count is None else count / (pieces["mean field"] or 1)
         rows.append(
             {
                 "network": name,
                 "loss": key,
-                "variance, NumPyro's over it": f"{noise['mean field'] / noise[key]:.3g}",
+                "variance, NumPyro's over it": f"{lower:.3g}",
                 "step over NumPyro's": cost,
                 "steps to its ELBO": "not reached" if fewer is None else f"{fewer:.2f}",
                 "time to its ELBO": ""

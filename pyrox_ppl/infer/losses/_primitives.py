@@ -83,7 +83,8 @@ def _nothing(*_: Any) -> set[int]:
 
 
 def _changed(params: dict, shape: Shape, out: Shape) -> set[int]:
-    pairs = enumerate(zip(shape, out, strict=True))
+    # An operand that holds a place has no axes.
+    pairs = enumerate(zip(shape, out, strict=False))
     return {axis for axis, (a, b) in pairs if a != b}
 
 
