@@ -7,6 +7,7 @@ from crossing_runs import (
     FITTED,
     KEY,
     NUMBER,
+    USUAL,
     check_noise,
     check_tree,
     draws_in,
@@ -26,7 +27,7 @@ FITS = ("learned-normal", "state-normal", "batchnorm-normal", "convolution-norma
 FITS = (*FITS, "gru-normal", "walk-normal")
 
 
-@over()
+@over(often=USUAL)
 def test_the_tree_of_draws(own):
     check_tree(own, own.tree, own.crossing.x)
     for name in own.crossing.latent():
@@ -53,7 +54,7 @@ def test_the_axes_of_parameters_are_named(own):
             assert dims[-2:] == (f"{module}.out", f"{module}.in")
 
 
-@over()
+@over(often=USUAL)
 def test_draws_on_other_data(own):
     new_x, moved = own.crossing.new_x, own.crossing.x + np.float32(0.25)
     for tree, x in ((own.tree_on_new, new_x), (own.tree_of(moved), moved)):

@@ -6,6 +6,9 @@ from row_cases import LAYERS
 from row_noise import Program, kinds
 
 WAYS = [pytest.param(True, id="local"), pytest.param(False, id="flipout")]
+# One of each rule; the others, which combine them, are slow.
+OFTEN = ("mlp", "conv2d", "einsum", "embedding-places", "attention", "gru-scan")
+OFTEN = (*OFTEN, "layer-norm", "hyper-groups", "conditioned", "per-group")
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -19,6 +22,14 @@ def test_a_layer_is_drawn_as_its_rows_allow(case):
     assert kinds(program) == expected
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name in LAYERS
+    ],
+    indirect=True,
+)
 def test_the_mean_is_that_of_ordinary_draws(case):
     z = case[0].z_scores(local=True, draws=1000)
     assert jnp.abs(z).max() < 5.0
