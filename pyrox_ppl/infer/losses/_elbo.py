@@ -158,7 +158,7 @@ class AbstractRowELBO(ELBO):
                 words.add("drawn per row" if self._local else "signs per row")
             else:
                 by = plan.mixed[path]
-                words.add(f"signs per row, which `{by}` makes of several products")
+                words.add(f"signs per row: its products meet again in `{by}`")
         return "; ".join(sorted(words)) or "not used"
 
     def _check(
