@@ -71,7 +71,8 @@ def bind[Module](
     cannot see such a tie: each place holds its own tracer and becomes its own site. Let
     the compiled function close over the module instead, or declare the tie in the
     module (``eqx.nn.Shared``). Running state (``eqx.nn.State``, and the initial value
-    of an ``eqx.nn.StateIndex``) is not a parameter.
+    of an ``eqx.nn.StateIndex``) is not a parameter. Keep it in a ``mutable`` site, as
+    in the second example.
 
     A bound module of :mod:`pyrox_ppl.nn` stays bound after its block has ended, and
     inside every module that it becomes a part of: its parameters are not read again.
@@ -110,6 +111,24 @@ def bind[Module](
         >>> sites = trace(seed(model, 0)).get_trace(jax.numpy.ones((4, 2)))
         >>> {name: site["value"].shape for name, site in sites.items()}
         {'readout.weight': (3, 2), 'readout.bias': (3,)}
+
+        A layer with a state, which SVI carries from step to step:
+
+        >>> make = eqx.nn.make_with_state(eqx.nn.BatchNorm)
+        >>> norm, start = make(2, axis_name="rows", mode="batch")
+        >>> def model(x, inference=False):
+        ...     with px.bayesianize(prior=px.priors.fan_in(0.1)):
+        ...         net = eqx.nn.inference_mode(px.bind(norm, "norm"), inference)
+        ...     held = numpyro.primitives.mutable("state", {"now": start})
+        ...     over_rows = jax.vmap(net, (0, None), (0, None), axis_name="rows")
+        ...     y, held["now"] = over_rows(x, held["now"])
+        ...     return y
+        >>> sorted(trace(seed(model, 0)).get_trace(jax.numpy.ones((4, 2))))
+        ['norm.bias', 'norm.weight', 'state']
+
+        Without ``vmap``, give the layer a copy, ``jax.tree.map(lambda a: a,
+        held["now"])``: an ``eqx.nn.State`` can be used once, and NumPyro runs a model
+        several times.
     """
     if name is not None:
         check_name(name)

@@ -12,6 +12,15 @@ import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 Role = Literal["generator", "backbone"]
+NormPart = Literal["scale", "shift"]
+
+_NORM_LAYERS = (
+    eqx.nn.BatchNorm,
+    eqx.nn.GroupNorm,
+    eqx.nn.LayerNorm,
+    eqx.nn.RMSNorm,
+)
+_NORM_PARTS: dict[str | int, NormPart] = {"weight": "scale", "bias": "shift"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +42,16 @@ class Parameter:
         fan_in: The number of inputs that one output sums over: the product of all axes
             but the first (``eqx.nn.Linear`` stores its weight as (out, in)). A
             ``bias``, a vector or a scalar takes the fan-in of the ``weight`` beside it,
-            or 1 if there is none.
+            or 1 if there is none. It is 1 in a normalisation layer, which multiplies
+            each number by its own.
         stored: The array that the module holds, for a prior or a start around it. The
             record's ``repr`` and equality ignore it.
         tied: The paths of the other places in the module that hold the same array.
+        norm: What the parameter is to its own normalisation layer
+            (``eqx.nn.LayerNorm``, ``RMSNorm``, ``GroupNorm``, ``BatchNorm``, or a
+            subclass): ``"scale"`` for its ``weight``, ``"shift"`` for its ``bias``. A
+            tied array is a scale if it is one at any of its places. None everywhere
+            else, also in layers of your own.
         paths: The dotted path of each place in the module that holds the array.
         names: The name at each of these places; the first is the site's. A glob in
             ``where``, or a key of ``prior``, may match any of them.
@@ -65,6 +80,7 @@ class Parameter:
     fan_in: int
     stored: Any = dataclasses.field(default=None, repr=False, compare=False)
     tied: tuple[tuple[str | int, ...], ...] = dataclasses.field(default=(), repr=False)
+    norm: NormPart | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,12 +143,13 @@ class Read(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """A leaf of a module: its place, its role if a class set one, and its fan-in."""
+    """A leaf of a module: its place, and what the classes above it say of it."""
 
     path: tuple[str | int, ...]
     value: Any
     role: Role | None
     fan_in: int
+    norm: NormPart | None = None
     is_state: bool = False
 
 
@@ -169,7 +186,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
     keys, functions and Python numbers are constants, and so is Equinox's running state
     (a ``State``, and the initial value of a ``StateIndex``).
     """
-    leaves = list(_walk(module, (), None, 1))
+    leaves = list(_walk(module, (), None, 1, None))
     holds_generator = any(leaf.role == "generator" for leaf in leaves)
     default: Role = "backbone" if holds_generator else "generator"
     # Tied leaves are one array object, so its id groups them. No id leaves this call.
@@ -197,6 +214,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             fan_in=leaf.fan_in,
             stored=leaf.value,
             tied=tuple(leaves[position].path for position in positions[tie][1:]),
+            norm=_norm_part([leaves[position].norm for position in positions[tie]]),
         )
         reads[name] = Read(parameter, leaf.value, tuple(positions[tie]))
     return list(reads.values())
@@ -207,13 +225,24 @@ def _role(roles: list[Role]) -> Role:
     return "generator" if "generator" in roles else "backbone"
 
 
+def _norm_part(parts: list[NormPart | None]) -> NormPart | None:
+    """Combine what an array is to normalisation layers at its places."""
+    if "scale" in parts:
+        return "scale"
+    return "shift" if "shift" in parts else None
+
+
 def _walk(
-    node: Any, path: tuple[str | int, ...], role: Role | None, fan_in: int
+    node: Any,
+    path: tuple[str | int, ...],
+    role: Role | None,
+    fan_in: int,
+    norm: NormPart | None,
 ) -> Iterator[_Leaf]:
     """Yield the leaves below `node` in the order of ``jax.tree.leaves``."""
     if isinstance(node, eqx.nn.StateIndex | eqx.nn.State):
         for leaf in jax.tree.leaves(node):
-            yield _Leaf(path, leaf, role, fan_in, is_state=True)
+            yield _Leaf(path, leaf, role, fan_in, norm, is_state=True)
         return
     # Every child counts as a leaf, so this flattens one level of the tree.
     children = [
@@ -225,16 +254,20 @@ def _walk(
     ]
     if not children:
         if jax.tree.leaves(node):
-            yield _Leaf(path, node, role, fan_in)
+            yield _Leaf(path, node, role, fan_in, norm)
         return
     role = getattr(type(node), "parameter_role", role)
+    norm_parts = _NORM_PARTS if isinstance(node, _NORM_LAYERS) else {}
     sibling = next((_fan_in(c) for key, c in children if _key(key) == "weight"), None)
     for key, child in children:
-        own = _fan_in(child)
+        name, own = _key(key), _fan_in(child)
         # A convolution's bias has trailing axes of size 1, whose product is no fan-in.
-        below = (sibling or own) if _key(key) == "bias" else (own or sibling)
-        child_role = _field_role(node, key, role)
-        yield from _walk(child, (*path, _key(key)), child_role, below or 1)
+        below = (sibling or own) if name == "bias" else (own or sibling)
+        part = norm_parts.get(name)
+        below = 1 if part is not None else below or 1
+        yield from _walk(
+            child, (*path, name), _field_role(node, key, role), below, part
+        )
 
 
 def _fan_in(value: Any) -> int | None:

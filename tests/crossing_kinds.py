@@ -63,17 +63,6 @@ class Centred(eqx.Module):
         return self.line(x - mean)
 
 
-class Normed(eqx.Module):
-    """Equinox's own state: a batch norm before a line."""
-
-    norm: eqx.nn.BatchNorm
-    line: eqx.nn.Linear
-
-    def __call__(self, x, state):
-        x, state = self.norm(x, state)
-        return self.line(x), state
-
-
 def linear(theta, name, x):
     return x @ theta[f"{name}.weight"].T + theta[f"{name}.bias"]
 
@@ -120,15 +109,6 @@ def centred(theta, x, state):
     return linear(theta, "line", x - np.asarray(state["mean"], np.float64))
 
 
-def normed(theta, x, state):
-    now, norm = state["now"], NORMED.norm
-    count = int(now.get(norm.batch_counter))
-    unbiased = 1.0 if count == 0 else 1 - 0.99**count
-    mean, variance = (np.asarray(s) / unbiased for s in now.get(norm.batch_state_index))
-    x = (x - mean) / np.sqrt(variance + 1e-5)
-    return linear(theta, "line", x * theta["norm.weight"] + theta["norm.bias"])
-
-
 def of_members(nets, x):
     return eqx.filter_vmap(lambda net: jax.vmap(net)(x))(nets)
 
@@ -137,14 +117,6 @@ def keeping_the_mean(net, x):
     state = mutable("state", {"mean": jnp.zeros(2)})
     f = jax.vmap(net, (0, None))(x, state["mean"])
     state["mean"] = 0.9 * state["mean"] + 0.1 * x.mean(0)
-    return f
-
-
-def norming(net, x):
-    state = mutable("state", {"now": START})
-    over_rows = jax.vmap(net, (0, None), (0, None), axis_name="rows")
-    f, new = over_rows(x, state["now"])
-    state["now"] = jax.lax.stop_gradient(new)
     return f
 
 
@@ -179,12 +151,6 @@ def make_field():
     return ConditionedINR.init(inner, conditioner_cls=FiLM, cond_dim=2, key=KEYS[3])
 
 
-NORMED = Normed(
-    eqx.nn.BatchNorm(2, "rows", mode="batch"), eqx.nn.Linear(2, 1, key=KEYS[4])
-)
-START = eqx.nn.State(NORMED)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kind:
     """A module in a model.
@@ -198,11 +164,14 @@ class Kind:
         call: What the model does with the bound module and the inputs.
         inputs: The inputs and the state -> what the module itself is called with; None
             where it cannot be called alone.
+        called: How it is called with them, as ``call=`` of `predict` says; None where
+            the module itself takes them.
         learned: The paths that are learned.
         groups: The number of members of the plate that the module is bound on, or 0.
         state: The state at the start, as ``mutable`` has it.
         training: The module to train with, if it is another.
         log_prior: Of latent sites that are no parameters, by hand.
+        around_one: The paths of the scales of normalisation layers.
     """
 
     module: Any
@@ -212,11 +181,13 @@ class Kind:
     new_x: np.ndarray
     call: Callable = lambda net, x: jax.vmap(net)(x)
     inputs: Callable | None = lambda x, state: (x,)
+    called: Callable | None = None
     learned: tuple[str, ...] = ()
     groups: int = 0
     state: Any = None
     training: Any = None
     log_prior: Callable | None = None
+    around_one: tuple[str, ...] = ()
 
 
 def inputs(*shape, at=0.0):
@@ -236,7 +207,9 @@ X, NEW_X = inputs(6, 2), inputs(4, 2)
 
 KINDS = {
     "mlp": Kind(make_mlp(), MLP, mlp, X, NEW_X),
-    "plate": Kind(make_mlp(), MLP, members, X, NEW_X, call=of_members, groups=2),
+    "plate": Kind(
+        make_mlp(), MLP, members, X, NEW_X, call=of_members, called=of_members, groups=2
+    ),
     "ties": Kind(make_tied(), {"dec": 2}, tied, X, NEW_X),
     "learned": Kind(
         make_field(),
@@ -257,17 +230,6 @@ KINDS = {
         call=keeping_the_mean,
         inputs=lambda x, state: (x, state["mean"]),
         state={"mean": jnp.zeros(2)},
-    ),
-    "batchnorm": Kind(
-        eqx.nn.inference_mode(NORMED),
-        {"norm.weight": 1, "norm.bias": 1, **LINE},
-        normed,
-        inputs(6, 2, at=3.0),
-        inputs(4, 2, at=3.0),
-        call=norming,
-        inputs=None,
-        state={"now": START},
-        training=NORMED,
     ),
     "convolution": Kind(
         Convolution(

@@ -24,7 +24,8 @@ CLOSE = {"rtol": 3e-4, "atol": 1e-3}
 USUAL = (
     *(f"mlp-{prior}" for prior in ("normal", "around", "NonCentered")),
     *("plate-hierarchical", "ties-normal", "learned-hierarchical", "state-normal"),
-    *("batchnorm-normal", "convolution-normal", "gru-hierarchical", "walk-normal"),
+    *("spectral-normal", "noisy-fan_in", "attention-non-centred-fan_in"),
+    *("convolution-normal", "gru-hierarchical", "walk-normal"),
 )
 
 
@@ -56,6 +57,8 @@ class Runs:
         self.crossing = CROSSINGS[name]
         self.params = self.crossing.trained()
         self.state = self.params.get("state")
+        # How `predict` and `diagnose` call the module alone.
+        self.called = {"name": "net", "call": self.crossing.kind.called}
 
     @functools.cached_property
     def draws(self) -> dict[str, np.ndarray]:

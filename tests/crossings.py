@@ -11,6 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from crossing_kinds import KINDS, Kind
+from crossing_layers import LAYERS, moved
 from scipy import stats
 
 import pyrox_ppl as px
@@ -25,17 +26,22 @@ def over_own(densities, stored):
 
 
 def centred(density):
-    """A prior on the parameter itself; `density` of it, its fan-in, what is stored."""
+    """A prior on the parameter itself: `density` of it, its fan-in, what is stored.
 
-    def by_hand(draw, name, stored, fan_in):
+    The last argument of `density` is one for the scale of a normalisation layer, and
+    zero for any other parameter.
+    """
+
+    def by_hand(draw, name, stored, fan_in, centre):
         theta = draw[name]
-        return theta, {name: over_own(density(theta, fan_in, stored), stored)}
+        return theta, {name: over_own(density(theta, fan_in, stored, centre), stored)}
 
     return by_hand
 
 
 def normal(scale):
-    return centred(lambda t, n, stored: stats.norm.logpdf(t, 0.0, scale(n, stored)))
+    """A prior of the package's that scales by the fan-in."""
+    return centred(lambda t, n, s, centre: stats.norm.logpdf(t, centre, scale(n, s)))
 
 
 def decentred(draw, name, stored, theta, others):
@@ -45,13 +51,15 @@ def decentred(draw, name, stored, theta, others):
     return theta * noise, {f"{name}_decentered": density, **others}
 
 
-def hierarchical(draw, name, stored, fan_in):
+def hierarchical(draw, name, stored, fan_in, centre):
     scale = draw[f"{name}.scale"]
     others = {f"{name}.scale": stats.halfnorm.logpdf(scale)}
-    return decentred(draw, name, stored, scale / np.sqrt(fan_in), others)
+    slope = scale / np.sqrt(fan_in)
+    theta, densities = decentred(draw, name, stored, slope, others)
+    return centre + theta, densities
 
 
-def horseshoe(draw, name, stored, fan_in):
+def horseshoe(draw, name, stored, fan_in, centre):
     tau, local = draw[f"{name}.scale"], draw[f"{name}.local_scale"]
     slope = tau * local / np.sqrt(fan_in + (tau * local / 2.0) ** 2)
     others = {
@@ -61,9 +69,14 @@ def horseshoe(draw, name, stored, fan_in):
     return decentred(draw, name, stored, slope, others)
 
 
-def shifted(draw, name, stored, fan_in):
+def shifted(draw, name, stored, fan_in, centre):
     theta, densities = decentred(draw, name, stored, 0.5, {})
     return theta + 0.3, densities
+
+
+def non_centred_fan_in(draw, name, stored, fan_in, centre):
+    theta, densities = decentred(draw, name, stored, 0.5 / np.sqrt(fan_in), {})
+    return centre + theta, densities
 
 
 def fan_out(stored):
@@ -73,7 +86,10 @@ def fan_out(stored):
 NON_CENTERED = px.priors.NonCentered(dist.Normal(0.3, 0.5))
 # The rule, and by hand: the parameter that a draw holds, the log prior of its sites.
 PRIORS = {
-    "normal": (px.priors.normal(0.5), normal(lambda n, stored: 0.5)),
+    "normal": (
+        px.priors.normal(0.5),
+        centred(lambda t, n, s, c: stats.norm.logpdf(t, 0.0, 0.5)),
+    ),
     "fan_in": (px.priors.fan_in(1.5), normal(lambda n, stored: 1.5 / np.sqrt(n))),
     "glorot": (
         px.priors.glorot(0.7),
@@ -85,21 +101,25 @@ PRIORS = {
     ),
     "laplace": (
         px.priors.laplace(0.5),
-        centred(lambda t, n, s: stats.laplace.logpdf(t, 0.0, 0.5 / np.sqrt(n))),
+        centred(lambda t, n, s, c: stats.laplace.logpdf(t, c, 0.5 / np.sqrt(n))),
     ),
     "student_t": (
         px.priors.student_t(4.0, 0.4),
-        centred(lambda t, n, s: stats.t.logpdf(t, 4.0, 0.0, 0.4 / np.sqrt(n))),
+        centred(lambda t, n, s, c: stats.t.logpdf(t, 4.0, c, 0.4 / np.sqrt(n))),
     ),
     "around": (
         px.priors.around_stored(0.3),
-        centred(lambda t, n, stored: stats.norm.logpdf(t, stored, 0.3)),
+        centred(lambda t, n, stored, c: stats.norm.logpdf(t, stored, 0.3)),
     ),
     "hierarchical": (px.priors.hierarchical(), hierarchical),
     "horseshoe": (px.priors.horseshoe(0.1), horseshoe),
     "NonCentered": (lambda parameter: NON_CENTERED, shifted),
+    "non-centred-fan_in": (
+        lambda parameter: px.priors.NonCentered(px.priors.fan_in(0.5)(parameter)),
+        non_centred_fan_in,
+    ),
 }
-NON_CENTRED = ("hierarchical", "horseshoe", "NonCentered")
+NON_CENTRED = ("hierarchical", "horseshoe", "NonCentered", "non-centred-fan_in")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +194,8 @@ class Crossing:
         state = self.kind.state
         if state is not None and "mean" in state:
             state = {"mean": 0.8 * jnp.asarray(self.x.mean(0))}
+        elif state is not None:
+            state = {"now": moved(state["now"])}
         return learned | ({} if state is None else {"state": state})
 
     def latent(self) -> set[str]:
@@ -207,7 +229,8 @@ class Crossing:
                 continue
             hand = PRIORS[self.prior][1]
             fan_in = self.kind.fan_in[path]
-            theta[path], densities = hand(draw, name, stored, fan_in)
+            centre = 1.0 if path in self.kind.around_one else 0.0
+            theta[path], densities = hand(draw, name, stored, fan_in, centre)
             log_prior |= densities
         if self.kind.log_prior is not None:
             log_prior |= self.kind.log_prior(draw, theta, x)
@@ -241,8 +264,11 @@ def make_model(kind: Kind, module: Any, rule: Any) -> Callable:
     return model
 
 
+ALL = KINDS | LAYERS
+
+
 def cross(kind_name: str, prior: str) -> Crossing:
-    kind, rule = KINDS[kind_name], PRIORS[prior][0]
+    kind, rule = ALL[kind_name], PRIORS[prior][0]
     training = kind.module if kind.training is None else kind.training
     return Crossing(
         kind,
@@ -252,7 +278,11 @@ def cross(kind_name: str, prior: str) -> Crossing:
     )
 
 
-# Every prior with a network, every kind with a normal and with a hierarchical prior.
+# Every prior with a network, every kind with a normal and with a hierarchical prior,
+# normalisation layers with the priors that know of them.
 PAIRS = [("mlp", prior) for prior in PRIORS]
-PAIRS += [(k, p) for k in KINDS if k != "mlp" for p in ("normal", "hierarchical")]
+PAIRS += [(k, p) for k in ALL if k != "mlp" for p in ("normal", "hierarchical")]
+PAIRS += [
+    (k, p) for k in ("noisy", "attention") for p in ("fan_in", "non-centred-fan_in")
+]
 CROSSINGS = {f"{kind}-{prior}": cross(kind, prior) for kind, prior in PAIRS}

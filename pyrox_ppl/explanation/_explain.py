@@ -153,16 +153,17 @@ class _Recorder(Messenger):
 
 
 class _CopyState(Messenger):
-    """Gives a model copies of its ``mutable`` dictionaries.
+    """Gives a model copies of the values of its ``mutable`` sites.
 
     The model may change a dictionary that outlives the call: an abstract run would
-    leave a tracer in it, and a prior draw would start where the last one stopped.
+    leave a tracer in it, and a prior draw would start where the last one stopped. An
+    ``eqx.nn.State`` inside it would be unusable afterwards.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Copy a dictionary, as NumPyro's ``substitute`` does."""
-        if msg["type"] == "mutable" and isinstance(msg["value"], dict):
-            msg["value"] = msg["value"].copy()
+        """Copy the containers of a value, but not its arrays."""
+        if msg["type"] == "mutable":
+            msg["value"] = jax.tree.map(lambda leaf: leaf, msg["value"])
 
 
 def _becomes(msg: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ from pyrox_ppl.prediction._predict import bind_call
 
 def diagnose(
     tree: xr.DataTree,
-    model: Callable | None = None,
+    model: Any = None,
     *inputs: Any,
+    call: Callable[..., Any] | None = None,
     name: str | None = None,
     sites: Sequence[str] | None = None,
     params: Mapping[str, Any] | None = None,
@@ -33,7 +34,8 @@ def diagnose(
     may sit at permuted or flipped weights, and the large R-hat of these weights means
     nothing. So R-hat, ESS and Monte Carlo error are computed for *functions*:
 
-    - ``diagnose(tree, field, x, z)``: the values of a module at probe inputs;
+    - ``diagnose(tree, field, x, z)``: the values of a module at probe inputs, or of
+      any function of it, ``call=lambda net, x: jax.nn.softmax(jax.vmap(net)(x))``;
     - ``diagnose(tree, model, x, z)``: the deterministic sites of a model there;
     - ``diagnose(tree)``: the deterministic sites in the tree (except parameters in
       another form, such as a non-centred prior makes), else the pointwise log
@@ -57,6 +59,9 @@ def diagnose(
         tree: A DataTree of :func:`~pyrox_ppl.to_datatree`.
         model: The module, as the model read it, or the model.
         *inputs: Probe inputs: a few dozen points where the function matters.
+        call: How to call a module with the inputs, as for :func:`~pyrox_ppl.predict`:
+            with the state of its layers, in inference mode, a softmax on top. Dropout
+            that is left on blurs the function by noise: switch it off.
         name: The root of the module's names, as for `modules_from_draws`.
         sites: The sites of a model to look at; by default the deterministic ones.
         params: Trained values that are not in the tree.
@@ -69,7 +74,8 @@ def diagnose(
         A `Diagnosis` to print; its ``ok``, ``failed`` and ``checks`` are for programs.
 
     Raises:
-        TypeError: If `tree` is not a DataTree, or `model` cannot be called.
+        TypeError: If `tree` is not a DataTree, or if `model`, or `call`, cannot be
+            called with the inputs.
         ValueError: If the tree has no posterior, or the draws do not match the module.
 
     References:
@@ -95,20 +101,16 @@ def diagnose(
     stats = _stats.group(tree, "sample_stats")
     bfmi, pareto_k, loss, results = None, None, None, {}
     checks = _checks.check_finite_draws(tree)
-    call = None
+    bound = None
+    given = (call, name, sites)
     if model is not None:
-        if not callable(model):
-            raise TypeError(
-                "diagnose takes a module or a model after the tree, diagnose(tree, "
-                f"module, *probe_inputs), got {type(model).__name__}."
-            )
-        call = bind_call(model, inputs, kwargs, params, name, sites)
-    elif inputs or kwargs or params or name is not None or sites is not None:
+        bound = bind_call(model, inputs, kwargs, params, name, sites, call)
+    elif inputs or kwargs or params or any(argument is not None for argument in given):
         raise ValueError(
             "probe inputs need the module or model to evaluate there: diagnose(tree, "
             "module, *inputs)."
         )
-    functions = function_statistics(tree, call, sites, batch_size, are_chains)
+    functions = function_statistics(tree, bound, sites, batch_size, are_chains)
     if is_point:
         checks.append(
             Check(

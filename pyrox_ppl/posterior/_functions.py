@@ -13,7 +13,8 @@ from pyrox_ppl.posterior._axes import variable_name
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._matching import REPARAMETERISED
 from pyrox_ppl.prediction._model_call import ModelCall
-from pyrox_ppl.prediction._module_values import ModuleCall, ModuleValues
+from pyrox_ppl.prediction._module_call import ModuleCall
+from pyrox_ppl.prediction._module_values import ModuleValues
 from pyrox_ppl.prediction._site_values import SiteValues
 
 _OF_CHAINS = (_stats.rhat, _stats.ess_bulk, _stats.ess_tail, _stats.mcse)

@@ -42,19 +42,6 @@ def match_draws(
     return rebuild(module, leaves), by_position
 
 
-def plate_size(
-    stored: list[Any], trained: list[Any], by_position: Mapping[int, Any]
-) -> int | None:
-    """The size of the plate on which the module was bound, if it was."""
-    for position, (old, leaf) in enumerate(zip(stored, trained, strict=True)):
-        value = by_position.get(position)
-        if value is not None and value.ndim > 1 + old.ndim:
-            return value.shape[1]
-        if value is None and hasattr(leaf, "ndim") and leaf.ndim > old.ndim:
-            return leaf.shape[0]
-    return None
-
-
 def _match_trained(
     reads: Mapping[str, Read],
     root: str,

@@ -1,8 +1,6 @@
 """A module at every draw: blocks of points, and within a block a loop over draws."""
 
-import dataclasses
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -11,35 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from pyrox_ppl._bind import AbstractModule, _mark_bound
-from pyrox_ppl._dict_order import rebuild, unwrap_dicts, wrap_dicts
+from pyrox_ppl._dict_order import wrap_dicts
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size
-from pyrox_ppl.prediction._matching import match_draws, plate_size
+from pyrox_ppl.prediction._matching import match_draws
+from pyrox_ppl.prediction._members import give_members, plate_size
+from pyrox_ppl.prediction._module_call import (
+    CALL_ERRORS,
+    EXAMPLE,
+    ModuleCall,
+    check_call,
+    evaluate_draws,
+    note_on_call,
+)
 from pyrox_ppl.prediction._points import Points
 from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
 
 # With more points at a time a draw's activations no longer stay in the cache.
 MOST_POINTS = 256
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModuleCall:
-    """A module with all that one call of it needs.
-
-    Attributes:
-        module: The module, with its stored values.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        name: The root of its parameters' names; None for that of its class.
-        params: Trained values of its parameters.
-    """
-
-    module: eqx.Module
-    args: tuple
-    kwargs: dict[str, Any]
-    name: str | None
-    params: Mapping[str, Any] | None
 
 
 class ModuleValues:
@@ -56,23 +43,31 @@ class ModuleValues:
         module = call.module
         self._number = draws.number
         self._module, self._values = match_draws(module, draws, call.name, call.params)
-        trained = jax.tree.leaves(self._module)
-        if plate_size(jax.tree.leaves(module), trained, self._values) is not None:
+        members = plate_size(module, self._module, self._values)
+        if members is not None and call.call is None:
             raise ValueError(
                 f"the draws of {type(module).__name__} have one axis more than its "
                 "parameters, a plate on which it was bound, or chains. If these are "
-                "chains, give `batch_ndims=2`; if it is a plate, predict with the "
-                "model, or with `modules_from_draws` and `eqx.filter_vmap`."
+                "chains, give `batch_ndims=2`; if it is a plate, say how to call the "
+                "module, every array of which has the axis of the plate: "
+                "call=lambda nets, x: eqx.filter_vmap(lambda net: jax.vmap(net)(x))"
+                "(nets)."
             )
-        self._batched = isinstance(module, AbstractModule)
-        _check_call(call)
+        if members is not None:
+            self._module, self._values = give_members(
+                module, self._module, self._values, members
+            )
+        self._call = call.call
+        self._programs: dict[Any, Callable[[Any], Any]] = {}
+        self._batched = call.takes_all_points
+        check_call(call)
         self._inputs = Points.find(call.args, call.kwargs, self._batched)
         self.points = self._inputs.number
         if not self._batched and self.points is None:
             raise ValueError(
                 f"{type(module).__name__} takes one point, so predict maps it over the "
                 "leading axis of its inputs, and none of them has one: give arrays, a "
-                "single point as x[None]."
+                f"single point as x[None], or say how to call it: {EXAMPLE}."
             )
         self.block = 1 if self.points is None else self._block_size(batch_size)
         self._refuse_ambiguous_inputs()
@@ -113,7 +108,7 @@ class ModuleValues:
         half = block // 2
         before = np.asarray(self._at(0, block))
         turned = self._inputs.block(0, block).rotate_and_change(block - half)
-        after = np.asarray(self._evaluate(turned))
+        after = np.asarray(self._of_all_draws(turned))
         return _differ(before[:, block - half :], after[:, :half])
 
     def _refuse_ambiguous_inputs(self) -> None:
@@ -129,41 +124,65 @@ class ModuleValues:
         raise ValueError(
             f"among the inputs of shape {self._inputs.shapes()}, one with fewer axes "
             f"may hold a value for each of the {self.points} points, or be shared by "
-            f"all of them: {type(self._module).__name__} accepts both. Say which by "
-            "mapping it yourself: `modules_from_draws` and `eqx.filter_vmap`."
+            f"all of them: {type(self._module).__name__} accepts both. Say which: "
+            "call=lambda net, *inputs: jax.vmap(net, in_axes)(*inputs)."
         )
 
     def _at(self, start: int, size: int) -> jax.Array:
-        return self._evaluate(self._inputs.block(start, size))
+        return self._of_all_draws(self._inputs.block(start, size))
 
-    def _evaluate(self, points: Points) -> jax.Array:
-        module = wrap_dicts(self._module)
-        values = _evaluate(module, self._values, points, self._batched)
-        if not self._values:  # one draw stands for all
-            values = jnp.broadcast_to(values, (self._number, *values.shape[1:]))
-        return values
+    def _of_all_draws(self, points: Points) -> jax.Array:
+        """The values of every draw at some points."""
+        out = self._evaluate(self._values, points, self._number)
+        # Where all draws are alike, one of them was evaluated.
+        return jnp.broadcast_to(out, (self._number, *out.shape[1:]))
+
+    def _evaluate(
+        self, values: dict[int, jax.Array], points: Points, number: int
+    ) -> Any:
+        parts = (wrap_dicts(self._module), values, points)
+        if self._call is None:
+            return _evaluate_draws(*parts, number, self._batched)
+        return self._evaluate_call(parts, number)
+
+    def _evaluate_call(self, parts: tuple, number: int) -> Any:
+        """Evaluate the user's function in a program of this object's own.
+
+        What the function closes over may have changed since an earlier prediction, so
+        no program outlives this one.
+        """
+        arrays, rest = eqx.partition(parts, eqx.is_array)
+        size = parts[-1].number
+        if (size, number) not in self._programs:
+
+            def run(arrays: Any) -> Any:
+                module, values, points = eqx.combine(arrays, rest)
+                return evaluate_draws(module, values, points, number, True, self._call)
+
+            self._programs[size, number] = jax.jit(run)
+        return self._programs[size, number](arrays)
 
     def _shape_at(self, size: int) -> jax.ShapeDtypeStruct:
         """The shape of the values of one draw at `size` points."""
         try:
             out = self._shape_of(self._inputs.block(0, size))
-        except (TypeError, ValueError) as error:
-            error.add_note(_note(self._module, self._inputs, self._batched))
+        except CALL_ERRORS as error:
+            error.add_note(
+                note_on_call(self._module, self._inputs, self._call, self._batched)
+            )
             raise
         if not hasattr(out, "shape"):
+            subject = type(self._module).__name__ if self._call is None else "`call`"
             raise ValueError(
-                f"predict summarises modules that return one array, and "
-                f"{type(self._module).__name__} returns {jax.tree.structure(out)}: "
-                "take the modules of all draws, `modules_from_draws`, and "
-                "`eqx.filter_vmap` over them, or predict with the model."
+                f"predictions are of one array, and {subject} returns "
+                f"{jax.tree.structure(out)}: choose one of its outputs, "
+                "call=lambda net, *inputs: net(*inputs)[0]."
             )
         return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
 
     def _shape_of(self, points: Points) -> Any:
         one = {position: value[:1] for position, value in self._values.items()}
-        return jax.eval_shape(
-            lambda: _evaluate(wrap_dicts(self._module), one, points, self._batched)
-        )
+        return jax.eval_shape(lambda: self._evaluate(one, points, 1))
 
     def blocks(self, progress_bar: bool = False) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield slices of the points, and the values there of all draws.
@@ -203,42 +222,9 @@ def predict_module(
     return summary
 
 
-@eqx.filter_jit
-def _evaluate(
-    module: Any, values: dict[int, jax.Array], points: Points, batched: bool
-) -> Any:
-    """The values of every draw, one draw after the other.
-
-    JAX keeps one program for every structure and shape, from call to call: all that
-    the program depends on is among the arguments.
-    """
-    module = unwrap_dicts(module)
-    leaves = jax.tree.leaves(module)
-
-    def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> Any:
-        number, values = draw
-        of_draw = [values.get(position, leaf) for position, leaf in enumerate(leaves)]
-        net = _mark_bound(rebuild(module, of_draw))
-        given = points.with_keys_of_draw(number)
-        return given.call(net) if batched else given.map(net)
-
-    if not values:
-        return jax.tree.map(lambda leaf: leaf[None], one((jnp.array(0), {})))
-    number = next(iter(values.values())).shape[0]
-    return jax.lax.map(one, (jnp.arange(number), values))
-
-
-def _check_call(call: ModuleCall) -> None:
-    """Raise if the module does not take these arguments."""
-    module: Any = call.module
-    function = module.forward if isinstance(module, AbstractModule) else module
-    try:
-        inspect.signature(function).bind(*call.args, **call.kwargs)
-    except TypeError as error:
-        raise TypeError(
-            f"{type(module).__name__} cannot be called with {len(call.args)} inputs "
-            f"and the keyword arguments {list(call.kwargs)}: {error}."
-        ) from error
+# JAX keeps one program for every structure and shape, from call to call: all that the
+# program depends on is among the arguments.
+_evaluate_draws = eqx.filter_jit(evaluate_draws)
 
 
 def _differ(one: np.ndarray, other: np.ndarray) -> bool:
@@ -248,15 +234,3 @@ def _differ(one: np.ndarray, other: np.ndarray) -> bool:
     size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
     eps = float(jnp.finfo(jnp.float32).eps)
     return not np.allclose(one, other, rtol=0.0, atol=1e3 * eps * size, equal_nan=True)
-
-
-def _note(module: Any, points: Points, batched: bool) -> str:
-    name = type(module).__name__
-    if batched:
-        return f"predict called {name} with inputs of shape {points.shapes()}."
-    return (
-        f"predict maps {name}, which takes one point, over the leading axis of its "
-        f"inputs, of shape {points.shapes()}: it called {name} with "
-        f"{points.shapes(of_one=True)}. A single point is given as x[None]; rows of "
-        "several batch axes are flattened to one."
-    )

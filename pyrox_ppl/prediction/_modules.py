@@ -11,7 +11,8 @@ import numpy as np
 
 from pyrox_ppl._dict_order import rebuild
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._matching import match_draws, plate_size
+from pyrox_ppl.prediction._matching import match_draws
+from pyrox_ppl.prediction._members import is_array, plate_size, with_leading
 
 
 def modules_from_draws[Module](
@@ -179,19 +180,15 @@ def _stack(
 ) -> Any:
     """The module with the draw axis, and the plate's, on every array."""
     trained, by_position = match_draws(module, draws, name, params)
-    leaves = jax.tree.leaves(trained)
-    stored = jax.tree.leaves(module)
-    members = plate_size(stored, leaves, by_position)
+    members = plate_size(module, trained, by_position)
     leading = (draws.number,) if members is None else (draws.number, members)
-    for position, (leaf, old) in enumerate(zip(leaves, stored, strict=True)):
-        if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):
-            continue
-        value = by_position.get(position)
-        if value is None:
-            value = jnp.expand_dims(jnp.asarray(leaf), 0)
-        missing = len(leading) + old.ndim - value.ndim
-        value = jnp.expand_dims(value, tuple(range(1, 1 + missing)))
-        leaves[position] = jnp.broadcast_to(value, (*leading, *old.shape))
+    leaves = jax.tree.leaves(trained)
+    for position, old in enumerate(jax.tree.leaves(module)):
+        leaf = leaves[position]
+        if is_array(leaf):
+            value = by_position.get(position)
+            value = jnp.asarray(leaf)[None] if value is None else value
+            leaves[position] = with_leading(value, leading, old)
     return rebuild(trained, leaves)
 
 

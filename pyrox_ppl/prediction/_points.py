@@ -1,6 +1,7 @@
 """The inputs of a module, and which of their arrays have a row for every point."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Self
 
 import equinox as eqx
@@ -79,6 +80,11 @@ class Points(eqx.Module):
         ]
         return cls((inputs, kwargs), jnp.arange(number), tuple(sliced), number)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether random keys are among the arguments, so that draws differ by them."""
+        return any(_is_random(x) for x in _leaves(self.args))
+
     def block(self, start: int, size: int) -> Self:
         """A block of the points."""
         if self.number is None:
@@ -110,10 +116,10 @@ class Points(eqx.Module):
         args = jax.tree.map(lambda x: _key_of(x, number), self.args, is_leaf=_is_module)
         return dataclasses.replace(self, args=args)
 
-    def call(self, module: Any) -> Any:
-        """The module's values at all points at once."""
+    def call(self, function: Callable[..., Any]) -> Any:
+        """The values of a function at all points at once."""
         inputs, kwargs = unwrap_dicts(self.args, _is_module)
-        return module(*inputs, **kwargs)
+        return function(*inputs, **kwargs)
 
     def map(self, module: Any) -> Any:
         """The module's values, mapped over the points."""
@@ -156,8 +162,8 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _is_module(node: Any) -> bool:
-    """A module among the inputs has no rows of points."""
-    return isinstance(node, eqx.Module)
+    """A module, or the state of its layers, has no rows of points among the inputs."""
+    return isinstance(node, eqx.Module | eqx.nn.State)
 
 
 def _is_data(x: Any) -> bool:

@@ -60,7 +60,10 @@ def path_of(site: str, path: tuple) -> str:
 def _value(params: Mapping[str, Any], site: dict[str, Any]) -> Any:
     name = site["name"]
     if name in params:
-        return params[name]
+        # A layer that updates an `eqx.nn.State` makes the old one unusable: each run
+        # has its own copy, or the next one, and the user's fit, would be left with it.
+        is_state = site["type"] == "mutable"
+        return jax.tree.map(lambda x: x, params[name]) if is_state else params[name]
     is_tree = any(key.startswith(f"{name}.") for key in params)
     if site["type"] not in ("param", "mutable") or not is_tree:
         return None

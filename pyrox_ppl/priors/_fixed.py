@@ -60,6 +60,13 @@ def fan_in(std: ArrayLike = 1.0) -> Rule:
     of the ``weight`` beside it. For biases as wide as the layer's output, give them a
     rule of their own by name.
 
+    The scale of a normalisation layer of Equinox (the ``weight`` of ``LayerNorm``,
+    ``RMSNorm``, ``GroupNorm``, ``BatchNorm``) is centred on one,
+    :math:`\mathrm{Normal}(1, s^2)`, and its shift on zero: around zero, the scale would
+    silence the layer. The class of the layer decides, not a name. The scale of a
+    normalisation layer of your own is unknown and centred on zero like any weight: give
+    it a rule by name, ``{"*.my_norm.scale": dist.Normal(1.0, 0.1), "*": fan_in()}``.
+
     **Shapes**: `std` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
     Args:
@@ -83,7 +90,7 @@ def fan_in(std: ArrayLike = 1.0) -> Rule:
         0.5
     """
     check_positive("std", std)
-    return lambda parameter: dist.Normal(0.0, std / math.sqrt(parameter.fan_in))
+    return lambda p: dist.Normal(centre(p), std / math.sqrt(p.fan_in))
 
 
 def glorot(gain: ArrayLike = 1.0) -> Rule:
@@ -93,7 +100,8 @@ def glorot(gain: ArrayLike = 1.0) -> Rule:
 
     This keeps the scale of both a layer's output and its gradient.
     :math:`n_\mathrm{out}` is the first axis times all axes but the first two, in the
-    layout of ``eqx.nn.Linear`` and ``eqx.nn.Conv``.
+    layout of ``eqx.nn.Linear`` and ``eqx.nn.Conv``. In a normalisation layer both are
+    1; its scale is centred on one, as for :func:`fan_in`.
 
     **Shapes**: `gain` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
@@ -122,7 +130,7 @@ def glorot(gain: ArrayLike = 1.0) -> Rule:
 
     def rule(parameter: Parameter) -> dist.Distribution:
         both = parameter.fan_in + _fan_out(parameter)
-        return dist.Normal(0.0, gain * math.sqrt(2.0 / both))
+        return dist.Normal(centre(parameter), gain * math.sqrt(2.0 / both))
 
     return rule
 
@@ -132,7 +140,8 @@ def kaiming(negative_slope: float = 0.0) -> Rule:
 
     .. math:: \theta_i \sim \mathrm{Normal}(0, 2 / ((1 + a^2)\, n_\mathrm{in}))
 
-    The factor 2 offsets ReLU, which halves the mean square of a layer's output.
+    The factor 2 offsets ReLU, which halves the mean square of a layer's output. The
+    scale of a normalisation layer is centred on one, as for :func:`fan_in`.
 
     **Sites**: the parameter's.
 
@@ -157,80 +166,6 @@ def kaiming(negative_slope: float = 0.0) -> Rule:
     if not math.isfinite(negative_slope):
         raise ValueError(f"negative_slope must be finite, got {negative_slope!r}.")
     return fan_in(math.sqrt(2.0 / (1.0 + negative_slope**2)))
-
-
-def laplace(scale: ArrayLike = 1.0) -> Rule:
-    r"""Make a Laplace prior scaled by the fan-in: most weights small, a few large.
-
-    .. math:: \theta_i \sim \mathrm{Laplace}(0, b / \sqrt{n_\mathrm{in}})
-
-    Its standard deviation is :math:`\sqrt 2\, b / \sqrt{n_\mathrm{in}}`. To use the
-    same scale for every parameter, pass ``dist.Laplace(0.0, b)`` as the prior.
-
-    **Shapes**: `scale` broadcasts to the parameter's shape. **Sites**: the parameter's.
-
-    Args:
-        scale: :math:`b`, positive.
-
-    Returns:
-        A rule for ``bayesianize(prior=...)``.
-
-    Raises:
-        ValueError: If `scale` is not positive and finite; on reading, if it does not
-            broadcast to the parameter's shape.
-        TypeError: If `scale` is not a number.
-
-    References:
-        Fortuin, V., Garriga-Alonso, A., Ober, S. W., et al. (2022). Bayesian Neural
-        Network Priors Revisited. ICLR. Heavy tails fit fully connected networks better
-        than normal priors.
-
-    Example:
-        >>> import numpy as np, pyrox_ppl as px
-        >>> weight = px.Parameter("w", (), (3, 4), np.dtype("f4"), "generator", 4)
-        >>> print(px.priors.laplace()(weight).scale)
-        0.5
-    """
-    check_positive("scale", scale)
-    return lambda parameter: dist.Laplace(0.0, scale / math.sqrt(parameter.fan_in))
-
-
-def student_t(df: ArrayLike = 3.0, scale: ArrayLike = 1.0) -> Rule:
-    r"""Make a Student-t prior scaled by the fan-in: every weight has heavy tails.
-
-    .. math:: \theta_i \sim \mathrm{StudentT}(\nu, 0, s / \sqrt{n_\mathrm{in}})
-
-    Its standard deviation is :math:`\sqrt{\nu / (\nu - 2)}` times the scale if
-    :math:`\nu > 2`, and infinite for :math:`1 < \nu \le 2`.
-
-    **Shapes**: `df` and `scale` broadcast to the parameter's shape. **Sites**: the
-    parameter's.
-
-    Args:
-        df: :math:`\nu`, the degrees of freedom, positive.
-        scale: :math:`s`, positive.
-
-    Returns:
-        A rule for ``bayesianize(prior=...)``.
-
-    Raises:
-        ValueError: If `df` or `scale` is not positive and finite; on reading, if it
-            does not broadcast to the parameter's shape.
-        TypeError: If `df` or `scale` is not a number.
-
-    References:
-        Fortuin, V., Garriga-Alonso, A., Ober, S. W., et al. (2022). Bayesian Neural
-        Network Priors Revisited. ICLR.
-
-    Example:
-        >>> import numpy as np, pyrox_ppl as px
-        >>> weight = px.Parameter("w", (), (3, 4), np.dtype("f4"), "generator", 4)
-        >>> print(px.priors.student_t(df=5.0)(weight).scale)
-        0.5
-    """
-    check_positive("df", df)
-    check_positive("scale", scale)
-    return lambda p: dist.StudentT(df, 0.0, scale / math.sqrt(p.fan_in))
 
 
 def around_stored(std: ArrayLike) -> Rule:
@@ -282,7 +217,14 @@ def around_stored(std: ArrayLike) -> Rule:
     return rule
 
 
+def centre(parameter: Parameter) -> float:
+    """The value around which a parameter leaves its layer as it is, on average."""
+    return 1.0 if parameter.norm == "scale" else 0.0
+
+
 def _fan_out(parameter: Parameter) -> int:
     """Count the outputs that one input reaches."""
+    if parameter.norm is not None:
+        return 1
     out, *rest = parameter.shape or (1,)
     return out * math.prod(rest[1:])

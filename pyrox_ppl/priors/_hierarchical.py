@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._prior import NonCentered, Rule
 from pyrox_ppl.priors._check import check_positive
+from pyrox_ppl.priors._fixed import centre
 
 _HALF_NORMAL = dist.HalfNormal(1.0)
 
@@ -26,7 +27,8 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
 
     The groups are those of Neal: the weights of a layer form one, its biases another,
     and each group learns its own scale. Inference samples :math:`s` and
-    :math:`\varepsilon` (the non-centred form), which spares NUTS the funnel.
+    :math:`\varepsilon` (the non-centred form), which spares NUTS the funnel. The scale
+    of a normalisation layer is centred on one, as for :func:`fan_in`.
 
     **Sites**: ``<parameter>.scale``, ``<parameter>_decentered``, and the deterministic
     site ``<parameter>``. With ``bind(..., plate=...)`` the members share the scale but
@@ -77,7 +79,8 @@ def hierarchical(scale: dist.Distribution = _HALF_NORMAL) -> Rule:
     def rule(parameter: Parameter) -> NonCentered:
         # Divided by the root of the fan-in, one p(s) suits layers of every width.
         value = numpyro.sample(f"{parameter.name}.scale", scale)
-        return NonCentered(dist.Normal(0.0, value / math.sqrt(parameter.fan_in)))
+        law = dist.Normal(centre(parameter), value / math.sqrt(parameter.fan_in))
+        return NonCentered(law)
 
     return rule
 
@@ -95,8 +98,9 @@ def horseshoe(scale: ArrayLike = 1.0, *, slab: ArrayLike = 2.0) -> Rule:
     A weight with a large :math:`\lambda_i` has about the prior
     :math:`\mathrm{Normal}(0, c^2)`, the slab, which cuts the Cauchy's tail. As
     :math:`c \to \infty` this becomes the horseshoe itself, whose tail NUTS cannot
-    follow. Inference samples :math:`\tau`, :math:`\lambda` and :math:`\varepsilon`
-    (the non-centred form).
+    follow. The scale of a normalisation layer shrinks towards zero as well, which
+    removes what it scales. Inference samples :math:`\tau`, :math:`\lambda` and
+    :math:`\varepsilon` (the non-centred form).
 
     **Sites**: ``<parameter>.scale`` (:math:`\tau`), ``<parameter>.local_scale``
     (:math:`\lambda`, of the parameter's shape), ``<parameter>_decentered``, and the

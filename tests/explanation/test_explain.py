@@ -86,6 +86,23 @@ def test_every_prior_draw_has_the_state_at_its_start():
     assert state == {"calls": 0.0}  # neither a tracer nor another number
 
 
+def test_the_state_of_a_layer_stays_usable():
+    layer = eqx.nn.SpectralNorm(LINEAR, "weight", key=jax.random.key(0))
+    start = eqx.nn.State(layer)
+
+    def spectral():
+        with px.bayesianize():
+            net = px.bind(layer, "net")
+        now = mutable("state", {"now": start})
+        out, now["now"] = net(jnp.ones(LINEAR.in_features), now["now"])
+        numpyro.deterministic("out", out)
+
+    for _ in range(2):  # equinox refuses a state that was used before
+        explanation = px.explain(spectral)
+        assert {row.becomes for row in explanation.parameters} == {"sample"}
+    assert jax.tree.leaves(start)
+
+
 def test_constants_scopes_plates_and_second_reads():
     field = make_field()
 

@@ -29,7 +29,7 @@ SOME = (
     "state-normal",
     "walk-normal",
 )
-FITS = ("learned-normal", "state-normal", "batchnorm-normal")
+FITS = ("learned-normal", "state-normal", "spectral-normal", "noisy-fan_in")
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def _pictures():
 
 
 def called_alone(crossing):
-    return crossing.kind.inputs is not None and not crossing.kind.groups
+    return crossing.kind.inputs is not None
 
 
 def check_functions(functions, f):
@@ -58,7 +58,10 @@ def test_the_functions_of_a_module(own):
     x = own.crossing.new_x
     inputs = own.crossing.kind.inputs(x, own.state)
     module = own.crossing.kind.module
-    found = px.diagnose(own.tree, module, *inputs, name="net", loo=False, batch_size=3)
+    size = None if own.crossing.kind.groups else 3  # members are no points
+    found = px.diagnose(
+        own.tree, module, *inputs, **own.called, loo=False, batch_size=size
+    )
     check_functions(found.functions, own.f(x))
 
 
@@ -132,18 +135,23 @@ def test_scores_of_other_data(own):
 
 
 @over(
-    often=("mlp-NonCentered", "ties-normal", "gru-normal", "learned-normal"),
+    often=(
+        *("mlp-NonCentered", "ties-normal", "gru-normal", "learned-normal"),
+        *("plate-hierarchical", "spectral-normal", "noisy-fan_in"),
+    ),
     where=called_alone,
 )
 def test_what_comes_back_from_disk(own, tmp_path):
     module, x = own.crossing.kind.module, own.crossing.new_x
     inputs = own.crossing.kind.inputs(x, own.state)
     for path in (tmp_path / "fit.nc", tmp_path / "fit.zip"):
-        px.save(path, own.tree, module, name="net")
+        px.save(path, own.tree, (module, own.state), name="net")
         saved = px.load(path)
-        ours = px.predict(saved.module, saved.posterior, *inputs, name=saved.name)
+        back, state = saved.module
+        again = own.crossing.kind.inputs(x, state)
+        ours = px.predict(back, saved.posterior, *again, **own.called)
         check_prediction(ours, own.f(x))
-        before = px.predict(module, own.tree, *inputs, name="net")
+        before = px.predict(module, own.tree, *inputs, **own.called)
         np.testing.assert_array_equal(ours.mean, before.mean)
         assert set(draws_in(saved.posterior)) == set(own.draws)
 
@@ -166,14 +174,18 @@ def test_a_fit_that_comes_back_from_disk(own, tmp_path):
         np.testing.assert_allclose(np.ravel(found), np.ravel(expected), **CLOSE)
 
 
-@over(often=("mlp-horseshoe", "gru-normal"), where=called_alone)
+def is_one_row_of_values(crossing):
+    return called_alone(crossing) and not crossing.kind.groups
+
+
+@over(often=("mlp-horseshoe", "gru-normal"), where=is_one_row_of_values)
 def test_pictures_show_the_function(own):
     x = own.crossing.new_x
     inputs = own.crossing.kind.inputs(x, own.state)
     module = own.crossing.kind.module
     # The state is the model's; the module is given it as an input.
     params = {n: v for n, v in own.params.items() if n != "state"}
-    fit = px.predict(module, own.draws, *inputs, name="net", params=params)
+    fit = px.predict(module, own.draws, *inputs, **own.called, params=params)
     f, places = own.f(x)[..., 0], np.arange(len(x))
     (axes,) = px.plot_fit(fit, places).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), f.mean(0), **CLOSE)
@@ -181,7 +193,7 @@ def test_pictures_show_the_function(own):
     ends = np.quantile(f, [0.05, 0.95], axis=0)
     assert band.min() == pytest.approx(ends.min(), abs=5e-3)
     assert band.max() == pytest.approx(ends.max(), abs=5e-3)
-    diagnosis = px.diagnose(own.tree, module, *inputs, name="net", loo=False)
+    diagnosis = px.diagnose(own.tree, module, *inputs, **own.called, loo=False)
     drawn = px.plot_diagnostics(diagnosis).axes[0].lines[0].get_ydata()
     values = own.f(x).reshape(CHAINS, DRAWS, -1)
     rhat = array_stats.rhat(values, chain_axis=0, draw_axis=1)

@@ -29,7 +29,7 @@ TIED = {"enc": "dec"}
 
 def called_alone(crossing):
     """Whether the module itself takes the inputs."""
-    return crossing.kind.inputs is not None and not crossing.kind.groups
+    return crossing.kind.inputs is not None
 
 
 def leaves_of(module):
@@ -61,7 +61,7 @@ def test_a_module(own):
         own.crossing.kind.module,
         own.draws,
         *own.crossing.kind.inputs(x, own.state),
-        name="net",
+        **own.called,
         # The state is the model's; the module is given it as an input.
         params={n: v for n, v in own.params.items() if n != "state"},
     )
@@ -76,8 +76,9 @@ def test_a_module(own):
 def test_a_module_of_a_tree(own):
     x = own.crossing.new_x
     inputs = own.crossing.kind.inputs(x, own.state)
+    size = None if own.crossing.kind.groups else 3  # members are no points
     ours = px.predict(
-        own.crossing.kind.module, own.tree, *inputs, name="net", batch_size=3
+        own.crossing.kind.module, own.tree, *inputs, **own.called, batch_size=size
     )
     check_prediction(ours, own.f(x))
 
@@ -138,6 +139,8 @@ def test_all_modules(own):
     batched = own.crossing.kind.learned  # a module of the package takes all rows
 
     def evaluate(net):
+        if own.crossing.kind.called is not None:
+            return own.crossing.kind.called(net, *inputs)
         one = lambda row: net(row, *inputs[1:])  # noqa: E731 - one of two
         return net(*inputs) if batched else jax.vmap(one)(inputs[0])
 

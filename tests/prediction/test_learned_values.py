@@ -10,6 +10,7 @@ import pytest
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from numpyro.optim import Adam
+from numpyro.primitives import mutable
 
 import pyrox_ppl as px
 
@@ -175,3 +176,21 @@ def test_draws_may_be_lists():
         numpyro.deterministic("f", 2.0 * a)
 
     assert px.predict(model, {"a": [1.0, 2.0, 3.0]})["f"].mean == pytest.approx(4.0)
+
+
+def test_a_prediction_leaves_the_state_of_a_fit_usable():
+    """A layer that is called without vmap makes the state that it gets unusable."""
+    layer = eqx.nn.SpectralNorm(eqx.nn.Linear(2, 1, key=KEY), "weight", key=KEY)
+
+    def model(x):
+        with px.bayesianize(where="*.bias"):
+            net = px.bind(layer, "net")
+        held = mutable("state", {"now": eqx.nn.State(layer)})
+        out, held["now"] = net(x, held["now"])
+        numpyro.deterministic("f", out)
+
+    trained = {"state": {"now": eqx.nn.State(layer)}}
+    draws = {"net.layer.bias": jnp.arange(5.0)[:, None]}
+    first, again = (px.predict(model, draws, X[0], params=trained) for _ in range(2))
+    np.testing.assert_array_equal(first["f"].mean, again["f"].mean)
+    assert jax.tree.leaves(trained)

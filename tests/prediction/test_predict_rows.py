@@ -131,7 +131,7 @@ def test_what_cannot_be_called_so_is_named():
         px.predict(point, DRAWS, X, name="net", noise=1.0)
     with pytest.raises(ValueError, match="Point is a module"):
         px.predict(point, DRAWS, X, name="net", sites=["f"])
-    with pytest.raises(ValueError, match=r"one array.*modules_from_draws"):
+    with pytest.raises(ValueError, match=r"one array.*choose one.*call="):
         px.predict(Point(jnp.ones(2), "pair"), DRAWS, X, name="net")
     with pytest.raises(Exception, match=r"0 dim|ndim") as error:
         px.predict(point, DRAWS, X[0], name="net")

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 from models import run, sites
 
@@ -33,10 +34,16 @@ def spectral():
     return eqx.nn.SpectralNorm(layer, weight_name="weight", key=KEY)
 
 
+def spectral_convolution():
+    layer = eqx.nn.Conv1d(2, 3, 2, key=KEY)
+    return eqx.nn.SpectralNorm(layer, weight_name="weight", key=KEY)
+
+
 MADE = {
     "batch": (lambda: norm("batch"), {"weight", "bias"}),
     "ema": (lambda: norm("ema"), {"weight", "bias"}),
     "spectral": (spectral, {"layer.weight", "layer.bias"}),
+    "spectral convolution": (spectral_convolution, {"layer.weight", "layer.bias"}),
     "own": (Net, {"weight"}),
 }
 HANDLERS = {"bayesianize": px.bayesianize, "learn": px.learn}
@@ -94,6 +101,37 @@ def test_a_hypernetwork_has_no_head_for_it_and_explain_no_row(name):
 
     rows = {row.name for row in px.explain(model).parameters}
     assert rows == {f"net.{path}" for path in expected}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_inference_mode_and_an_ensemble_have_the_same_parameters(name):
+    make, expected = MADE[name]
+    ensemble = eqx.filter_vmap(lambda _: eqx.nn.make_with_state(make)())(jnp.arange(3))
+
+    def model():
+        with px.bayesianize():
+            px.bind(eqx.nn.inference_mode(make()), "net")
+            px.bind(ensemble, "members")
+
+    at_rest = {f"net.{path}" for path in expected}
+    assert set(sites(model)) == at_rest | {f"members.0.{path}" for path in expected}
+
+
+@pytest.mark.rank_promotion
+@pytest.mark.parametrize("name", MADE)
+def test_members_of_a_plate_have_a_state_each(name):
+    make, expected = MADE[name]
+    pair = eqx.nn.make_with_state(make)()
+
+    def model():
+        with px.bayesianize(), numpyro.plate("member", 4):
+            return px.bind(pair, "net", plate="member")
+
+    assert set(sites(model)) == {f"net.0.{path}" for path in expected}
+    for ours, stored in zip(
+        *map(jax.tree.leaves, (run(model)[1], pair[1])), strict=True
+    ):
+        np.testing.assert_array_equal(ours, np.stack(4 * [stored]))
 
 
 def test_a_bound_batch_norm_runs_with_its_state():

@@ -12,6 +12,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl.infer._content_key import content_key
+from pyrox_ppl.infer._mutable_state import check_keeps_state, evaluate_with_state
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
     explain_tracing_errors,
@@ -39,7 +40,8 @@ class CompiledSVI(SVI):
     the same shapes and types, compiles nothing. States, losses and parameters are those
     of NumPyro's ``SVI`` with the same guide and key, up to rounding. But each ``init``
     sets the guide up anew, where NumPyro's guides keep the initial values of their
-    first run. ``update``, ``evaluate`` and the rest are NumPyro's own.
+    first run. ``update`` and the rest are NumPyro's own. ``evaluate`` differs for
+    ``mutable`` sites: they have the values of the state, not those of the start.
 
     With :class:`AutoFlatNormal` a model of many sites compiles faster still.
     :class:`CompiledMCMC` says when a program is used again.
@@ -168,6 +170,7 @@ class CompiledSVI(SVI):
         state = init_state
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
+        check_keeps_state(self, state)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
         arrays, key = self._key(args, kwargs, plan=steps)
         with explain_tracing_errors("CompiledSVI"):
@@ -180,6 +183,19 @@ class CompiledSVI(SVI):
                 run = self._programs.run
                 state, losses, params = run(key, state, *bounds, arrays)
         return SVIRunResult(params, state, losses)
+
+    def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss at a state, with its values of ``mutable`` sites.
+
+        Args:
+            svi_state: A state.
+            *args: The arguments of model and guide.
+            **kwargs: The keyword arguments of model and guide.
+
+        Returns:
+            The loss.
+        """
+        return evaluate_with_state(self, svi_state, *args, **kwargs)
 
     def get_params(self, svi_state: Any) -> dict[str, Any]:
         """The values of ``param`` sites, constrained.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._arrays import strong
+from pyrox_ppl.infer._mutable_state import check_keeps_state, evaluate_with_state
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
     describe_held_out,
@@ -47,6 +48,7 @@ def run_minibatches(
     num_epochs: int,
     *,
     held_out: MinibatchLoader | tuple[Any, ...] | None = None,
+    held_out_kwargs: Mapping[str, Any] | None = None,
     patience: int | None = None,
     path: str | Path | None = None,
     segment: int | None = None,
@@ -82,6 +84,9 @@ def run_minibatches(
             draws of the guide, the same each time. A loader (the loss is then the mean
             over its batches), or the arrays of one batch. The result is the epoch with
             the least of these losses.
+        held_out_kwargs: Keyword arguments of the model and guide that differ on
+            `held_out`, such as ``{"inference": True}`` for a model that then leaves
+            dropout out and normalises with running statistics.
         patience: Stop after this many epochs without a new least loss on `held_out`.
         path: A directory for commits. A run that was killed then continues after its
             last commit, with the data in the same order. The result is bit for bit
@@ -92,16 +97,19 @@ def run_minibatches(
         init_params: Initial values of param sites, as in ``svi.run``.
         progress_bar: Whether to show one, with the losses.
         allow_other_environment: As in :func:`run_mcmc`.
-        **kwargs: Keyword arguments of the model and guide, the same for all batches.
+        **kwargs: Keyword arguments of the model and guide, the same for all batches of
+            `loader`.
 
     Returns:
         Parameters, state and losses.
 
     Raises:
         TypeError: If `rng_key` is no key.
-        ValueError: If `patience` is given without `held_out`, if the loss on `held_out`
-            is finite after no epoch, if the run at `path` was begun with something else
-            or is damaged, or if `path` is given where JAX runs in several processes.
+        ValueError: If `patience` or `held_out_kwargs` is given without `held_out`, if
+            the loss on `held_out` is finite after no epoch, if the model has
+            ``mutable`` sites and the loss several particles, if the run at `path` was
+            begun with something else or is damaged, or if `path` is given where JAX
+            runs in several processes.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C., Paisley, J. (2013). Stochastic
@@ -133,24 +141,32 @@ def run_minibatches(
             f"{'absent' if held_out is None else 'given'}: early stopping needs "
             "held-out data and a positive number of epochs."
         )
+    if held_out_kwargs and held_out is None:
+        raise ValueError(
+            f"held_out_kwargs is {dict(held_out_kwargs)!r}, and held_out is absent: "
+            "pass the held-out data as well."
+        )
     for name, value in (("num_epochs", num_epochs), ("segment", segment)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be positive, not {value}.")
     update_key, evaluate_key = jax.random.split(rng_key)
     first = next(loader.epoch(0))
     start = strong(svi.init(update_key, *first, init_params=init_params, **kwargs))
+    check_keeps_state(svi, start)
     ordered = order_sites(svi, start, first, kwargs)
     update = ordered.stable_update if stable_update else ordered.update
     total = num_epochs * loader.steps_per_epoch
     loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], start, first)
     size = min(segment or loader.steps_per_epoch, total)
+    kwargs_held_out = {**kwargs, **(held_out_kwargs or {})}
 
     def step(state: Any, batch: Any) -> Any:
         return update(state, *batch, **kwargs)
 
     def evaluate(state: Any, batch: Any) -> Any:
         def once(key: Any) -> Any:
-            return ordered.evaluate(state._replace(rng_key=key), *batch, **kwargs)
+            at_key = state._replace(rng_key=key)
+            return evaluate_with_state(ordered, at_key, *batch, **kwargs_held_out)
 
         # The least loss by a single draw would be one that fits by chance.
         return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
@@ -168,6 +184,7 @@ def run_minibatches(
                 "init_params": init_params,
                 "loader": loader.describe(),
                 "held_out": describe_held_out(held_out),
+                "held_out_kwargs": dict(held_out_kwargs or {}),
             },
             model=(svi.model, first, kwargs | svi.static_kwargs),
             step=(step, (start, first)),

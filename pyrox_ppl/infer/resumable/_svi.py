@@ -12,6 +12,7 @@ from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
+from pyrox_ppl.infer._mutable_state import check_keeps_state
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer.resumable._fingerprint import (
     Fingerprint,
@@ -92,6 +93,7 @@ def run_svi(
             raise ValueError(f"{name} must be a positive number of steps, not {value}.")
     size = min(segment or max(num_steps // 20, 1), num_steps)
     start = strong(svi.init(rng_key, *args, init_params=init_params, **kwargs))
+    check_keeps_state(svi, start)
     ordered = order_sites(svi, start, args, kwargs)
     update = ordered.stable_update if stable_update else ordered.update
 

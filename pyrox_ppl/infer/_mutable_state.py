@@ -1,0 +1,52 @@
+"""SVI with the state of the model's layers: evaluated with it, and never lost."""
+
+from typing import Any
+
+import jax
+from numpyro.infer import SVI
+
+
+def check_keeps_state(svi: SVI, state: Any) -> None:
+    """Raise if the loss forgets the values of ``mutable`` sites after the first step.
+
+    NumPyro's losses of several particles return no state. The next step would then
+    begin at the initial one: running statistics would never move.
+
+    Args:
+        svi: The SVI object.
+        state: Its initial state.
+
+    Raises:
+        ValueError: If the model has mutable sites and the loss has several particles.
+    """
+    particles = getattr(svi.loss, "num_particles", 1)
+    if particles > 1 and jax.tree.leaves(state.mutable_state):
+        raise ValueError(
+            f"the model has the mutable sites {sorted(state.mutable_state)}, and "
+            f"{type(svi.loss).__name__}(num_particles={particles}) forgets their "
+            "values after each step, so running statistics would never move. Use "
+            "num_particles=1 and more steps, or run the layers in inference mode with "
+            "a fixed state."
+        )
+
+
+def evaluate_with_state(svi: SVI, state: Any, *args: Any, **kwargs: Any) -> Any:
+    """The loss at a state, its key and its ``mutable`` sites included.
+
+    NumPyro's ``svi.evaluate`` leaves the latter at the values that the model starts
+    with, so that a batch norm in inference mode would normalise with statistics of no
+    data.
+
+    Args:
+        svi: The SVI object.
+        state: Its state.
+        *args: The arguments of model and guide.
+        **kwargs: The keyword arguments of model and guide.
+
+    Returns:
+        The loss.
+    """
+    _, rng_key = jax.random.split(state.rng_key)  # as in svi.update and svi.evaluate
+    values = svi.get_params(state) | (state.mutable_state or {})
+    parts = (rng_key, values, svi.model, svi.guide)
+    return svi.loss.loss(*parts, *args, **kwargs, **svi.static_kwargs)

@@ -1,0 +1,121 @@
+"""A module with its inputs, and how it is called with them at every draw."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pyrox_ppl._bind import AbstractModule, _mark_bound
+from pyrox_ppl._dict_order import rebuild, unwrap_dicts
+from pyrox_ppl.prediction._points import Points
+
+# What layers raise that lack a key (RuntimeError), a state or a named axis (NameError).
+CALL_ERRORS = (TypeError, ValueError, RuntimeError, NameError, LookupError)
+EXAMPLE = "call=lambda net, x: jax.vmap(net)(x)"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """A module with all that one call of it needs.
+
+    Attributes:
+        module: The module, with its stored values.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        name: The root of its parameters' names; None for that of its class.
+        params: Trained values of its parameters.
+        call: A function of the module and its arguments to evaluate in its place.
+    """
+
+    module: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    name: str | None
+    params: Mapping[str, Any] | None
+    call: Callable[..., Any] | None = None
+
+    @property
+    def takes_all_points(self) -> bool:
+        """Whether one call takes all points, as it would in a model."""
+        return self.call is not None or isinstance(self.module, AbstractModule)
+
+
+def evaluate_draws(
+    module: Any,
+    values: dict[int, jax.Array],
+    points: Points,
+    number: int,
+    batched: bool,
+    call: Callable[..., Any] | None = None,
+) -> Any:
+    """The values of every draw, one draw after the other; of one where all are alike.
+
+    Args:
+        module: The module, with the values that no draw replaces.
+        values: The draws of its leaves by position.
+        points: The inputs.
+        number: The number of draws.
+        batched: Whether one call takes all points.
+        call: A function of the module and the inputs to evaluate in its place.
+    """
+    module = unwrap_dicts(module)
+    leaves = jax.tree.leaves(module)
+
+    def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> Any:
+        index, values = draw
+        of_draw = [values.get(position, leaf) for position, leaf in enumerate(leaves)]
+        net = _mark_bound(rebuild(module, of_draw))
+        given = points.with_keys_of_draw(index)
+        if not batched:
+            return given.map(net)
+        return given.call(net if call is None else functools.partial(call, net))
+
+    if not values and not points.has_keys:
+        return jax.tree.map(lambda leaf: leaf[None], one((jnp.array(0), {})))
+    return jax.lax.map(one, (jnp.arange(number), values))
+
+
+def check_call(call: ModuleCall) -> None:
+    """Raise if the module, or the function that calls it, does not take the inputs."""
+    module, args = call.module, call.args
+    name = f"{type(module).__name__} cannot be called"
+    function: Any = module.forward if isinstance(module, AbstractModule) else module
+    if call.call is not None:
+        name, function = "`call` does not take the module", call.call
+        args = (module, *args)
+    try:
+        inspect.signature(function).bind(*args, **call.kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} with {len(call.args)} inputs and the keyword arguments "
+            f"{list(call.kwargs)}: {error}. `call` is a function of the module and "
+            f"these inputs, such as {EXAMPLE}."
+        ) from error
+
+
+def note_on_call(
+    module: Any, points: Points, call: Callable[..., Any] | None, batched: bool
+) -> str:
+    """What was called with which inputs, for an error that came up inside."""
+    name = type(module).__name__
+    if call is not None:
+        return (
+            f"`call` was called with {name} and all inputs, of shape {points.shapes()}."
+        )
+    if batched:
+        return (
+            f"{name} was called with inputs of shape {points.shapes()}. If it is to be "
+            "called otherwise, pass a function: call=lambda net, *inputs: ..."
+        )
+    return (
+        f"{name}, which takes one point, was mapped over the leading axis of its "
+        f"inputs, of shape {points.shapes()}: it was called with "
+        f"{points.shapes(of_one=True)}. A single point is given as x[None]; rows of "
+        "several batch axes are flattened to one. If the module needs more than an "
+        "input (state, a named batch axis, a random key), say how to call it: "
+        f"{EXAMPLE}."
+    )
