@@ -70,6 +70,7 @@ ROOMS = {
     "kernels": SHARED,
     "optim": SHARED,
     "data": SHARED,
+    "losses": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
     "resumable": {*SHARED, "compiled", "data"},
     "__init__": {
@@ -77,6 +78,7 @@ ROOMS = {
         "guides",
         "kernels",
         "optim",
+        "losses",
         "data",
         "compiled",
         "resumable",

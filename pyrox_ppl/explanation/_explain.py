@@ -28,7 +28,9 @@ from pyrox_ppl.handlers._base import AbstractParameterHandler, note_forgotten_vm
 _SITES = ("sample", "deterministic", "param")
 
 
-def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
+def explain(
+    model: Callable, *args: Any, loss: Any = None, **kwargs: Any
+) -> Explanation:
     """List every parameter that a model reads, what it becomes, and by which handler.
 
     The model runs abstractly, with shapes in place of numbers (``jax.eval_shape``):
@@ -42,6 +44,9 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
     Args:
         model: A NumPyro model, or any function that calls modules. It needs no seed.
         *args: The model's arguments.
+        loss: A loss of :mod:`pyrox_ppl.infer` with noise for each row of data
+            (``LocalReparam_ELBO()``, ``Flipout_ELBO()``): a column then says which
+            parameters get it, and why others are drawn once.
         **kwargs: The model's keyword arguments.
 
     Returns:
@@ -96,7 +101,11 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         _check_arguments(model, args, kwargs, error)
         note_forgotten_vmap(error)
         raise
-    parameters = tuple(recorder.rows.values())
+    noise = _describe_noise(loss, model, args, kwargs)
+    parameters = tuple(
+        dataclasses.replace(row, noise=noise.get(row.name))
+        for row in recorder.rows.values()
+    )
     own = {row.name for row in parameters if row.becomes != "constant"}
     return Explanation(
         parameters=parameters,
@@ -104,6 +113,22 @@ def explain(model: Callable, *args: Any, **kwargs: Any) -> Explanation:
         parameter_sites=tuple(site for name, site in sites.items() if name in own),
         _predictive=predictive,
     )
+
+
+def _describe_noise(
+    loss: Any, model: Callable, args: tuple, kwargs: dict[str, Any]
+) -> dict[str, str]:
+    """What a loss says of its noise, by the name of the parameter."""
+    if loss is None:
+        return {}
+    describe = getattr(loss, "describe_noise", None)
+    if describe is None:
+        raise TypeError(
+            f"loss={loss!r} draws every parameter once for all rows of data, as all of "
+            "NumPyro's losses do: explain takes LocalReparam_ELBO() or Flipout_ELBO()."
+        )
+    with _CopyState():
+        return describe(model, *args, **kwargs)
 
 
 def _check_arguments(

@@ -24,6 +24,8 @@ class ExplainedParameter:
         handler: The handler that decided; None for a constant.
         prior: Its distribution as a string, or None.
         parameter: The record that ``where`` and ``prior`` callables see.
+        noise: How the loss draws it; None for a parameter that it does not draw, or if
+            ``explain`` got no loss.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ExplainedParameter:
     handler: str | None
     prior: str | None
     parameter: Parameter
+    noise: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Explanation:
             (row.name, str(row.shape), row.becomes, row.handler or "", row.prior or "")
             for row in self.parameters
         ]
+        noise = [(row.name, row.noise) for row in self.parameters if row.noise]
         ties = [
             (row.name, ".".join(map(str, path)))
             for row in self.parameters
@@ -167,6 +171,7 @@ class Explanation:
         ]
         tables = [
             (("parameter", "shape", "becomes", "by", "prior"), parameters),
+            (("parameter", "noise of the loss"), noise),
             (("tied", "is also at"), ties),
             (("other site", "shape", "type", "plates", "distribution"), sites),
         ]

@@ -10,6 +10,8 @@ from pyrox_ppl.infer.data import shard_data as shard_data
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
 from pyrox_ppl.infer.kernels import FlatNUTS as FlatNUTS
+from pyrox_ppl.infer.losses import Flipout_ELBO as Flipout_ELBO
+from pyrox_ppl.infer.losses import LocalReparam_ELBO as LocalReparam_ELBO
 from pyrox_ppl.infer.optim import IVON as IVON
 from pyrox_ppl.infer.resumable import MinibatchResult as MinibatchResult
 from pyrox_ppl.infer.resumable import run_mcmc as run_mcmc
@@ -24,6 +26,8 @@ __all__ = [
     "CompiledPredictive",
     "CompiledSVI",
     "FlatNUTS",
+    "Flipout_ELBO",
+    "LocalReparam_ELBO",
     "MinibatchLoader",
     "MinibatchResult",
     "init_to_stored",

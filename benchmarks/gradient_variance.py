@@ -1,0 +1,207 @@
+"""Gradient noise, step time and time to a held-out ELBO, of NumPyro's loss and ours.
+
+Two networks that were trained first, on batches of 512: an MLP 8-64-64-1 on a regression
+and a convolutional network on scikit-learn's 8x8 digits.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import SVI, TraceMeanField_ELBO
+from numpyro.infer.autoguide import AutoNormal
+from side_by_side import Quartiles, ratio, report, take_turns
+from sklearn.datasets import load_digits
+
+import pyrox_ppl as px
+from pyrox_ppl.infer import Flipout_ELBO, LocalReparam_ELBO, init_to_stored
+
+KEY = jr.key(0)
+BATCH = 512
+LOSSES = {
+    "mean field": TraceMeanField_ELBO(),
+    "local": LocalReparam_ELBO(),
+    "flipout": Flipout_ELBO(),
+}
+
+
+@dataclasses.dataclass
+class Problem:
+    """A model, its data and the data held out."""
+
+    model: Callable
+    train: tuple
+    held_out: tuple
+    steps: int
+
+
+class Digits(eqx.Module):
+    """Two convolutions, pooling and a readout."""
+
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+    pool: eqx.nn.AvgPool2d
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        a, b, c = jr.split(key, 3)
+        self.first = eqx.nn.Conv2d(1, 16, 3, padding=1, key=a)
+        self.second = eqx.nn.Conv2d(16, 32, 3, padding=1, key=b)
+        self.pool = eqx.nn.AvgPool2d(2, 2)
+        self.out = eqx.nn.Linear(128, 10, key=c)
+
+    def __call__(self, x):
+        x = self.pool(jax.nn.relu(self.first(x)))
+        x = self.pool(jax.nn.relu(self.second(x)))
+        return self.out(x.ravel())
+
+
+def regression() -> Problem:
+    net0 = eqx.nn.MLP(8, 1, 64, 2, key=KEY)
+    x = jr.normal(jr.key(1), (2560, 8))
+    y = jnp.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] + 0.1 * jr.normal(jr.key(2), (2560,))
+
+    def model(x, y=None, size=None):
+        with px.bayesianize(prior=px.priors.fan_in()):
+            net = px.bind(net0, "net")
+        with numpyro.plate("row", size or len(x), subsample_size=len(x)):
+            mean = jax.vmap(net)(x)[:, 0]
+            numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+    return Problem(model, (x[:2048], y[:2048]), (x[2048:], y[2048:]), 4000)
+
+
+def digits() -> Problem:
+    images, labels = load_digits(return_X_y=True)
+    x = jnp.asarray(images, jnp.float32).reshape(-1, 1, 8, 8) / 16
+    y = jnp.asarray(labels)
+    net0 = Digits(KEY)
+
+    def model(x, y=None, size=None):
+        with px.bayesianize(prior=px.priors.fan_in()):
+            net = px.bind(net0, "net")
+        with numpyro.plate("row", size or len(x), subsample_size=len(x)):
+            numpyro.sample("y", dist.Categorical(logits=jax.vmap(net)(x)), obs=y)
+
+    return Problem(model, (x[:1285], y[:1285]), (x[1285:], y[1285:]), 2000)
+
+
+PROBLEMS = {"mlp 8-64-64-1": regression, "digits": digits}
+
+
+def make_svi(problem: Problem, loss: Any) -> SVI:
+    guide = AutoNormal(problem.model, init_loc_fn=init_to_stored, init_scale=0.02)
+    return SVI(problem.model, guide, numpyro.optim.Adam(2e-3), loss)
+
+
+def train(problem: Problem, svi: SVI, start: Any, steps: int, seed: int) -> Any:
+    """Steps on random batches; a compiled function of the state."""
+    size = len(problem.train[0])
+
+    def step(state: Any, key: jax.Array) -> tuple:
+        rows = jr.choice(key, size, (BATCH,), replace=False)
+        x, y = (part[rows] for part in problem.train)
+        return svi.update(state, x, y=y, size=size)
+
+    @jax.jit
+    def run(state: Any, keys: jax.Array) -> tuple:
+        return jax.lax.scan(step, state, keys)
+
+    return run, jr.split(jr.key(seed), steps)
+
+
+def held_out_elbo(problem: Problem, svi: SVI) -> Callable:
+    """The negative ELBO on the data held out, of 16 draws, per row."""
+    loss = TraceMeanField_ELBO(num_particles=16)
+    rows, size = len(problem.held_out[0]), len(problem.train[0])
+
+    @jax.jit
+    def evaluate(state: Any) -> jax.Array:
+        params = svi.get_params(state)
+        x, y = problem.held_out
+        value = loss.loss(KEY, params, svi.model, svi.guide, x, y=y, size=size)
+        return value / size
+
+    del rows
+    return evaluate
+
+
+def gradient_variance(problem: Problem, svi: SVI, params: Any, loss: Any) -> float:
+    x, y = (part[:BATCH] for part in problem.train)
+    size = len(problem.train[0])
+
+    def gradient(key: jax.Array) -> Any:
+        return jax.grad(
+            lambda params: loss.loss(
+                key, params, svi.model, svi.guide, x, y=y, size=size
+            )
+        )(params)
+
+    keys = jr.split(jr.key(4), 200)
+    draws = jax.jit(lambda keys: jax.lax.map(gradient, keys))(keys)
+    return float(sum(leaf.var(0).sum() for leaf in jax.tree.leaves(draws)))
+
+
+def curve(problem: Problem, loss: Any, pieces: int = 40) -> np.ndarray:
+    """The held-out ELBO after each piece of a training."""
+    svi = make_svi(problem, loss)
+    x, y = (part[:BATCH] for part in problem.train)
+    state = svi.init(KEY, x, y=y, size=len(problem.train[0]))
+    run, keys = train(problem, svi, state, problem.steps, seed=3)
+    evaluate = held_out_elbo(problem, svi)
+    values = []
+    for part in jnp.split(keys, pieces):
+        state, _ = run(state, part)
+        values.append(float(evaluate(state)))
+    return np.array(values)
+
+
+def compare(name: str) -> dict[str, Any]:
+    problem = PROBLEMS[name]()
+    x, y = (part[:BATCH] for part in problem.train)
+    svis = {key: make_svi(problem, loss) for key, loss in LOSSES.items()}
+    states, steps = {}, {}
+    for key, svi in svis.items():
+        states[key] = svi.init(KEY, x, y=y, size=len(problem.train[0]))
+        run, keys = train(problem, svi, states[key], 50, seed=5)
+        steps[key] = lambda run=run, s=states[key], keys=keys: run(s, keys)
+    # All three gradients are those at the same trained parameters.
+    run, keys = train(problem, svis["local"], states["local"], problem.steps, seed=6)
+    svi = svis["local"]
+    params = svi.get_params(run(states["local"], keys)[0])
+    noise = {k: gradient_variance(problem, svi, params, v) for k, v in LOSSES.items()}
+    seconds = take_turns(steps)
+    curves = {key: curve(problem, loss) for key, loss in LOSSES.items()}
+    # The target is what NumPyro's loss reaches at its end.
+    target = np.median(curves["mean field"][-5:])
+    reached = {
+        key: int(np.argmax(values <= target)) + 1 if (values <= target).any() else None
+        for key, values in curves.items()
+    }
+    table = {}
+    for key in ("local", "flipout"):
+        cost = Quartiles.of(seconds[key] / seconds["mean field"])
+        pieces = reached[key], reached["mean field"]
+        table[key] = {
+            "variance": noise["mean field"] / noise[key],
+            "step": cost.median,
+            "steps to the ELBO": None if pieces[0] is None else pieces[0] / pieces[1],
+            "time to the ELBO": None
+            if pieces[0] is None
+            else pieces[0] / pieces[1] * cost.median,
+        }
+    return table
+
+
+if __name__ == "__main__":
+    for which in sys.argv[1:] or PROBLEMS:
+        print(which, json.dumps(compare(which), indent=2), flush=True)

@@ -1,0 +1,343 @@
+"""The first pass over a program: which weights may be drawn anew for each row of data.
+
+The program is a model's log-density as a jaxpr, a function of its weights. The pass
+follows each weight to the operation that meets it with data, and the noise that could
+be drawn there to the density. Noise that is independent from row to row leaves the
+expectation as it is if the density is a sum over these rows in the end, and if no row
+meets the same weight twice. Nothing but the program is asked, so a plate, a batch norm,
+attention and a multivariate likelihood are all judged by what they compute.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyrox_ppl.infer.losses._array_rules import dependence_of_results
+from pyrox_ppl.infer.losses._book import Book
+from pyrox_ppl.infer.losses._dependence import (
+    Dependence,
+    Mixed,
+    Rows,
+    State,
+    Sum,
+    add_states,
+    apply_nonlinear,
+    made_inside,
+)
+from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
+from pyrox_ppl.infer.losses._uses import (
+    Lazy,
+    Part,
+    Path,
+    Step,
+    Use,
+    Value,
+    count_readers,
+    inner_jaxpr,
+    open_jaxpr,
+    scan_counts,
+    whole,
+)
+from pyrox_ppl.infer.losses._weight_rules import apply_weight_rule, draw, draw_value
+
+
+class Plan(NamedTuple):
+    """What the second pass does.
+
+    Attributes:
+        steps: The rule for each operation with a lazy operand, by path.
+        kept: The rows whose noise stays independent, by path of the use.
+        uses: The uses, by path.
+        dropped: The weights that are drawn once, and why.
+        mixed: The operations that mixed rows of a use, by path of the use.
+    """
+
+    steps: dict[Path, Step]
+    kept: dict[Path, tuple[int, ...]]
+    uses: dict[Path, Use]
+    dropped: dict[str, str]
+    mixed: dict[Path, str]
+
+    def is_full(self, path: Path) -> bool:
+        """Whether all rows of a use are independent."""
+        return self.kept[path] == self.uses[path].rows
+
+
+def make_plan(closed: Any, weights: Sequence[str | None]) -> Plan:
+    """Analyse a program whose first inputs are the weights.
+
+    A weight that is drawn once changes what the others meet, so the analysis is
+    repeated until nothing is dropped any more.
+    """
+    jaxpr, constants = open_jaxpr(closed)
+    dropped: dict[str, str] = {}
+    while True:
+        book = Book()
+        inputs = [
+            Value(
+                {},
+                None
+                if name is None or name in dropped
+                else whole(name, tuple(var.aval.shape)),
+            )
+            for name, var in zip(weights, jaxpr.invars, strict=False)
+        ]
+        inputs += [Value({})] * (len(jaxpr.invars) - len(inputs))
+        results = _Pass(book).walk(jaxpr, [Value({})] * len(constants), inputs, ())
+        kept, mixed = _kept_rows(book, results)
+        if not book.dropped:
+            for path, use in book.uses.items():
+                if not kept[path]:
+                    reason = f"`{mixed[path]}` combines the rows of data after it"
+                    book.drop(Lazy((), use.parts), reason)
+        if not book.dropped:
+            return Plan(book.steps, kept, book.uses, dropped, mixed)
+        dropped |= book.dropped
+
+
+def _kept_rows(
+    book: Book, results: list[Value]
+) -> tuple[dict[Path, tuple[int, ...]], dict[Path, str]]:
+    """The rows that no result mixes, and what mixed the others."""
+    mixed: dict[Path, str] = {}
+    lost: set[tuple[Path, int]] = set()
+    for value in results:
+        for noise, state in value.dependence.items():
+            if isinstance(state, Mixed):
+                lost.add(noise)
+                mixed.setdefault(noise[0], state.by)
+    kept = {
+        path: tuple(row for row in use.rows if (path, row) not in lost)
+        for path, use in book.uses.items()
+    }
+    return kept, mixed
+
+
+class _Pass:
+    """One pass over a program and the bodies of its calls and loops."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+
+    def walk(
+        self,
+        jaxpr: Any,
+        constants: list[Value],
+        inputs: Sequence[Value],
+        path: Path,
+        depth: int = 0,
+    ) -> list[Value]:
+        """What is known of the results, given what is known of the inputs."""
+        readers, known = count_readers(jaxpr), {}
+
+        def write(var: Any, value: Value, where: Path) -> None:
+            shape = tuple(getattr(var.aval, "shape", ()))
+            lazy = value.lazy
+            # Two readers of rows must see the same noise, so it is drawn before them.
+            if lazy is not None and lazy.repeats(shape) and readers.get(var, 0) > 1:
+                value = draw_value(self.book, value, shape, shape, where, "sharing")
+            known[var] = value
+
+        for k, (var, value) in enumerate(
+            zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True)
+        ):
+            write(var, value, (*path, "in", k))
+        for i, eqn in enumerate(jaxpr.eqns):
+            values = [
+                known.get(a, Value({})) if not hasattr(a, "val") else Value({})
+                for a in eqn.invars
+            ]
+            here = (*path, i)
+            for k, (var, value) in enumerate(
+                zip(eqn.outvars, self._results(eqn, values, here, depth), strict=True)
+            ):
+                write(var, value, (*here, "out", k))
+        return [
+            Value({}) if hasattr(atom, "val") else known[atom] for atom in jaxpr.outvars
+        ]
+
+    def _results(
+        self, eqn: Any, values: list[Value], path: Path, depth: int
+    ) -> list[Value]:
+        name = eqn.primitive.name
+        if not any(value.lazy or value.dependence for value in values):
+            return [Value({})] * len(eqn.outvars)
+        if name in CALLS:
+            if name in OWN_DERIVATIVE:
+                values = self._draw_all(eqn, values, path)
+            jaxpr, constants = inner_jaxpr(eqn.params)
+            results = self.walk(
+                jaxpr, [Value({})] * len(constants), values, path, depth
+            )
+            if any(value.lazy for value in values):
+                self.book.steps[path] = Step("enter")
+            if name in CHECKPOINTS:
+                # Its body is traced anew, so only arrays leave it.
+                pairs = zip(results, eqn.outvars, strict=True)
+                results = [
+                    self._settle(value, var, (*path, "result", k), name)
+                    for k, (value, var) in enumerate(pairs)
+                ]
+            return results
+        if name == "scan":
+            return self._scan(eqn, values, path, depth)
+        if name == "cond":
+            return self._cond(eqn, self._draw_all(eqn, values, path), path, depth)
+        if any(value.lazy for value in values):
+            results = apply_weight_rule(self.book, eqn, values, path)
+            if results is not None:
+                return results
+            values = self._draw_all(eqn, values, path)
+        dependences = [value.dependence for value in values]
+        results = dependence_of_results(self.book, eqn, dependences, path)
+        return [Value(dependence) for dependence in results]
+
+    def _draw_all(self, eqn: Any, values: list[Value], path: Path) -> list[Value]:
+        return [
+            draw(self.book, eqn, values, k, (*path, "operand", k))
+            if value.lazy is not None
+            else value
+            for k, value in enumerate(values)
+        ]
+
+    def _settle(self, value: Value, var: Any, path: Path, by: str) -> Value:
+        if value.lazy is None:
+            return value
+        shape = tuple(var.aval.shape)
+        return draw_value(self.book, value, shape, shape, path, by)
+
+    def _cond(
+        self, eqn: Any, values: list[Value], path: Path, depth: int
+    ) -> list[Value]:
+        """One of several branches; which one must not depend on the noise."""
+        results = []
+        for b, closed in enumerate(eqn.params["branches"]):
+            jaxpr, constants = open_jaxpr(closed)
+            results.append(
+                self.walk(
+                    jaxpr,
+                    [Value({})] * len(constants),
+                    values[1:],
+                    (*path, "branch", b),
+                    depth,
+                )
+            )
+        joined = [
+            add_states(value.dependence for value in branches)
+            for branches in zip(*results, strict=True)
+        ]
+        chooser = values[0].dependence
+        if not chooser:
+            return [Value(dependence) for dependence in joined]
+        everything = [noise for part in (chooser, *joined) for noise in part]
+        self.book.meet(everything, everything, "cond")
+        return [Value(_mix([chooser, part], "cond")) for part in joined]
+
+    def _scan(
+        self, eqn: Any, values: list[Value], path: Path, depth: int
+    ) -> list[Value]:
+        """A loop: the slices of its inputs are rows, what it carries is followed."""
+        num_constants, num_carry = scan_counts(eqn.params)
+        jaxpr, constants = open_jaxpr(eqn.params["jaxpr"])
+        level = -(depth + 1)
+        outer, carry, slices = (
+            values[:num_constants],
+            values[num_constants : num_constants + num_carry],
+            values[num_constants + num_carry :],
+        )
+        lazy = any(value.lazy for value in values)
+        carry = [
+            self._settle(value, var, (*path, "carry", k), "scan")
+            for k, (value, var) in enumerate(
+                zip(carry, eqn.invars[num_constants:], strict=False)
+            )
+        ]
+        variables = eqn.invars[num_constants + num_carry :]
+        slices = [
+            self._slice(value, var, level, (*path, "slice", k))
+            for k, (value, var) in enumerate(zip(slices, variables, strict=True))
+        ]
+        outer = [
+            value
+            if value.lazy is None
+            else value._replace(
+                lazy=value.lazy._replace(loops=(*value.lazy.loops, level))
+            )
+            for value in outer
+        ]
+        if lazy:
+            self.book.steps[path] = Step("enter")
+        while True:
+            results = self.walk(
+                jaxpr,
+                [Value({})] * len(constants),
+                [*outer, *carry, *slices],
+                path,
+                depth + 1,
+            )
+            results = [
+                self._settle(value, var, (*path, "result", k), "scan")
+                for k, (value, var) in enumerate(
+                    zip(results, jaxpr.outvars, strict=True)
+                )
+            ]
+            after = [
+                Value(add_states([old.dependence, _carried(new, level, path)]))
+                for old, new in zip(carry, results, strict=False)
+            ]
+            if after == carry:
+                break
+            carry = after
+        stacked = [
+            Value({noise: _stacked(s, level) for noise, s in v.dependence.items()})
+            for v in results[num_carry:]
+        ]
+        return [*carry, *stacked]
+
+    def _slice(self, value: Value, var: Any, level: int, path: Path) -> Value:
+        """One iteration's part of an array that a loop runs over."""
+        shape = tuple(var.aval.shape)
+        lazy = value.lazy
+        if lazy is not None and not lazy.own[0]:
+            value = draw_value(self.book, value, shape, shape, path, "scan")
+            lazy = None
+        dependence = {
+            noise: state._replace(
+                axes=tuple(
+                    level if axis == 0 else axis - 1 if axis > 0 else axis
+                    for axis in state.axes
+                )
+            )
+            if isinstance(state, Rows)
+            else state
+            for noise, state in value.dependence.items()
+        }
+        if lazy is None:
+            return Value(dependence)
+        parts = tuple(
+            Part(part.weight, part.region, part.axes[1:]) for part in lazy.parts
+        )
+        return Value(dependence, Lazy(lazy.own[1:], parts, lazy.loops))
+
+
+def _mix(parts: list[Dependence], by: str) -> Dependence:
+    mixed = apply_nonlinear(parts, by)
+    return {noise: Mixed(by) for noise in mixed}
+
+
+def _carried(value: Value, level: int, path: Path) -> dict[Any, State]:
+    """The state of a carried value: rows of one iteration are not those of another."""
+    return {
+        noise: Sum()
+        if isinstance(state, Rows)
+        and (level in state.axes or made_inside(state.view, path))
+        else state
+        for noise, state in value.dependence.items()
+    }
+
+
+def _stacked(state: State, level: int) -> State:
+    """The state of the results of all iterations, stacked along a new first axis."""
+    if not isinstance(state, Rows):
+        return state
+    axes = (0 if a == level else a if a < 0 else a + 1 for a in state.axes)
+    return Rows(tuple(axes), state.view)

@@ -1,0 +1,320 @@
+"""The second pass over a program: run it with noise that is new for each row of data.
+
+A weight travels as a `Gaussian` until it meets data. Where the plan says that every row
+may have noise of its own, the product is drawn and not the weight:
+
+    x W ~ Normal(x m, x^2 s^2),
+
+the local reparameterisation. Where some rows must share their noise, as the positions
+of an image in a convolution do, one draw of the weight gets random signs for each datum
+instead, which leave its distribution as it is:
+
+    x W = x m + r * ((x * t) (s * e)),    r, t = -1 or +1,
+
+which is flipout. All operations that meet no `Gaussian` run unchanged.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pyrox_ppl.infer.losses._analysis import Plan
+from pyrox_ppl.infer.losses._noise import random_signs, standard_normal
+from pyrox_ppl.infer.losses._primitives import CHECKPOINTS, ELEMENTWISE, axis_map
+from pyrox_ppl.infer.losses._uses import (
+    Path,
+    count_readers,
+    inner_jaxpr,
+    open_jaxpr,
+    scan_counts,
+)
+
+
+class Gaussian(NamedTuple):
+    """A normal array that has not been drawn.
+
+    Attributes:
+        loc: Its mean.
+        variance: Its variance.
+        shift: One draw of it, less the mean.
+    """
+
+    loc: jax.Array
+    variance: jax.Array
+    shift: jax.Array
+
+
+class Pending(NamedTuple):
+    """A normal array with one reader: a sum is drawn with one noise, not with two."""
+
+    mean: jax.Array
+    variance: jax.Array
+    key: jax.Array
+
+    def draw(self) -> jax.Array:
+        """Draw it."""
+        positive = self.variance > 0
+        # The root has no derivative at zero, which a row of zeros reaches.
+        scale = jnp.sqrt(jnp.where(positive, self.variance, 1))
+        noise = standard_normal(self.key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.where(positive, scale, 0) * noise
+
+
+class Estimator:
+    """Runs one program with one plan.
+
+    Args:
+        plan: The plan.
+        local: Whether uses whose rows are all independent are drawn as outputs; if not,
+            they get signs.
+        key: A PRNG key.
+    """
+
+    def __init__(self, plan: Plan, local: bool, key: jax.Array) -> None:
+        self.plan = plan
+        self.local = local
+        self.key = key
+        self.numbers = {path: number for number, path in enumerate(plan.uses)}
+
+    def run(self, closed: Any, inputs: Sequence[Any]) -> list[jax.Array]:
+        """The results of the whole program."""
+        jaxpr, constants = open_jaxpr(closed)
+        return [_drawn(v) for v in self.walk(jaxpr, constants, inputs, (), ())]
+
+    def walk(
+        self,
+        jaxpr: Any,
+        constants: Sequence[Any],
+        inputs: Sequence[Any],
+        path: Path,
+        loops: tuple[jax.Array, ...],
+    ) -> list[Any]:
+        """The results of a body; `loops` holds the iterations of the loops around."""
+        readers, known = count_readers(jaxpr), {}
+
+        def write(var: Any, value: Any, where: Path) -> None:
+            if isinstance(value, Gaussian) and where in self.plan.steps:
+                value = self._draw(value, value.loc.shape, where, loops)
+            if isinstance(value, Pending) and readers.get(var, 0) != 1:
+                value = value.draw()
+            known[var] = value
+
+        variables = zip(
+            (*jaxpr.constvars, *jaxpr.invars), (*constants, *inputs), strict=True
+        )
+        for k, (var, value) in enumerate(variables):
+            write(var, value, (*path, "in", k))
+        for i, eqn in enumerate(jaxpr.eqns):
+            here = (*path, i)
+            values = [a.val if hasattr(a, "val") else known[a] for a in eqn.invars]
+            results = self._apply(eqn, values, here, loops)
+            for k, (var, value) in enumerate(zip(eqn.outvars, results, strict=True)):
+                write(var, value, (*here, "out", k))
+        return [a.val if hasattr(a, "val") else known[a] for a in jaxpr.outvars]
+
+    def _apply(self, eqn: Any, values: list[Any], path: Path, loops: tuple) -> list:
+        name = eqn.primitive.name
+        for k, value in enumerate(values):
+            where = (*path, "operand", k)
+            if isinstance(value, Gaussian) and where in self.plan.steps:
+                shape = value.loc.shape
+                if name in ELEMENTWISE and shape:
+                    shape = eqn.outvars[0].aval.shape
+                values[k] = self._draw(value, shape, where, loops)
+        if not any(isinstance(value, Gaussian) for value in values):
+            return _apply_pending(eqn, values)
+        step = self.plan.steps[path]
+        k = step.operand
+        if step.action == "enter":
+            return self._enter(eqn, values, path, loops)
+        if step.action == "sum":
+            return [_sum(eqn, values)]
+        value = values[k]
+        others = [_drawn(v) if v is not value else v for v in values]
+
+        def apply(array: jax.Array, *rest: Any) -> jax.Array:
+            operands = list(rest) if rest else list(others)
+            operands[k] = array
+            return _bind(eqn, operands)[0]
+
+        match step.action:
+            case "map":
+                return [Gaussian(*(apply(array) for array in value))]
+            case "neg":
+                return [Gaussian(-value.loc, value.variance, -value.shift)]
+            case "shift":
+                negative = name == "sub" and k == 1
+                shift = -value.shift if negative else value.shift
+                return [Gaussian(apply(value.loc), value.variance, shift)]
+            case "scale" | "hold":
+                other = others[1 - k]
+                squares = [other * other] * 2
+                return [
+                    Gaussian(
+                        apply(value.loc),
+                        apply(value.variance, *squares),
+                        apply(value.shift),
+                    )
+                ]
+            case _:
+                return [self._contract(eqn, k, value, others[1 - k], path, loops)]
+
+    def _contract(
+        self, eqn: Any, k: int, value: Gaussian, x: jax.Array, path: Path, loops: tuple
+    ) -> Any:
+        """Multiply weights with rows of data, and draw the product."""
+
+        def product(weight: jax.Array, x: jax.Array) -> jax.Array:
+            return _bind(eqn, [weight, x] if k == 0 else [x, weight])[0]
+
+        mean, key = product(value.loc, x), self._key(path, loops)
+        if self._is_local(path):
+            return Pending(mean, product(value.variance, x * x), key)
+        shapes = [tuple(atom.aval.shape) for atom in eqn.invars]
+        name, use, kept = eqn.primitive.name, self.plan.uses[path], self._kept(path)
+        axes = axis_map(name, eqn.params, shapes, mean.shape, 1 - k)
+        if axes is None:
+            raise TypeError(f"{name} is not a contraction.")
+        shared = {axis for axis in use.rows if axis not in kept}
+        if name == "conv_general_dilated":
+            # Windows overlap, so no sign of the input may change from place to place.
+            features = eqn.params["dimension_numbers"].lhs_spec[1]
+            keep = [new is not None and new in kept for new in axes.axes]
+            keep[features] = True
+        else:
+            keep = [new not in shared for new in axes.axes]
+        left, right = jax.random.split(key)
+        signs = random_signs(left, _short(x.shape, keep), x.dtype)
+        out = [axis not in shared for axis in range(mean.ndim)]
+        flips = random_signs(right, _short(mean.shape, out), mean.dtype)
+        return mean + flips * product(value.shift, x * signs)
+
+    def _draw(
+        self, value: Gaussian, shape: Sequence[int], path: Path, loops: tuple
+    ) -> Any:
+        """Draw an array that is repeated for the rows of data."""
+        loc, key = jnp.broadcast_to(value.loc, shape), self._key(path, loops)
+        if self._is_local(path):
+            return Pending(loc, jnp.broadcast_to(value.variance, shape), key)
+        use, kept = self.plan.uses[path], self._kept(path)
+        keep = [a not in use.rows or a in kept for a in range(len(shape))]
+        return loc + value.shift * random_signs(key, _short(shape, keep), loc.dtype)
+
+    def _is_local(self, path: Path) -> bool:
+        return self.local and self.plan.is_full(path)
+
+    def _kept(self, path: Path) -> tuple[int, ...]:
+        return self.plan.kept[path]
+
+    def _key(self, path: Path, loops: tuple[jax.Array, ...]) -> jax.Array:
+        """The key of a use: one for each iteration of the loops that are rows."""
+        key = jax.random.fold_in(self.key, self.numbers[path])
+        shared = set(self.plan.uses[path].rows) - set(self._kept(path))
+        for depth, iteration in enumerate(loops):
+            if -(depth + 1) not in shared:
+                key = jax.random.fold_in(key, iteration)
+        return key
+
+    def _enter(self, eqn: Any, values: list[Any], path: Path, loops: tuple) -> list:
+        """Run the body of a call or a loop with lazy inputs."""
+        if eqn.primitive.name == "scan":
+            return self._scan(eqn, values, path, loops)
+        jaxpr, constants = inner_jaxpr(eqn.params)
+        if eqn.primitive.name not in CHECKPOINTS:
+            return self.walk(jaxpr, constants, values, path, loops)
+
+        def body(values: list[Any], loops: tuple) -> list[jax.Array]:
+            return self._settle(
+                self.walk(jaxpr, constants, values, path, loops), path, "result", loops
+            )
+
+        options = {k: eqn.params[k] for k in ("prevent_cse", "policy")}
+        return jax.checkpoint(body, **options)(
+            [v if isinstance(v, Gaussian) else _drawn(v) for v in values], loops
+        )
+
+    def _scan(self, eqn: Any, values: list[Any], path: Path, loops: tuple) -> list:
+        params = eqn.params
+        num_constants, num_carry = scan_counts(params)
+        jaxpr, constants = open_jaxpr(params["jaxpr"])
+        values = [v.draw() if isinstance(v, Pending) else v for v in values]
+        outer, rest = values[:num_constants], values[num_constants:]
+        carry = self._settle(rest[:num_carry], path, "carry", loops)
+        slices = self._settle(rest[num_carry:], path, "slice", loops)
+
+        def body(carry: list, inputs: tuple) -> tuple[list, list]:
+            iteration, slices = inputs
+            inner = (*loops, iteration)
+            results = self.walk(
+                jaxpr, constants, [*outer, *carry, *slices], path, inner
+            )
+            results = self._settle(results, path, "result", inner)
+            return results[:num_carry], results[num_carry:]
+
+        length = params["length"]
+        carry, stacked = lax.scan(
+            body,
+            carry,
+            (jnp.arange(length), slices),
+            length,
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        return [*carry, *stacked]
+
+    def _settle(self, values: list, path: Path, kind: str, loops: tuple) -> list:
+        """Draw what the plan draws at a boundary; other weights pass on."""
+        settled = []
+        for k, value in enumerate(values):
+            where = (*path, kind, k)
+            if isinstance(value, Gaussian) and where in self.plan.steps:
+                value = self._draw(value, value.loc.shape, where, loops)
+            settled.append(value if isinstance(value, Gaussian) else _drawn(value))
+        return settled
+
+
+def _apply_pending(eqn: Any, values: list[Any]) -> list[Any]:
+    """Apply an operation without weights; a sum may be drawn later."""
+    pending = [k for k, value in enumerate(values) if isinstance(value, Pending)]
+    name = eqn.primitive.name
+    if pending and name in ("add", "add_any"):
+        out = eqn.outvars[0].aval.shape
+        means = [v.mean if isinstance(v, Pending) else v for v in values]
+        if all(values[k].mean.shape == out for k in pending):
+            variance = sum(values[k].variance for k in pending)
+            key = values[pending[0]].key
+            return [Pending(_bind(eqn, means)[0], jnp.asarray(variance), key)]
+    if pending and name in ("transpose", "squeeze", "reshape"):
+        value = values[0]
+        mean, variance = (_bind(eqn, [v])[0] for v in (value.mean, value.variance))
+        return [Pending(mean, variance, value.key)]
+    return _bind(eqn, [_drawn(value) for value in values])
+
+
+def _sum(eqn: Any, values: list[Gaussian]) -> Gaussian:
+    """Add or subtract independent normals."""
+    loc, shift = (
+        _bind(eqn, [getattr(v, part) for v in values])[0] for part in ("loc", "shift")
+    )
+    variances = [jnp.broadcast_to(v.variance, loc.shape) for v in values]
+    return Gaussian(loc, variances[0] + variances[1], shift)
+
+
+def _drawn(value: Any) -> Any:
+    return value.draw() if isinstance(value, Pending) else value
+
+
+def _short(shape: Sequence[int], keep: Sequence[bool]) -> tuple[int, ...]:
+    """The shape with size 1 along the axes that share their noise."""
+    return tuple(size if k else 1 for size, k in zip(shape, keep, strict=True))
+
+
+def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """Apply the operation itself."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        results = eqn.primitive.bind(*operands, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
