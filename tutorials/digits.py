@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 OUTPUT = Path(__file__).parent / "output"
 OUTPUT.mkdir(exist_ok=True)
 SMALL = "PYROX_PPL_SMALL" in os.environ  # short fits, as the tests make them
-EPOCHS = 20 if SMALL else 100
+EPOCHS = 20 if SMALL else 60
 start = time.perf_counter()
 
 # %% [markdown]
