@@ -1,11 +1,10 @@
 """Gradient noise, step time and time to a held-out ELBO, of NumPyro's loss and ours.
 
-Two networks that were trained first, on batches of 512: an MLP 8-64-64-1 on a regression
-and a convolutional network on scikit-learn's 8x8 digits.
+Two trained networks, on batches of 512: an MLP 8-64-64-1 on a regression, and a
+convolutional network on scikit-learn's 8x8 digits.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoNormal
-from side_by_side import Quartiles, ratio, report, take_turns
+from side_by_side import ratio, report, take_turns
 from sklearn.datasets import load_digits
 
 import pyrox_ppl as px
@@ -92,7 +91,7 @@ def digits() -> Problem:
         with numpyro.plate("row", size or len(x), subsample_size=len(x)):
             numpyro.sample("y", dist.Categorical(logits=jax.vmap(net)(x)), obs=y)
 
-    return Problem(model, (x[:1285], y[:1285]), (x[1285:], y[1285:]), 2000)
+    return Problem(model, (x[:1285], y[:1285]), (x[1285:], y[1285:]), 800)
 
 
 PROBLEMS = {"mlp 8-64-64-1": regression, "digits": digits}
@@ -103,8 +102,8 @@ def make_svi(problem: Problem, loss: Any) -> SVI:
     return SVI(problem.model, guide, numpyro.optim.Adam(2e-3), loss)
 
 
-def train(problem: Problem, svi: SVI, start: Any, steps: int, seed: int) -> Any:
-    """Steps on random batches; a compiled function of the state."""
+def train(problem: Problem, svi: SVI, steps: int, seed: int) -> tuple:
+    """A compiled run of steps on random batches, and the keys of the steps."""
     size = len(problem.train[0])
 
     def step(state: Any, key: jax.Array) -> tuple:
@@ -122,7 +121,7 @@ def train(problem: Problem, svi: SVI, start: Any, steps: int, seed: int) -> Any:
 def held_out_elbo(problem: Problem, svi: SVI) -> Callable:
     """The negative ELBO on the data held out, of 16 draws, per row."""
     loss = TraceMeanField_ELBO(num_particles=16)
-    rows, size = len(problem.held_out[0]), len(problem.train[0])
+    size = len(problem.train[0])
 
     @jax.jit
     def evaluate(state: Any) -> jax.Array:
@@ -131,7 +130,6 @@ def held_out_elbo(problem: Problem, svi: SVI) -> Callable:
         value = loss.loss(KEY, params, svi.model, svi.guide, x, y=y, size=size)
         return value / size
 
-    del rows
     return evaluate
 
 
@@ -156,7 +154,7 @@ def curve(problem: Problem, loss: Any, pieces: int = 40) -> np.ndarray:
     svi = make_svi(problem, loss)
     x, y = (part[:BATCH] for part in problem.train)
     state = svi.init(KEY, x, y=y, size=len(problem.train[0]))
-    run, keys = train(problem, svi, state, problem.steps, seed=3)
+    run, keys = train(problem, svi, problem.steps, seed=3)
     evaluate = held_out_elbo(problem, svi)
     values = []
     for part in jnp.split(keys, pieces):
@@ -165,17 +163,18 @@ def curve(problem: Problem, loss: Any, pieces: int = 40) -> np.ndarray:
     return np.array(values)
 
 
-def compare(name: str) -> dict[str, Any]:
+def compare(name: str) -> list[dict[str, Any]]:
+    """Rows: our losses over NumPyro's."""
     problem = PROBLEMS[name]()
     x, y = (part[:BATCH] for part in problem.train)
     svis = {key: make_svi(problem, loss) for key, loss in LOSSES.items()}
     states, steps = {}, {}
     for key, svi in svis.items():
         states[key] = svi.init(KEY, x, y=y, size=len(problem.train[0]))
-        run, keys = train(problem, svi, states[key], 50, seed=5)
+        run, keys = train(problem, svi, 50, seed=5)
         steps[key] = lambda run=run, s=states[key], keys=keys: run(s, keys)
     # All three gradients are those at the same trained parameters.
-    run, keys = train(problem, svis["local"], states["local"], problem.steps, seed=6)
+    run, keys = train(problem, svis["local"], problem.steps, seed=6)
     svi = svis["local"]
     params = svi.get_params(run(states["local"], keys)[0])
     noise = {k: gradient_variance(problem, svi, params, v) for k, v in LOSSES.items()}
@@ -183,25 +182,30 @@ def compare(name: str) -> dict[str, Any]:
     curves = {key: curve(problem, loss) for key, loss in LOSSES.items()}
     # The target is what NumPyro's loss reaches at its end.
     target = np.median(curves["mean field"][-5:])
-    reached = {
+    pieces = {
         key: int(np.argmax(values <= target)) + 1 if (values <= target).any() else None
         for key, values in curves.items()
     }
-    table = {}
+    rows = []
     for key in ("local", "flipout"):
-        cost = Quartiles.of(seconds[key] / seconds["mean field"])
-        pieces = reached[key], reached["mean field"]
-        table[key] = {
-            "variance": noise["mean field"] / noise[key],
-            "step": cost.median,
-            "steps to the ELBO": None if pieces[0] is None else pieces[0] / pieces[1],
-            "time to the ELBO": None
-            if pieces[0] is None
-            else pieces[0] / pieces[1] * cost.median,
-        }
-    return table
+        cost, count = ratio(seconds, key, "mean field"), pieces[key]
+        lower = noise["mean field"] / noise[key]
+        fewer = None if count is None else count / (pieces["mean field"] or 1)
+        rows.append(
+            {
+                "network": name,
+                "loss": key,
+                "variance, NumPyro's over it": f"{lower:.3g}",
+                "step over NumPyro's": cost,
+                "steps to its ELBO": "not reached" if fewer is None else f"{fewer:.2f}",
+                "time to its ELBO": ""
+                if fewer is None
+                else f"{fewer * cost.median:.2f}",
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":
-    for which in sys.argv[1:] or PROBLEMS:
-        print(which, json.dumps(compare(which), indent=2), flush=True)
+    chosen = sys.argv[1:] or PROBLEMS
+    report("gradient_variance", [row for name in chosen for row in compare(name)])

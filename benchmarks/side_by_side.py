@@ -40,7 +40,11 @@ class Quartiles:
 
 
 def take_turns(
-    functions: dict[str, Callable[[], Any]], *, rounds: int = 15, warmup: int = 2
+    functions: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 15,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
     """Seconds of each function in each round, the functions taking turns.
 
@@ -53,9 +57,9 @@ def take_turns(
     names = list(functions)
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(functions[name]())
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

@@ -146,9 +146,7 @@ def checkpointed(net):
 def multivariate_rows(net):
     factor = jnp.linalg.cholesky(jnp.eye(2) + 0.5)
     residuals = jnp.tanh(jax.vmap(net)(X)) - 1.0
-    solve = jax.vmap(
-        lambda r: jax.scipy.linalg.solve_triangular(factor, r, lower=True)
-    )
+    solve = jax.vmap(lambda r: jax.scipy.linalg.solve_triangular(factor, r, lower=True))
     return -0.5 * jnp.sum(solve(residuals) ** 2)
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from pyrox_ppl.infer.losses._analysis import make_plan
-from pyrox_ppl.infer.losses._estimate import Estimator, Gaussian
+from pyrox_ppl.infer.losses._estimate import Estimator
+from pyrox_ppl.infer.losses._gaussian import Gaussian
 
 KEY = jr.key(0)
 

@@ -1,5 +1,6 @@
 """A key of everything that decides what a Python object does: one walk over it."""
 
+import abc
 import dataclasses
 import enum
 import functools
@@ -76,6 +77,14 @@ class Unseen:
         self.value = value
 
 
+class ByParts(abc.ABC):
+    """An object that says itself what it counts by."""
+
+    @abc.abstractmethod
+    def content_parts(self) -> tuple:
+        """Plain values, and each :class:`Same` object that counts by identity."""
+
+
 @dataclasses.dataclass(frozen=True)
 class OfProcess:
     """A part of a key that belongs to this process, such as its environment."""
@@ -130,6 +139,8 @@ class _Walk:
 
     def _parts(self, value: Any) -> tuple:
         match value:
+            case ByParts():
+                return value.content_parts()
             case np.ndarray() if value.dtype.hasobject:
                 return value.shape, self.key(value.ravel().tolist())
             case np.ndarray():

@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.initialization import init_to_median
 
@@ -74,6 +77,10 @@ def init_to_stored(site: dict[str, Any] | None = None, num_samples: int = 15) ->
 def _stored(site: dict[str, Any]) -> jax.Array:
     """The stored array, or the noise that gives it, in the site's shape and dtype."""
     stored, shape = jnp.asarray(site["stored"]), site["fn"].shape()
+    if isinstance(jax.device_put(np.zeros(())), Tracer):
+        # In a compiled program the stored array is a constant. Without the barrier XLA
+        # would evaluate the prior at a whole network while it compiles.
+        stored = lax.optimization_barrier(stored)
     # NumPyro draws sites in JAX's default precision or a higher one.
     stored = stored.astype(jnp.promote_types(stored.dtype, jnp.result_type(float)))
     value = jnp.broadcast_to(stored, shape)

@@ -90,7 +90,7 @@ class MCMCPrograms(Programs):
         self.run = jit_with_key(self._run)
         # The draws are passed from piece to piece without a second copy. The state may
         # be one that the user holds, so it is not given away.
-        self.advance = jit_with_key(self._advance, donated=1)
+        self.advance = jit_with_key(self._advance, donated=(1,))
         self.finish = jit_with_key(self._finish)
         self.flatten = jax.jit(self._flatten)
 

@@ -75,10 +75,9 @@ class Programs:
         return arrays, Key(plan, static, ByContent(source, (content, context)))
 
 
-def jit_with_key(function: Callable, *, donated: int | None = None) -> Callable:
-    """A jitted function of a static key; `donated` is the input that it may reuse."""
-    donate = () if donated is None else (donated,)
-    return jax.jit(function, static_argnums=0, donate_argnums=donate)
+def jit_with_key(function: Callable, *, donated: tuple[int, ...] = ()) -> Callable:
+    """A jitted function of a static key, which may reuse the `donated` inputs."""
+    return jax.jit(function, static_argnums=0, donate_argnums=donated)
 
 
 def jit_quickly(function: Callable) -> Callable:

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from functools import partial, reduce
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from numpyro import handlers
+from numpyro.distributions import TransformedDistribution
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import (
     AutoDelta,
@@ -17,6 +20,7 @@ from numpyro.infer.autoguide import (
     AutoGuideList,
     AutoNormal,
 )
+from numpyro.infer.util import log_density
 
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
 from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
@@ -84,6 +88,23 @@ def empty_losses(steps: Steps) -> np.ndarray:
     return np.zeros(steps.number, jnp.result_type(float))
 
 
+def materialize_params(svi: SVI) -> SVI:
+    """A copy of an initialised SVI object, whose step computes nothing twice.
+
+    XLA fuses what is cheap into each of its uses. The scales would be transformed anew
+    for the draw and for the divergence. The gradients, for which the noise is computed
+    again, would be made anew for each moment that the optimiser keeps. The barrier and
+    its transpose keep each of them as one array.
+    """
+    copied: Any = copy.copy(svi)
+    copied.constrain_fn = partial(_constrain_once, svi.constrain_fn)
+    return copied
+
+
+def _constrain_once(constrain: Any, params: dict[str, Any]) -> dict[str, Any]:
+    return lax.optimization_barrier(constrain(params))
+
+
 def guide_parts(guide: Any) -> list[Any]:
     """The guide, and its parts if it is a list of guides."""
     if isinstance(guide, AutoGuideList):
@@ -107,11 +128,11 @@ class SVIPrograms(Programs):
 
     def __init__(self) -> None:
         super().__init__()
+        self.kept: dict[Key, Any] = {}
         self.begin = jit_quickly(self._begin)
-        self.run = jit_with_key(self._run)
-        # The losses are passed from piece to piece without a second copy. The state may
-        # be one that the user holds, so it is not given away.
-        self.advance = jit_with_key(self._advance, donated=1)
+        # State and losses are passed on without a second copy.
+        self.run = jit_with_key(self._run, donated=(1,))
+        self.advance = jit_with_key(self._advance, donated=(1, 2))
         self.params = jit_with_key(self._params)
 
     def _begin(self, key: Key, rng_key: Any, init_params: Any, arrays: list) -> Start:
@@ -123,7 +144,7 @@ class SVIPrograms(Programs):
         # AutoFlatNormal knows it from its search. Else it takes one more evaluation.
         finite = vars(guide).pop("_start_is_finite", None)
         if finite is None:
-            finite = jnp.isfinite(fresh.evaluate(state, *args, **kwargs)).all()
+            finite = _is_finite_at_the_centre(fresh, state, args, kwargs)
         pairs = zip(guide_parts(svi.guide), guide_parts(guide), strict=True)
         guides = [ObjectOutput(_attributes_set(old, new)) for old, new in pairs]
         return Start(state, finite, ObjectOutput(fresh.constrain_fn), guides)
@@ -133,7 +154,7 @@ class SVIPrograms(Programs):
     ) -> tuple:
         """The steps from `first` to before `stop`: the state and all losses so far."""
         steps: Steps = key.plan
-        svi: SVI = key.source.value
+        svi = materialize_params(key.source.value)
         args, kwargs = join_arguments(arrays, key.arguments)
         update = svi.stable_update if steps.stable else svi.update
 
@@ -189,6 +210,36 @@ def _attributes_set(old: Any, new: Any) -> dict[str, Any]:
     return new_values
 
 
+def _is_finite_at_the_centre(
+    svi: SVI, state: Any, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """Whether the density of the model is finite where the guide is centred.
+
+    NumPyro looks there as well. The loss would be a longer program, as it draws noise
+    for every weight. Only autoguides search for values at which to start.
+    """
+    if not isinstance(svi.guide, AutoGuide):
+        return jnp.asarray(True)
+    kwargs, params = kwargs | svi.static_kwargs, svi.get_params(state)
+    key = jax.random.key(0)  # decides no more than which rows of a plate are looked at
+    centred = handlers.substitute(svi.guide, substitute_fn=_centre)
+    guide = handlers.substitute(handlers.seed(centred, key), data=params)
+    sites = handlers.trace(guide).get_trace(*args, **kwargs)
+    model = handlers.replay(handlers.seed(svi.model, key), sites)
+    return jnp.isfinite(log_density(model, args, kwargs, params)[0])
+
+
+def _centre(site: dict[str, Any]) -> Any:
+    """The centre of a latent site, on its support."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
+    fn, transforms = site["fn"], []
+    while isinstance(fn, TransformedDistribution):
+        transforms = [*fn.transforms, *transforms]
+        fn = fn.base_dist
+    return reduce(lambda value, transform: transform(value), transforms, fn.mean)
+
+
 def _with_zeros(site: dict[str, Any]) -> dict[str, Any]:
     """A site with zeros as its values; a latent site keeps its distribution.
 
@@ -210,4 +261,5 @@ def _zeros(leaf: Any) -> Any:
         like = jax.eval_shape(jax.random.key_data, leaf)
         zeros = jnp.zeros(like.shape, like.dtype)
         return jax.random.wrap_key_data(zeros, impl=jax.random.key_impl(leaf))
-    return jnp.zeros(leaf.shape, leaf.dtype)
+    # One number, seen as many: the shape of a network's weights costs no memory.
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)

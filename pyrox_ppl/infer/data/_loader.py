@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from pyrox_ppl.infer._arrays import check_key, digest
+from pyrox_ppl.infer._content_key import ByParts, Same
 
 
 @dataclasses.dataclass(frozen=True)
-class MinibatchLoader:
+class MinibatchLoader(ByParts):
     """The rows of some arrays in batches, each row once an epoch, in random order.
 
     The order depends only on the key, the epoch and the step: batch 17 of epoch 3 is
@@ -105,12 +106,22 @@ class MinibatchLoader:
             if skip >= len(group):
                 skip -= len(group)
                 continue
-            rows = np.concatenate([rows, group[skip:]])
+            rows = np.concatenate([rows, group[skip:]]) if len(rows) else group[skip:]
             skip = 0
             while len(rows) >= self.batch_size and left > 0:
                 yield self._read(rows[: self.batch_size])
                 rows = rows[self.batch_size :]
                 left -= 1
+
+    def content_parts(self) -> tuple:
+        """What a compiled model that reads the loader depends on.
+
+        The arrays count by identity: to compare their contents would take as long as to
+        read all data, and a model reads how many rows there are.
+        """
+        arrays = tuple(Same(array) for array in self.arrays)
+        sizes = self.batch_size, self.block_size, self.blocks_at_once
+        return arrays, Same(self.rng_key), sizes, self.shuffle
 
     def describe(self) -> dict[str, str]:
         """What decides the batches: the contents of the arrays, and their order."""
@@ -148,6 +159,8 @@ class MinibatchLoader:
 
     def _read(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """Some rows of every array; files are read fastest in ascending order."""
+        if all(type(array) is np.ndarray for array in self.arrays):
+            return tuple(array.take(rows, axis=0) for array in self.arrays)
         order = np.argsort(rows, kind="stable")
         back = np.empty_like(order)
         back[order] = np.arange(len(order))

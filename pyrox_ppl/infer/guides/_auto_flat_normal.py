@@ -29,12 +29,18 @@ class AutoFlatNormal(AbstractVectorNormal):
 
     The vector :math:`u` holds the unconstrained values of all latent sites, in the
     order of their names, as in :class:`FlatNUTS`. The family is that of NumPyro's
-    ``AutoNormal`` and ``AutoDiagonalNormal``; the parameters are those of the latter. A
-    model of many sites compiles in a fraction of the time: there is one draw, and the
-    optimiser holds two arrays instead of two per site. XLA is kept from fusing the
-    vector into the network, so a step is as fast as one of ``AutoNormal``, which a step
-    of ``AutoDiagonalNormal`` is not. The same key gives other steps than these guides:
-    the noise is drawn for the whole vector, and the guide starts elsewhere.
+    ``AutoNormal`` and ``AutoDiagonalNormal``; the parameters are those of the latter.
+
+    It pays where a model has many small sites, and compiling takes longer than the
+    steps: there is one draw, and the optimiser holds two arrays instead of two per
+    site. Networks of a thousand weights start in 0.7 to 0.8 of the time, step in 0.85.
+    With more weights each step pays for cutting the vector and joining its gradient:
+    from about 300,000 weights a step takes 1.2 to 1.4 times as long as in raw JAX.
+    There, use ``AutoNormal(model, init_loc_fn=init_to_stored)`` and the loss
+    ``TraceMeanField_ELBO()`` in a :class:`CompiledSVI`, which take 1.0.
+
+    The same key gives other steps than these guides: the noise is drawn for the whole
+    vector, and the guide starts elsewhere.
 
     **Sites**: ``param`` sites ``auto_loc`` and ``auto_scale`` of shape ``(D,)``; the
     model's latent sites, constrained, under their names. Latent sites in a subsampled

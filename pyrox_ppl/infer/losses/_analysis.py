@@ -16,17 +16,18 @@ from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import (
     Dependence,
     Mixed,
-    Rows,
-    State,
-    Sum,
     add_states,
     apply_nonlinear,
-    made_inside,
+)
+from pyrox_ppl.infer.losses._loops import (
+    carried_states,
+    scan_counts,
+    slice_value,
+    stacked_state,
 )
 from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
 from pyrox_ppl.infer.losses._uses import (
     Lazy,
-    Part,
     Path,
     Step,
     Use,
@@ -34,7 +35,6 @@ from pyrox_ppl.infer.losses._uses import (
     count_readers,
     inner_jaxpr,
     open_jaxpr,
-    scan_counts,
     whole,
 )
 from pyrox_ppl.infer.losses._weight_rules import apply_weight_rule, draw, draw_value
@@ -253,7 +253,7 @@ class _Pass:
         ]
         variables = eqn.invars[num_constants + num_carry :]
         slices = [
-            self._slice(value, var, level, (*path, "slice", k))
+            slice_value(self.book, value, var, level, (*path, "slice", k))
             for k, (value, var) in enumerate(zip(slices, variables, strict=True))
         ]
         outer = [
@@ -281,63 +281,19 @@ class _Pass:
                 )
             ]
             after = [
-                Value(add_states([old.dependence, _carried(new, level, path)]))
+                Value(add_states([old.dependence, carried_states(new, level, path)]))
                 for old, new in zip(carry, results, strict=False)
             ]
             if after == carry:
                 break
             carry = after
         stacked = [
-            Value({noise: _stacked(s, level) for noise, s in v.dependence.items()})
+            Value({noise: stacked_state(s, level) for noise, s in v.dependence.items()})
             for v in results[num_carry:]
         ]
         return [*carry, *stacked]
-
-    def _slice(self, value: Value, var: Any, level: int, path: Path) -> Value:
-        """One iteration's part of an array that a loop runs over."""
-        shape = tuple(var.aval.shape)
-        lazy = value.lazy
-        if lazy is not None and not lazy.own[0]:
-            value = draw_value(self.book, value, shape, shape, path, "scan")
-            lazy = None
-        dependence = {
-            noise: state._replace(
-                axes=tuple(
-                    level if axis == 0 else axis - 1 if axis > 0 else axis
-                    for axis in state.axes
-                )
-            )
-            if isinstance(state, Rows)
-            else state
-            for noise, state in value.dependence.items()
-        }
-        if lazy is None:
-            return Value(dependence)
-        parts = tuple(
-            Part(part.weight, part.region, part.axes[1:]) for part in lazy.parts
-        )
-        return Value(dependence, Lazy(lazy.own[1:], parts, lazy.loops))
 
 
 def _mix(parts: list[Dependence], by: str) -> Dependence:
     mixed = apply_nonlinear(parts, by)
     return {noise: Mixed(by) for noise in mixed}
-
-
-def _carried(value: Value, level: int, path: Path) -> dict[Any, State]:
-    """The state of a carried value: rows of one iteration are not those of another."""
-    return {
-        noise: Sum()
-        if isinstance(state, Rows)
-        and (level in state.axes or made_inside(state.view, path))
-        else state
-        for noise, state in value.dependence.items()
-    }
-
-
-def _stacked(state: State, level: int) -> State:
-    """The state of the results of all iterations, stacked along a new first axis."""
-    if not isinstance(state, Rows):
-        return state
-    axes = (0 if a == level else a if a < 0 else a + 1 for a in state.axes)
-    return Rows(tuple(axes), state.view)

@@ -14,7 +14,8 @@ from numpyro.infer.elbo import ELBO
 from numpyro.util import check_model_guide_match
 
 from pyrox_ppl.infer.losses._analysis import Plan, make_plan
-from pyrox_ppl.infer.losses._estimate import Estimator, Gaussian
+from pyrox_ppl.infer.losses._estimate import Estimator
+from pyrox_ppl.infer.losses._gaussian import Gaussian
 from pyrox_ppl.infer.losses._guide_sites import (
     NormalSite,
     find_normal_sites,
@@ -85,7 +86,7 @@ class AbstractRowELBO(ELBO):
         read: set[str] = set()
 
         def program(values: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
-            replayed = {
+            replayed: Any = {
                 name: {**site, "value": values[name]} if name in values else site
                 for name, site in guide_trace.items()
             }

@@ -15,52 +15,31 @@ which is flipout. All operations that meet no `Gaussian` run unchanged.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pyrox_ppl.infer.losses._analysis import Plan
-from pyrox_ppl.infer.losses._noise import random_signs, standard_normal
+from pyrox_ppl.infer.losses._gaussian import (
+    Gaussian,
+    Pending,
+    add_gaussians,
+    apply_without_weights,
+    bind_eqn,
+    drawn,
+    shorten,
+)
+from pyrox_ppl.infer.losses._loops import scan_counts
+from pyrox_ppl.infer.losses._noise import random_signs
 from pyrox_ppl.infer.losses._primitives import CHECKPOINTS, ELEMENTWISE, axis_map
 from pyrox_ppl.infer.losses._uses import (
     Path,
     count_readers,
     inner_jaxpr,
     open_jaxpr,
-    scan_counts,
 )
-
-
-class Gaussian(NamedTuple):
-    """A normal array that has not been drawn.
-
-    Attributes:
-        loc: Its mean.
-        variance: Its variance.
-        shift: One draw of it, less the mean.
-    """
-
-    loc: jax.Array
-    variance: jax.Array
-    shift: jax.Array
-
-
-class Pending(NamedTuple):
-    """A normal array with one reader: a sum is drawn with one noise, not with two."""
-
-    mean: jax.Array
-    variance: jax.Array
-    key: jax.Array
-
-    def draw(self) -> jax.Array:
-        """Draw it."""
-        positive = self.variance > 0
-        # The root has no derivative at zero, which a row of zeros reaches.
-        scale = jnp.sqrt(jnp.where(positive, self.variance, 1))
-        noise = standard_normal(self.key, self.mean.shape, self.mean.dtype)
-        return self.mean + jnp.where(positive, scale, 0) * noise
 
 
 class Estimator:
@@ -82,7 +61,7 @@ class Estimator:
     def run(self, closed: Any, inputs: Sequence[Any]) -> list[jax.Array]:
         """The results of the whole program."""
         jaxpr, constants = open_jaxpr(closed)
-        return [_drawn(v) for v in self.walk(jaxpr, constants, inputs, (), ())]
+        return [drawn(v) for v in self.walk(jaxpr, constants, inputs, (), ())]
 
     def walk(
         self,
@@ -125,20 +104,20 @@ class Estimator:
                     shape = eqn.outvars[0].aval.shape
                 values[k] = self._draw(value, shape, where, loops)
         if not any(isinstance(value, Gaussian) for value in values):
-            return _apply_pending(eqn, values)
+            return apply_without_weights(eqn, values)
         step = self.plan.steps[path]
         k = step.operand
         if step.action == "enter":
             return self._enter(eqn, values, path, loops)
         if step.action == "sum":
-            return [_sum(eqn, values)]
+            return [add_gaussians(eqn, values)]
         value = values[k]
-        others = [_drawn(v) if v is not value else v for v in values]
+        others = [drawn(v) if v is not value else v for v in values]
 
         def apply(array: jax.Array, *rest: Any) -> jax.Array:
             operands = list(rest) if rest else list(others)
             operands[k] = array
-            return _bind(eqn, operands)[0]
+            return bind_eqn(eqn, operands)[0]
 
         match step.action:
             case "map":
@@ -168,7 +147,7 @@ class Estimator:
         """Multiply weights with rows of data, and draw the product."""
 
         def product(weight: jax.Array, x: jax.Array) -> jax.Array:
-            return _bind(eqn, [weight, x] if k == 0 else [x, weight])[0]
+            return bind_eqn(eqn, [weight, x] if k == 0 else [x, weight])[0]
 
         mean, key = product(value.loc, x), self._key(path, loops)
         if self._is_local(path):
@@ -187,9 +166,9 @@ class Estimator:
         else:
             keep = [new not in shared for new in axes.axes]
         left, right = jax.random.split(key)
-        signs = random_signs(left, _short(x.shape, keep), x.dtype)
+        signs = random_signs(left, shorten(x.shape, keep), x.dtype)
         out = [axis not in shared for axis in range(mean.ndim)]
-        flips = random_signs(right, _short(mean.shape, out), mean.dtype)
+        flips = random_signs(right, shorten(mean.shape, out), mean.dtype)
         return mean + flips * product(value.shift, x * signs)
 
     def _draw(
@@ -201,7 +180,7 @@ class Estimator:
             return Pending(loc, jnp.broadcast_to(value.variance, shape), key)
         use, kept = self.plan.uses[path], self._kept(path)
         keep = [a not in use.rows or a in kept for a in range(len(shape))]
-        return loc + value.shift * random_signs(key, _short(shape, keep), loc.dtype)
+        return loc + value.shift * random_signs(key, shorten(shape, keep), loc.dtype)
 
     def _is_local(self, path: Path) -> bool:
         return self.local and self.plan.is_full(path)
@@ -233,7 +212,7 @@ class Estimator:
 
         options = {k: eqn.params[k] for k in ("prevent_cse", "policy")}
         return jax.checkpoint(body, **options)(
-            [v if isinstance(v, Gaussian) else _drawn(v) for v in values], loops
+            [v if isinstance(v, Gaussian) else drawn(v) for v in values], loops
         )
 
     def _scan(self, eqn: Any, values: list[Any], path: Path, loops: tuple) -> list:
@@ -272,49 +251,5 @@ class Estimator:
             where = (*path, kind, k)
             if isinstance(value, Gaussian) and where in self.plan.steps:
                 value = self._draw(value, value.loc.shape, where, loops)
-            settled.append(value if isinstance(value, Gaussian) else _drawn(value))
+            settled.append(value if isinstance(value, Gaussian) else drawn(value))
         return settled
-
-
-def _apply_pending(eqn: Any, values: list[Any]) -> list[Any]:
-    """Apply an operation without weights; a sum may be drawn later."""
-    pending = [k for k, value in enumerate(values) if isinstance(value, Pending)]
-    name = eqn.primitive.name
-    if pending and name in ("add", "add_any"):
-        out = eqn.outvars[0].aval.shape
-        means = [v.mean if isinstance(v, Pending) else v for v in values]
-        if all(values[k].mean.shape == out for k in pending):
-            variance = sum(values[k].variance for k in pending)
-            key = values[pending[0]].key
-            return [Pending(_bind(eqn, means)[0], jnp.asarray(variance), key)]
-    if pending and name in ("transpose", "squeeze", "reshape"):
-        value = values[0]
-        mean, variance = (_bind(eqn, [v])[0] for v in (value.mean, value.variance))
-        return [Pending(mean, variance, value.key)]
-    return _bind(eqn, [_drawn(value) for value in values])
-
-
-def _sum(eqn: Any, values: list[Gaussian]) -> Gaussian:
-    """Add or subtract independent normals."""
-    loc, shift = (
-        _bind(eqn, [getattr(v, part) for v in values])[0] for part in ("loc", "shift")
-    )
-    variances = [jnp.broadcast_to(v.variance, loc.shape) for v in values]
-    return Gaussian(loc, variances[0] + variances[1], shift)
-
-
-def _drawn(value: Any) -> Any:
-    return value.draw() if isinstance(value, Pending) else value
-
-
-def _short(shape: Sequence[int], keep: Sequence[bool]) -> tuple[int, ...]:
-    """The shape with size 1 along the axes that share their noise."""
-    return tuple(size if k else 1 for size, k in zip(shape, keep, strict=True))
-
-
-def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Apply the operation itself."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn.ctx.manager:
-        results = eqn.primitive.bind(*operands, **params)
-    return list(results) if eqn.primitive.multiple_results else [results]

@@ -17,9 +17,10 @@ class Flipout_ELBO(AbstractRowELBO):
               \qquad r_{nc}, t_{nd} = \pm 1
 
     Noise then averages out over rows, for the price of a second product and of random
-    bits. Compared with :class:`LocalReparam_ELBO`, which also explains where rows may
-    have noise of their own, rows keep what the size of the one draw has in common. So
-    its variance is higher where both apply, and its noise is cheaper to make.
+    bits. All rows still share the size of the one draw, so the variance is higher than
+    that of :class:`LocalReparam_ELBO`. The latter uses these signs itself where it
+    cannot draw products, so it is the one to try first; it also says which weights may
+    have noise for each row.
 
     The signs are right for each row alone, and not for several at once: under flipout
     two rows are uncorrelated, under the posterior they are not. Where a likelihood or a

@@ -73,8 +73,8 @@ def _as_normal(site: Mapping[str, Any]) -> NormalSite | None:
         fn = fn.base_dist
     if type(fn) is not dist.Normal or site["is_observed"]:
         return None
-    shape = tuple(jnp.shape(site["value"]))
-    loc, scale = (jnp.broadcast_to(part, shape) for part in (fn.loc, fn.scale))
+    parts: tuple[Any, ...] = fn.loc, fn.scale
+    loc, scale = (jnp.broadcast_to(part, jnp.shape(site["value"])) for part in parts)
     return NormalSite(loc, scale, site["value"], site["fn"])
 
 

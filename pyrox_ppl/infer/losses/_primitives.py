@@ -83,7 +83,8 @@ def _nothing(*_: Any) -> set[int]:
 
 
 def _changed(params: dict, shape: Shape, out: Shape) -> set[int]:
-    pairs = enumerate(zip(shape, out, strict=True))
+    # An operand that holds a place has no axes.
+    pairs = enumerate(zip(shape, out, strict=False))
     return {axis for axis, (a, b) in pairs if a != b}
 
 
@@ -153,7 +154,7 @@ def _conv(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
 
 
 def _solve(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
-    """Each column of the right-hand side is solved on its own; each row if on the left."""
+    """The columns of the right-hand side are solved one by one."""
     ndim = len(shapes[index])
     lost = {ndim - 2, ndim - 1}
     if index == 1:

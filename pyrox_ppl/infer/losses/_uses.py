@@ -102,14 +102,6 @@ def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
     return getattr(closed, "jaxpr", closed), list(getattr(closed, "consts", ()))
 
 
-def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """The numbers of constants and of carried values of a scan."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    constants, carry, _ = params["ft_in"].unpack()
-    return len(constants), len(carry)
-
-
 def count_readers(jaxpr: Any) -> dict[Any, int]:
     """How often each variable of a jaxpr is read."""
     counts: dict[Any, int] = {}

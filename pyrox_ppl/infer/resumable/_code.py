@@ -118,6 +118,8 @@ def _portable(value: Any) -> Any:
             return value.__name__
     if callable(value):
         return _name(value)
+    if hasattr(value, "shape"):  # an array of a loader, maybe on disk
+        return digest(value)
     return type(value).__qualname__, _ADDRESS.sub("", repr(value))
 
 

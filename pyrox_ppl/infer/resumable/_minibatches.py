@@ -1,26 +1,30 @@
 """SVI over minibatches: one compiled step, early stopping, commits to disk."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpyro.infer import SVI
-from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._arrays import strong
-from pyrox_ppl.infer._mutable_state import check_keeps_state, evaluate_with_state
+from pyrox_ppl.infer._mutable_state import check_keeps_state
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
     describe_held_out,
     held_out_batches,
 )
+from pyrox_ppl.infer.resumable._epochs import (
+    Epochs,
+    make_programs,
+    num_at_once,
+    stack,
+)
 from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, take_fingerprint
-from pyrox_ppl.infer.resumable._loop import Run, Segment, check_call, complete
-from pyrox_ppl.infer.resumable._site_order import order_sites
+from pyrox_ppl.infer.resumable._loop import Run, check_call, complete
+from pyrox_ppl.infer.resumable._svi_start import start_svi
 
 
 class MinibatchResult(NamedTuple):
@@ -75,8 +79,12 @@ def run_minibatches(
     on all data. Learning-rate schedules and the number of particles are those of the
     optimiser and the loss that `svi` was made with.
 
+    The run starts as :class:`CompiledSVI` does, and `svi` keeps the programs, so that a
+    later run on batches of the same shapes compiles nothing. A model may read the sizes
+    of a loader; changes of the contents of its arrays are not seen.
+
     Args:
-        svi: NumPyro's SVI object.
+        svi: NumPyro's SVI object, or a :class:`CompiledSVI`.
         rng_key: The key of the run (the loader has its own).
         loader: The data.
         num_epochs: How many times all data are seen, at most.
@@ -151,30 +159,27 @@ def run_minibatches(
             raise ValueError(f"{name} must be positive, not {value}.")
     update_key, evaluate_key = jax.random.split(rng_key)
     first = next(loader.epoch(0))
-    start = strong(svi.init(update_key, *first, init_params=init_params, **kwargs))
+    chosen, start, data, programs = start_svi(
+        svi,
+        update_key,
+        first,
+        kwargs,
+        init_params=init_params,
+        plan=("minibatches", stable_update),
+        others=(dict(held_out_kwargs or {}),),
+        make=partial(make_programs, stable_update),
+    )
     check_keeps_state(svi, start)
-    ordered = order_sites(svi, start, first, kwargs)
-    update = ordered.stable_update if stable_update else ordered.update
     total = num_epochs * loader.steps_per_epoch
-    loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], start, first)
+    example = start, *stack([first], num_at_once(first)), data
+    _, losses = jax.eval_shape(programs.advance, *example)
     size = min(segment or loader.steps_per_epoch, total)
-    kwargs_held_out = {**kwargs, **(held_out_kwargs or {})}
-
-    def step(state: Any, batch: Any) -> Any:
-        return update(state, *batch, **kwargs)
-
-    def evaluate(state: Any, batch: Any) -> Any:
-        def once(key: Any) -> Any:
-            at_key = state._replace(rng_key=key)
-            return evaluate_with_state(ordered, at_key, *batch, **kwargs_held_out)
-
-        # The least loss by a single draw would be one that fits by chance.
-        return jax.lax.map(once, jax.random.split(evaluate_key, 16)).mean()
 
     def fingerprint() -> Fingerprint:
         evaluation = None
         if held_out is not None:
-            evaluation = evaluate, (start, next(held_out_batches(held_out)))
+            batch = next(held_out_batches(held_out))
+            evaluation = programs.evaluate, (start, batch, evaluate_key, data)
         return take_fingerprint(
             "minibatch SVI",
             settings={"num_epochs": num_epochs, "segment": size, "patience": patience},
@@ -187,25 +192,28 @@ def run_minibatches(
                 "held_out_kwargs": dict(held_out_kwargs or {}),
             },
             model=(svi.model, first, kwargs | svi.static_kwargs),
-            step=(step, (start, first)),
+            step=(programs.advance, example),
             start=start,
             evaluation=evaluation,
         )
 
-    epochs = _Epochs(
+    epochs = Epochs(
         loader=loader,
         held_out=held_out,
         patience=patience,
         total=total,
         size=size,
-        update=jax.jit(step),
-        evaluate=jax.jit(evaluate),
+        at_once=num_at_once(first),
+        advance=lambda *inputs: programs.advance(*inputs, data),
+        evaluate=lambda state, batch: programs.evaluate(
+            state, batch, evaluate_key, data
+        ),
     )
     run = Run(
         start=(start, start),
         progress={"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False},
         total=total,
-        rows={"loss": jax.ShapeDtypeStruct((total,), loss.dtype)},
+        rows={"loss": jax.ShapeDtypeStruct((total,), losses.dtype)},
         axis=0,
         block=size,
         segment=epochs.segment,
@@ -224,77 +232,9 @@ def run_minibatches(
         )
     state = last if held_out is None else best
     return MinibatchResult(
-        svi.get_params(state),
+        chosen.get_params(state),
         state,
         rows["loss"],
         np.array(progress["held_out"]),
         progress["best_epoch"],
     )
-
-
-@dataclasses.dataclass
-class _Epochs:
-    """Steps over batches, and the end of each epoch.
-
-    The state is a pair: after the last step, and after the best epoch.
-    """
-
-    loader: MinibatchLoader
-    held_out: Any
-    patience: int | None
-    total: int
-    size: int
-    update: Callable
-    evaluate: Callable
-    # Kept between segments: the loader shuffles anew for each iterator.
-    batches: Iterator[Any] | None = None
-
-    def segment(self, state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
-        """Steps up to the next multiple of the size of a segment, or the last."""
-        progress = {**progress, "held_out": list(progress["held_out"])}
-        losses: list[Any] = []
-        last, best = state
-        if self.batches is None:
-            self.batches = self._batches(progress["steps"])
-        for batch in self.batches:
-            last, loss = self.update(last, batch)
-            losses.append(loss)
-            progress["steps"] += 1
-            bar.update(1)
-            if progress["steps"] % self.loader.steps_per_epoch == 0:
-                best = self._end_epoch(last, best, progress)
-            if progress["steps"] % self.size == 0 or progress["stopped"]:
-                break
-        rows = np.stack(jax.device_get(losses))
-        bar.set_postfix_str(_postfix(rows, progress), refresh=False)
-        return Segment((last, best), progress, {"loss": rows})
-
-    def _batches(self, done: int) -> Iterator[Any]:
-        """The batches from a step on, to the end of the run."""
-        while done < self.total:
-            epoch, start = divmod(done, self.loader.steps_per_epoch)
-            yield from self.loader.epoch(epoch, start)
-            done += self.loader.steps_per_epoch - start
-
-    def _end_epoch(self, state: Any, best: Any, progress: dict[str, Any]) -> Any:
-        """Evaluate the held-out loss; the state at which it was least."""
-        epoch = progress["steps"] // self.loader.steps_per_epoch - 1
-        if self.held_out is None:
-            progress["best_epoch"] = epoch
-            return best
-        batches = held_out_batches(self.held_out)
-        loss = float(np.mean([float(self.evaluate(state, b)) for b in batches]))
-        least = min(filter(math.isfinite, progress["held_out"]), default=math.inf)
-        progress["held_out"].append(loss)
-        if math.isfinite(loss) and loss < least:
-            progress["best_epoch"], best = epoch, state
-        since = epoch - progress["best_epoch"]
-        progress["stopped"] = self.patience is not None and since >= self.patience
-        return best
-
-
-def _postfix(losses: np.ndarray, progress: dict[str, Any]) -> str:
-    text = f"loss: {float(losses.mean()):.4f}"
-    if progress["held_out"]:
-        text += f", held out: {progress['held_out'][-1]:.4f}"
-    return text

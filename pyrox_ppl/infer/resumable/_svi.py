@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer._mutable_state import check_keeps_state
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
+from pyrox_ppl.infer.compiled._svi import CompiledSVI
+from pyrox_ppl.infer.compiled._svi_program import materialize_params
 from pyrox_ppl.infer.resumable._fingerprint import (
     Fingerprint,
     name_arguments,
@@ -46,7 +48,8 @@ def run_svi(
     :func:`run_minibatches` for data that come in batches.
 
     Args:
-        svi: NumPyro's SVI object.
+        svi: NumPyro's SVI object, for the bits of its own ``run``, or a
+            :class:`CompiledSVI`, which starts in a fraction of the time.
         rng_key: The key of the run.
         num_steps: How many steps.
         *args: Arguments of the model and guide.
@@ -95,6 +98,8 @@ def run_svi(
     start = strong(svi.init(rng_key, *args, init_params=init_params, **kwargs))
     check_keeps_state(svi, start)
     ordered = order_sites(svi, start, args, kwargs)
+    if isinstance(svi, CompiledSVI):
+        ordered = materialize_params(ordered)
     update = ordered.stable_update if stable_update else ordered.update
 
     # A constant of a program is not sharded: arrays on several devices are arguments.

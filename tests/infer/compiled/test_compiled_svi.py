@@ -12,7 +12,7 @@ import pytest
 from compilations import compilations
 from jax.core import Tracer
 from numpyro import handlers
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import (
     AutoDelta,
     AutoGuideList,
@@ -23,11 +23,9 @@ from numpyro.infer.autoguide import (
 from pyrox_ppl.infer import (
     AutoFlatNormal,
     CompiledSVI,
-    FlatNUTS,
-    MinibatchLoader,
-    run_minibatches,
 )
 from pyrox_ppl.infer.compiled._object_output import ObjectOutput
+from pyrox_ppl.infer.compiled._svi_program import materialize_params
 
 # NumPyro's own model of a seed, its transforms and its reparameterised prior broadcast.
 pytestmark = pytest.mark.rank_promotion
@@ -138,6 +136,40 @@ def test_a_run_goes_on_from_a_state_and_the_bar_changes_nothing(run_twice, monke
     np.testing.assert_array_equal(stable.params["shift"], fit.params["shift"])
 
 
+def test_a_run_takes_nothing_away_from_the_user(run_twice):
+    """The programs reuse the memory of their state, never that of another object."""
+    svi, [(fit, _), _] = run_twice
+    before = jax.tree.map(np.array, fit.state.optim_state)
+    run(svi, init_state=fit.state)
+    run(svi, init_state=fit.state, progress_bar=True)
+    jax.tree.map(np.testing.assert_array_equal, fit.state.optim_state, before)
+    weights = jnp.array([1.5, -0.5])
+
+    def stored(x, y, power=1, dynamic=False):
+        numpyro.sample("y", dist.Normal(numpyro.param("weights", weights)), obs=y[:2])
+
+    svi = CompiledSVI(stored, lambda *_: None, optax.sgd(0.1), Trace_ELBO())
+    assert run(svi).params["weights"][0] != weights[0]
+    guide = make(AutoLaplaceApproximation)
+    first = run(guide)
+    np.testing.assert_array_equal(run(guide).losses, first.losses)
+
+
+def test_a_step_computes_scales_and_gradients_once(run_twice):
+    """The barriers stand in the program that takes the steps."""
+    svi = run_twice[0]
+    state = svi.init(KEY, X, Y)
+    plain = jax.jit(svi.update).lower(state, X, Y).as_text()
+    once = jax.jit(materialize_params(svi).update).lower(state, X, Y).as_text()
+    assert plain.count("optimization_barrier") == 0
+    assert once.count("optimization_barrier") == 2
+
+
+def test_forward_mode_is_that_of_numpyro(run_twice):
+    forward = run(run_twice[0], forward_mode_differentiation=True)
+    assert_same(forward, run(make(cls=SVI)))
+
+
 def test_init_is_numpyros_also_inside_a_jit_and_on_a_guide_that_has_run():
     expected = make(cls=SVI)
     state = expected.init(KEY, X, Y, init_params={"shift": jnp.asarray(7.0)})
@@ -209,72 +241,6 @@ def test_another_loss_has_other_programs_also_in_a_copy(run_twice):
     np.testing.assert_array_equal(run(svi).losses, fit.losses)
 
 
-def conjugate(y=None, rows=4):
-    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    with numpyro.plate("row", rows):
-        numpyro.sample("y", dist.Normal(mean[0], 0.5), obs=y)
-    numpyro.sample("alone", dist.LogNormal(0.5, 0.3))
-
-
-@pytest.fixture(scope="module")
-def flat():
-    y = jnp.array([0.3, 1.1, -0.4, 0.8])
-    rate = optax.cosine_decay_schedule(0.05, 2500)
-    guide, loss = AutoFlatNormal(conjugate), Trace_ELBO(num_particles=16)
-    svi = CompiledSVI(conjugate, guide, optax.adam(rate), loss)
-    return svi, svi.run(KEY, 2500, y, progress_bar=False), y
-
-
-def test_the_flat_guide_finds_the_exact_posterior(flat):
-    svi, fit, y = flat
-    assert {k: v.shape for k, v in fit.params.items()} == {
-        "auto_loc": (3,),
-        "auto_scale": (3,),
-    }
-    variance = 1.0 / (1.0 + 4 / 0.25)
-    # The order is that of the names.
-    exact = np.array([0.5, variance * float(y.sum()) / 0.25, 0.0])
-    np.testing.assert_allclose(fit.params["auto_loc"], exact, atol=0.02)
-    np.testing.assert_allclose(
-        fit.params["auto_scale"], [0.3, variance**0.5, 1.0], rtol=0.05
-    )
-    draws = Predictive(svi.guide, params=fit.params, num_samples=50)(KEY, y)
-    assert draws["mean"].shape == (50, 2)
-    assert (draws["alone"] > 0).all()
-
-
-def test_its_loss_is_that_of_numpyros_normal_guide(flat):
-    svi, fit, y = flat
-    guide = AutoNormal(conjugate)
-    numpyros = SVI(conjugate, guide, optax.adam(0.1), Trace_ELBO())
-    numpyros.init(KEY, y)
-    many = Trace_ELBO(num_particles=4000)
-    order = {"alone": slice(0, 1), "mean": slice(1, 3)}
-    shape = {"alone": (), "mean": (2,)}
-    by_site = {
-        f"{name}_auto_{what}": fit.params[f"auto_{what}"][part].reshape(shape[name])
-        for name, part in order.items()
-        for what in ("loc", "scale")
-    }
-    # The difference of the losses has a standard deviation of about 0.02.
-    ours = many.loss(KEY, fit.params, conjugate, svi.guide, y)
-    np.testing.assert_allclose(
-        ours, many.loss(KEY, by_site, conjugate, guide, y), atol=0.1
-    )
-
-
-def test_the_order_of_the_vector_is_that_of_flat_nuts_compiled_or_not(flat):
-    svi, fit, y = flat
-    alone = AutoFlatNormal(conjugate)
-    SVI(conjugate, alone, optax.adam(0.1), Trace_ELBO()).init(KEY, y)
-    kernel = FlatNUTS(conjugate)
-    kernel.init(KEY, 5, model_args=(y,))
-    values = kernel.get_constrain_fn((y,))(fit.params["auto_loc"])
-    for guide in (svi.guide, alone):
-        for name, value in guide.median(fit.params).items():
-            np.testing.assert_allclose(value, values[name], rtol=1e-5)
-
-
 def test_an_object_that_a_program_returns_keeps_all_that_was_no_tracer():
     kept = dist.constraints.positive
 
@@ -287,10 +253,3 @@ def test_an_object_that_a_program_returns_keeps_all_that_was_no_tracer():
     assert value["a"][0] == 3.0
     assert value["a"][1] is kept
     assert value["f"](1.0) == 3.0
-
-
-def test_it_serves_where_numpyros_svi_does(flat):
-    loader = MinibatchLoader((np.asarray(flat[2]),), 2, rng_key=KEY)
-    svi = CompiledSVI(conjugate, AutoNormal(conjugate), optax.adam(0.1), Trace_ELBO())
-    fit = run_minibatches(svi, KEY, loader, 2, progress_bar=False, rows=2)
-    assert np.isfinite(fit.losses).all()

@@ -256,7 +256,29 @@ def test_rows_are_followed_through_reshapes_and_lookups():
     assert kinds(Program(net, density)) == ["once", "once"]
 
 
-def test_a_network_of_rows_is_unbiased_under_a_gradient_of_zero_variance():
+def test_a_place_that_depends_on_noise_needs_one_draw():
+    def density(net):
+        f = predictions(net)
+        start = jnp.argmax(f[:, 0])
+        return normal_density(jax.lax.dynamic_index_in_dim(ALIKE, start))
+
+    assert kinds(Program(NARROW, density)) == ["once", "once"]
+
+
+def test_loops_in_loops_are_followed():
+    def density(net):
+        def outer(total, x):
+            _, inner = jax.lax.scan(lambda c, v: (c, net(v)), 0.0, x)
+            return total + normal_density(inner), None
+
+        return jax.lax.scan(outer, 0.0, X.reshape(2, 3, 3))[0]
+
+    program = Program(LINEAR, density)
+    assert kinds(program) == ["rows", "rows"]
+    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
+
+
+def test_rows_of_zeros_have_a_finite_gradient():
     zeros = jnp.zeros((ROWS, 3))
     program = Program(LINEAR, rows(zeros))
     gradients = program.gradients(

@@ -1,7 +1,5 @@
 """The losses in SVI: their value, their guides, their runs, and what they refuse."""
 
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,8 @@ import jax.random as jr
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from numpyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
 import pyrox_ppl as px
 from pyrox_ppl.infer import (
@@ -19,8 +17,6 @@ from pyrox_ppl.infer import (
     Flipout_ELBO,
     LocalReparam_ELBO,
     init_to_stored,
-    run_minibatches,
-    run_svi,
 )
 
 KEY = jr.key(0)
@@ -69,9 +65,14 @@ def gradients(loss, guide, params, draws):
     return jax.jit(lambda keys: jax.lax.map(one, keys))(jr.split(jr.key(5), draws))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
-    "kind", [AutoNormal, AutoFlatNormal, AutoDiagonalNormal, hand_written]
+    ("loss", "kind"),
+    [
+        (LocalReparam_ELBO, AutoNormal),
+        (LocalReparam_ELBO, AutoFlatNormal),
+        (Flipout_ELBO, AutoDiagonalNormal),
+        (Flipout_ELBO, hand_written),
+    ],
 )
 def test_value_and_gradient_are_those_of_numpyro_on_average(loss, kind):
     guide = make_guide(kind)

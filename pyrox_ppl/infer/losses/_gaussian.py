@@ -1,0 +1,84 @@
+"""Normal arrays that have not been drawn, and operations on them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pyrox_ppl.infer.losses._noise import standard_normal
+
+
+class Gaussian(NamedTuple):
+    """A normal array that has not been drawn.
+
+    Attributes:
+        loc: Its mean.
+        variance: Its variance.
+        shift: One draw of it, less the mean.
+    """
+
+    loc: jax.Array
+    variance: jax.Array
+    shift: jax.Array
+
+
+class Pending(NamedTuple):
+    """A normal array with one reader: a sum is drawn with one noise, not with two."""
+
+    mean: jax.Array
+    variance: jax.Array
+    key: jax.Array
+
+    def draw(self) -> jax.Array:
+        """Draw it."""
+        positive = self.variance > 0
+        # The root has no derivative at zero, which a row of zeros reaches.
+        scale = jnp.sqrt(jnp.where(positive, self.variance, 1))
+        noise = standard_normal(self.key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.where(positive, scale, 0) * noise
+
+
+def apply_without_weights(eqn: Any, values: list[Any]) -> list[Any]:
+    """Apply an operation without weights; a sum may be drawn later."""
+    pending = [k for k, value in enumerate(values) if isinstance(value, Pending)]
+    name = eqn.primitive.name
+    if pending and name in ("add", "add_any"):
+        out = eqn.outvars[0].aval.shape
+        means = [v.mean if isinstance(v, Pending) else v for v in values]
+        if all(values[k].mean.shape == out for k in pending):
+            variance = sum(values[k].variance for k in pending)
+            key = values[pending[0]].key
+            return [Pending(bind_eqn(eqn, means)[0], jnp.asarray(variance), key)]
+    if pending and name in ("transpose", "squeeze", "reshape"):
+        value = values[0]
+        mean, variance = (bind_eqn(eqn, [v])[0] for v in (value.mean, value.variance))
+        return [Pending(mean, variance, value.key)]
+    return bind_eqn(eqn, [drawn(value) for value in values])
+
+
+def add_gaussians(eqn: Any, values: list[Gaussian]) -> Gaussian:
+    """Add or subtract independent normals."""
+    loc, shift = (
+        bind_eqn(eqn, [getattr(v, part) for v in values])[0]
+        for part in ("loc", "shift")
+    )
+    variances = [jnp.broadcast_to(v.variance, loc.shape) for v in values]
+    return Gaussian(loc, variances[0] + variances[1], shift)
+
+
+def drawn(value: Any) -> Any:
+    return value.draw() if isinstance(value, Pending) else value
+
+
+def shorten(shape: Sequence[int], keep: Sequence[bool]) -> tuple[int, ...]:
+    """The shape with size 1 along the axes that share their noise."""
+    return tuple(size if k else 1 for size, k in zip(shape, keep, strict=True))
+
+
+def bind_eqn(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """Apply the operation itself."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with eqn.ctx.manager:
+        results = eqn.primitive.bind(*operands, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]

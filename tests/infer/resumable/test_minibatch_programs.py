@@ -1,0 +1,131 @@
+"""The programs of run_minibatches: its steps by hand, compiled once, never stale."""
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from compilations import compilations
+from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledSVI, MinibatchLoader, init_to_stored
+from pyrox_ppl.infer import run_minibatches as run
+from pyrox_ppl.infer.resumable import _epochs
+from pyrox_ppl.nn import FiLM
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(76, 1)).astype(np.float32)
+Y = (1.0 + 0.7 * X).astype(np.float32)
+FILM = FiLM.init(1, 1, key=KEY)
+NOISE = {"std": 0.5}
+
+
+def loader(y=Y):
+    return MinibatchLoader((X, y), 4, rng_key=jax.random.key(9))
+
+
+DATA = loader()
+
+
+def model(x, y, offset=0.0):
+    with px.bayesianize():
+        mean = FILM(x, x)
+    with numpyro.plate("row", DATA.num_rows, subsample_size=len(x)):
+        normal = dist.Normal(mean + offset, NOISE["std"])
+        numpyro.sample("y", normal.to_event(1), obs=y)
+
+
+def make(cls=SVI, guide=AutoNormal, loss=TraceMeanField_ELBO):
+    guide = guide(model, init_loc_fn=init_to_stored, init_scale=0.01)
+    return cls(model, guide, optax.adam(0.01), loss())
+
+
+def fit(svi, epochs=2, data=DATA, **kwargs):
+    return run(svi, KEY, data, epochs, progress_bar=False, **kwargs)
+
+
+def by_hand(svi, epochs=2, **kwargs):
+    """The losses and params of a loop over the same batches."""
+    state, losses = svi.init(jax.random.split(KEY)[0], X[:4], Y[:4], **kwargs), []
+    step = jax.jit(lambda state, batch: svi.update(state, *batch, **kwargs))
+    for epoch in range(epochs):
+        for batch in DATA.epoch(epoch):
+            state, loss = step(state, batch)
+            losses.append(loss)
+    return np.array(losses), svi.get_params(state)
+
+
+@pytest.fixture(scope="module", params=[SVI, CompiledSVI])
+def fitted(request):
+    svi = make(request.param)
+    return svi, fit(svi)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return by_hand(make())
+
+
+def assert_same(result, expected):
+    losses, params = expected
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+    for name, value in params.items():
+        np.testing.assert_allclose(result.params[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_steps_are_those_of_a_loop_by_hand(fitted, expected):
+    assert DATA.steps_per_epoch % _epochs._MOST_STEPS not in (0, 1)
+    assert_same(fitted[1], expected)
+
+
+@pytest.mark.parametrize("most", [("_MOST_BYTES", 1), ("_MOST_STEPS", 5)])
+def test_how_many_steps_share_a_call_decides_nothing(monkeypatch, expected, most):
+    monkeypatch.setattr(_epochs, *most)
+    assert_same(fit(make(), segment=7), expected)
+
+
+def test_another_run_compiles_nothing_and_gives_the_same_bits(fitted):
+    svi, result = fitted
+    with compilations() as names:
+        again = fit(svi)
+    assert not names
+    np.testing.assert_array_equal(again.losses, result.losses)
+
+
+def test_what_the_model_reads_is_never_stale(fitted, monkeypatch):
+    svi, result = fitted
+    shifted = fit(svi, offset=3.0)
+    assert_same(shifted, by_hand(make(), offset=3.0))
+    monkeypatch.setitem(NOISE, "std", 2.0)
+    assert_same(fit(svi), by_hand(make()))
+    monkeypatch.undo()
+    monkeypatch.setattr(svi, "loss", Trace_ELBO())
+    assert_same(fit(svi), by_hand(make(loss=Trace_ELBO)))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(fit(svi).losses, result.losses)
+
+
+def test_a_model_that_reads_another_loader_has_another_program(monkeypatch):
+    svi = make()
+    before = fit(svi, 1)
+    longer = MinibatchLoader((np.tile(X, (2, 1)), np.tile(Y, (2, 1))), 4, rng_key=KEY)
+    monkeypatch.setitem(globals(), "DATA", longer)
+    after = run(svi, KEY, loader(), 1, progress_bar=False)
+    # The first batch is the same, and its likelihood counts twice.
+    assert after.losses[0] > 1.5 * before.losses[0] > 0.0
+
+
+def test_a_subclass_and_a_guide_that_cannot_begin_compiled_run_as_they_define():
+    class Doubled(SVI):
+        def update(self, state, *args, **kwargs):
+            state, loss = super().update(state, *args, **kwargs)
+            return state, 2.0 * loss
+
+    plain, doubled = fit(make(), 1), fit(make(Doubled), 1)
+    np.testing.assert_allclose(doubled.losses, 2.0 * plain.losses, rtol=1e-4)
+    dense = fit(make(guide=AutoMultivariateNormal, loss=Trace_ELBO), 1)
+    assert np.isfinite(dense.losses).all()
