@@ -107,7 +107,7 @@ class ModuleValues:
             return _differ(both, apart)
         half = block // 2
         before = np.asarray(self._at(0, block))
-        turned = self._inputs.block(0, block).rotate_and_change(block - half)
+        turned = self._inputs.turned_block(block, block - half)
         after = np.asarray(self._of_all_draws(turned))
         return _differ(before[:, block - half :], after[:, :half])
 
