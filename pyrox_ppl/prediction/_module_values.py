@@ -74,8 +74,10 @@ class ModuleValues:
 
     def _block_size(self, batch_size: int | None) -> int:
         points = self.points or 0
-        one = self._shape_at(min(1, points))
-        most = min(MOST_POINTS, CHUNK_BYTES // max(1, bytes_of(one)))
+        # The user's function may hold arrays of all points, so it is never asked for one.
+        some = points if self._call is not None else min(1, points)
+        one = bytes_of(self._shape_at(some)) // max(1, some)
+        most = min(MOST_POINTS, CHUNK_BYTES // max(1, one))
         block = even_size(points, batch_size or most) if points else 0
         if block == points or not self._batched or not self._points_interact(block):
             return block
@@ -96,7 +98,11 @@ class ModuleValues:
         same. All draws are evaluated, since that program is needed anyway.
         """
         points = self.points or 0
-        whole, part = self._shape_at(points), self._shape_at(block)
+        whole = self._shape_at(points)
+        try:
+            part = self._shape_at(block)
+        except CALL_ERRORS:
+            return True  # It takes all points, and no part of them.
         if (whole.shape[:1], part.shape[:1]) != ((points,), (block,)) or (
             whole.shape[1:] != part.shape[1:]
         ):
