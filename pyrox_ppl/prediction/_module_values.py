@@ -19,6 +19,7 @@ from pyrox_ppl.prediction._module_call import (
     EXAMPLE,
     ModuleCall,
     check_call,
+    check_reads_draws,
     evaluate_draws,
     note_on_call,
 )
@@ -71,10 +72,11 @@ class ModuleValues:
             )
         self.block = 1 if self.points is None else self._block_size(batch_size)
         self._refuse_ambiguous_inputs()
+        check_reads_draws(call, self._module, self._values, self._inputs)
 
     def _block_size(self, batch_size: int | None) -> int:
         points = self.points or 0
-        # The user's function may hold arrays of all points, so it is never asked for one.
+        # The user's function may hold arrays of all points: do not ask it for one.
         some = points if self._call is not None else min(1, points)
         one = bytes_of(self._shape_at(some)) // max(1, some)
         most = min(MOST_POINTS, CHUNK_BYTES // max(1, one))

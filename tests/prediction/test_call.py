@@ -98,8 +98,8 @@ def test_many_points_in_blocks():
 def test_an_array_of_all_points_beside_the_inputs(x):
     group = np.arange(len(x)) % 3
 
-    def scaled(net, x, state, group=jnp.asarray(group)):
-        return jax.vmap(jnp.multiply)(at_rest(net, x, state), group)
+    def scaled(net, x, state, factor=group):
+        return jax.vmap(jnp.multiply)(at_rest(net, x, state), factor)
 
     close(predict(x, STATE, group, call=scaled), logits(x) * group[:, None])
     close(predict(x, STATE, call=scaled), logits(x) * group[:, None])
