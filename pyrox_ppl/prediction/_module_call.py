@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pyrox_ppl._bind import AbstractModule, _mark_bound
 from pyrox_ppl._dict_order import rebuild, unwrap_dicts
+from pyrox_ppl.prediction._dependence import find_dependence, mark
 from pyrox_ppl.prediction._points import Points
 
 # What layers raise that lack a key (RuntimeError), a state or a named axis (NameError).
@@ -95,6 +96,38 @@ def check_call(call: ModuleCall) -> None:
             f"{list(call.kwargs)}: {error}. `call` is a function of the module and "
             f"these inputs, such as {EXAMPLE}."
         ) from error
+
+
+def check_reads_draws(
+    call: ModuleCall, module: Any, values: Mapping[int, jax.Array], points: Points
+) -> None:
+    """Raise if what the user's function returns depends on none of the draws.
+
+    Args:
+        call: The call, for its function.
+        module: The module, with the values that no draw replaces.
+        values: The draws of its leaves by position.
+        points: The inputs.
+    """
+    function = call.call
+    if function is None or not values:
+        return
+    leaves = jax.tree.leaves(module)
+
+    def at_one_draw() -> tuple[dict[str, Any], dict[str, Any]]:
+        draw = {position: mark(all_draws[0]) for position, all_draws in values.items()}
+        of_draw = [draw.get(position, leaf) for position, leaf in enumerate(leaves)]
+        net = _mark_bound(rebuild(module, of_draw))
+        given = points.with_keys_of_draw(jnp.array(0))
+        return {"draw": draw}, {"out": given.call(functools.partial(function, net))}
+
+    if not find_dependence(at_one_draw)["out"]:
+        raise ValueError(
+            "what `call` returns depends on none of the drawn parameters of "
+            f"{type(call.module).__name__}. Its first argument is the module of each "
+            "draw: use that one, and not a module from outside the function, as in "
+            f"{EXAMPLE}."
+        )
 
 
 def note_on_call(

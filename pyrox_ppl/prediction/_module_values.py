@@ -19,6 +19,7 @@ from pyrox_ppl.prediction._module_call import (
     EXAMPLE,
     ModuleCall,
     check_call,
+    check_reads_draws,
     evaluate_draws,
     note_on_call,
 )
@@ -71,11 +72,14 @@ class ModuleValues:
             )
         self.block = 1 if self.points is None else self._block_size(batch_size)
         self._refuse_ambiguous_inputs()
+        check_reads_draws(call, self._module, self._values, self._inputs)
 
     def _block_size(self, batch_size: int | None) -> int:
         points = self.points or 0
-        one = self._shape_at(min(1, points))
-        most = min(MOST_POINTS, CHUNK_BYTES // max(1, bytes_of(one)))
+        # The user's function may hold arrays of all points: do not ask it for one.
+        some = points if self._call is not None else min(1, points)
+        one = bytes_of(self._shape_at(some)) // max(1, some)
+        most = min(MOST_POINTS, CHUNK_BYTES // max(1, one))
         block = even_size(points, batch_size or most) if points else 0
         if block == points or not self._batched or not self._points_interact(block):
             return block
@@ -96,7 +100,11 @@ class ModuleValues:
         same. All draws are evaluated, since that program is needed anyway.
         """
         points = self.points or 0
-        whole, part = self._shape_at(points), self._shape_at(block)
+        whole = self._shape_at(points)
+        try:
+            part = self._shape_at(block)
+        except CALL_ERRORS:
+            return True  # It takes all points, and no part of them.
         if (whole.shape[:1], part.shape[:1]) != ((points,), (block,)) or (
             whole.shape[1:] != part.shape[1:]
         ):
@@ -107,7 +115,7 @@ class ModuleValues:
             return _differ(both, apart)
         half = block // 2
         before = np.asarray(self._at(0, block))
-        turned = self._inputs.block(0, block).rotate_and_change(block - half)
+        turned = self._inputs.turned_block(block, block - half)
         after = np.asarray(self._of_all_draws(turned))
         return _differ(before[:, block - half :], after[:, :half])
 

@@ -92,16 +92,13 @@ class Points(eqx.Module):
         where = slice(start, start + size)
         return self._with(lambda x: x[where], self.numbers[where])
 
-    def rotate_and_change(self, first: int) -> Self:
-        """The same points with the first ones moved to the end and changed."""
+    def turned_block(self, size: int, first: int) -> Self:
+        """The first points, the very first of them moved to the end and changed."""
 
         def turn(x: Any) -> Any:
-            moved = x[:first]
-            if jnp.issubdtype(x.dtype, jnp.inexact):
-                moved = (-2 * moved - 1).astype(x.dtype)
-            return jnp.concatenate([x[first:], moved])
+            return jnp.concatenate([x[first:size], _change(x[:first], x)])
 
-        return self._with(turn, jnp.roll(self.numbers, -first))
+        return self._with(turn, jnp.roll(self.numbers[:size], -first))
 
     def mapped(self) -> Self:
         """The same points, with arrays of fewer axes cut too, where possible."""
@@ -155,6 +152,18 @@ class Points(eqx.Module):
         return dataclasses.replace(
             self, args=args, numbers=numbers, number=len(numbers)
         )
+
+
+def _change(rows: jax.Array, all_rows: jax.Array) -> jax.Array:
+    """Other values of the same kind; random keys stay as they are."""
+    if jnp.issubdtype(rows.dtype, jnp.inexact):
+        return (-2 * rows - 1).astype(rows.dtype)
+    if rows.dtype == jnp.bool_:
+        return ~rows
+    if jnp.issubdtype(rows.dtype, jnp.integer):
+        # Integers may be indices, so they stay between the least and the greatest.
+        return all_rows.min() + all_rows.max() - rows
+    return rows
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -117,7 +117,8 @@ def predict(
     Raises:
         TypeError: If a module, or `call`, does not take the inputs.
         ValueError: If `uncertainty` is asked of a module, whose values have no noise;
-            if `call` is given for a model, or does not return one array;
+            if `call` is given for a model, does not return one array, or returns one
+            that depends on no draw;
             if the draws or `params` do not match the module; if the inputs have
             different numbers of points; if an input with fewer axes may hold a value
             for each point or be shared by all; if `batch_size` would cut points that

@@ -94,6 +94,17 @@ def test_many_points_in_blocks():
     close(predict(MANY, STATE, call=at_rest, batch_size=64), logits(MANY))
 
 
+@pytest.mark.parametrize("x", [X, MANY], ids=["few", "many"])
+def test_an_array_of_all_points_beside_the_inputs(x):
+    group = np.arange(len(x)) % 3
+
+    def scaled(net, x, state, factor=group):
+        return jax.vmap(jnp.multiply)(at_rest(net, x, state), factor)
+
+    close(predict(x, STATE, group, call=scaled), logits(x) * group[:, None])
+    close(predict(x, STATE, call=scaled), logits(x) * group[:, None])
+
+
 def test_statistics_of_a_batch_are_those_of_all_points():
     variance = 0.99 * np.asarray(VARIANCE) + 0.01 * MANY.var(0)
     mean = 0.99 * np.asarray(MEAN) + 0.01 * MANY.mean(0)

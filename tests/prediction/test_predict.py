@@ -179,3 +179,14 @@ def test_bad_input_is_refused():
         px.predict(model, {"slope": jnp.ones(3), "b": jnp.ones(4)}, x[:, 0])
     with pytest.raises(TypeError, match=r"mcmc\.get_samples"):
         px.predict(model, [1.0], x[:, 0])
+
+
+def test_a_call_of_a_module_from_outside_is_refused():
+    net = make_mlp()
+    draws = draws_of(net, "net")
+    x = jnp.ones((3, net.in_size))
+    inputs = (net, draws, x)
+    with pytest.raises(ValueError, match="none of the drawn parameters of MLP"):
+        px.predict(*inputs, name="net", call=lambda _, x: jax.vmap(net)(x))
+    scanned = px.predict(*inputs, name="net", call=lambda net, x: jax.lax.map(net, x))
+    assert scanned.std.min() > 0.0

@@ -53,6 +53,33 @@ def test_rows_that_depend_on_each_other_are_not_cut(name):
             px.predict(module, DRAWS, X, name="net", batch_size=batch_size)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_rows_of_integers_that_depend_on_each_other_are_not_cut(dtype):
+    x = (np.random.default_rng(0).random((300, 2)) * 255).astype("uint8")
+    x = x > 99 if dtype == "bool" else x.astype(dtype)
+
+    def centred(net, x):
+        x = x.astype("float32")
+        return (x - x.mean(0, keepdims=True)) * net.weight[None]
+
+    module = Whole(jnp.ones(2), None)
+    mean = px.predict(module, DRAWS, x, name="net", call=centred, quantiles=()).mean
+    by_hand = (x - x.mean(0, dtype=float)) * np.asarray(WEIGHTS).mean(0)
+    np.testing.assert_allclose(mean, by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_a_mask_couples_later_are_not_cut():
+    last = np.arange(300)[:, None] >= 290
+
+    def masked(net, x, mask):
+        return x * net.weight[None] + (x * mask).sum(0, keepdims=True)
+
+    module = Whole(jnp.ones(2), None)
+    mean = px.predict(module, DRAWS, X, last, name="net", call=masked).mean
+    by_hand = X * WEIGHTS.mean(0)[None] + X[290:].sum(0, keepdims=True)
+    np.testing.assert_allclose(mean, by_hand, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", APART)
 @pytest.mark.parametrize("batch_size", [None, 1, 7])
 def test_rows_that_do_not_are_cut(name, batch_size):

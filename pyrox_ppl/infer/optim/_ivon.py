@@ -85,6 +85,8 @@ class IVON(Adam):
     steps to forget their start. Where a scale is too wide for the moment, a step of
     its mean is too long, and a network at a constant rate can diverge: there set
     `clip_radius`, for example to 0.1, and look at the losses.
+    Do not scale the whole loss, for example by the number of data: where model and
+    guide are under ``handlers.scale(scale=s)``, all steps are :math:`s` times as long.
 
     **Sites**: two ``param`` sites are the mean and standard deviation of a normal if
     their names differ only in the ending, ``loc`` or ``scale``. ``AutoNormal``,
