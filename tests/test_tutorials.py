@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# Even their small settings take more than half a minute.
+LONG = ("digits", "groups")
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
 
 
@@ -14,7 +16,13 @@ def test_there_is_a_tutorial():
     assert "quickstart" in {path.stem for path in TUTORIALS}
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in LONG else ())
+        for p in TUTORIALS
+    ],
+)
 def test_a_tutorial_runs_and_writes_what_it_says(path, tmp_path):
     copy = tmp_path / path.name
     copy.write_text(path.read_text())

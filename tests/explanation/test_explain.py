@@ -45,7 +45,7 @@ def test_the_latent_dimension_is_that_of_numpyro():
 
     guide = AutoDiagonalNormal(simplex)
     with jax.numpy_rank_promotion("allow"):
-        handlers.seed(guide, 0)()
+        jax.eval_shape(handlers.seed(guide, 0))
     assert px.explain(simplex).latent_dim == guide.latent_dim
 
 

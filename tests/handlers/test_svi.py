@@ -69,6 +69,14 @@ GUIDES["AutoSurrogateLikelihoodDAIS"] = functools.partial(
     autoguide.AutoSurrogateLikelihoodDAIS, model, lambda: model(ROWS, OBSERVED)
 )
 
+# Each has a near relative that compiles in less time.
+RARE = {
+    "AutoBNAFNormal",
+    "AutoSurrogateLikelihoodDAIS",
+    "AutoLowRankMultivariateNormal",
+}
+RARE |= {name for name in GUIDES if name.startswith("AutoBatched")}
+
 
 def fit(model, guide, *args, steps=5, elbo=Trace_ELBO, then=lambda params: params):
     """What `then` makes of the params, all in one program instead of hundreds."""
@@ -85,7 +93,10 @@ def fit(model, guide, *args, steps=5, elbo=Trace_ELBO, then=lambda params: param
 
 
 @pytest.mark.rank_promotion
-@pytest.mark.parametrize("name", GUIDES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in RARE else ()) for n in GUIDES],
+)
 def test_svi_with_every_autoguide(name):
     guide = GUIDES[name]()
     # The Hessian of AutoLaplaceApproximation is positive definite near the mode.

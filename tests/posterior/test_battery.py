@@ -81,8 +81,6 @@ def combinations():
         ("several", "AutoDelta"),
         ("masked", "AutoDiagonalNormal"),
         ("param", "AutoMultivariateNormal"),
-        ("conditioned", "AutoLowRankMultivariateNormal"),
-        ("nested", "AutoIAFNormal"),
         ("nested", "NUTS-4"),
         ("several", "NUTS-1"),
         ("subsampled", "AutoNormal"),

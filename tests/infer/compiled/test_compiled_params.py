@@ -68,7 +68,9 @@ def test_a_param_is_drawn_once_per_run_as_numpyro_does(kernel, numpyros, monkeyp
     assert abs(value(mcmc) - numpyros) > 0.1
 
 
-@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+@pytest.mark.parametrize(
+    "method", ["sequential", pytest.param("vectorized", marks=pytest.mark.slow)]
+)
 def test_all_chains_have_the_param_of_the_first(method):
     mcmc = make(num_chains=2, chain_method=method)
     mcmc.run(KEY, Y)

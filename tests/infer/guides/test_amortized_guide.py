@@ -92,7 +92,9 @@ def guide_of(model=many_sites, family="diagonal", **options):
     return px.AmortizedGuide(model, **{"encoder": encoder, **given, **options})
 
 
-@pytest.fixture(scope="module", params=["diagonal", "full"])
+@pytest.fixture(
+    scope="module", params=["diagonal", pytest.param("full", marks=pytest.mark.slow)]
+)
 def fitted(request):
     guide = guide_of(family=request.param)
     svi = SVI(many_sites, guide, numpyro.optim.Adam(0.01), TraceMeanField_ELBO())

@@ -106,7 +106,9 @@ def test_the_divergences_of_a_flat_guide_are_in_closed_form():
     assert jnp.allclose(values[AutoNormal], values[AutoFlatNormal], rtol=1e-5)
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize(
+    "vectorize", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_particles_are_averaged(vectorize):
     guide = make_guide(AutoNormal)
     one, many = (
@@ -165,7 +167,10 @@ def test_linear_layer_has_the_moments_of_the_closed_form(loss):
     assert abs(divergence - (kl - 0.5 * jnp.sum(weights**2))) < 0.05
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss",
+    [LocalReparam_ELBO, pytest.param(Flipout_ELBO, marks=pytest.mark.slow)],
+)
 def test_runs_of_every_kind_train(loss):
     optim = numpyro.optim.Adam(0.02)
     for kind, cls in [(AutoNormal, SVI), (AutoFlatNormal, CompiledSVI)]:
