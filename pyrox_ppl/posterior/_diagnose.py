@@ -104,6 +104,12 @@ def diagnose(
     bound = None
     given = (call, name, sites)
     if model is not None:
+        if call is None and not callable(model):
+            raise TypeError(
+                "diagnose takes a module or a model after the tree, diagnose(tree, "
+                f"module, *probe_inputs), got {type(model).__name__}. For several "
+                "modules say how to call them: call=lambda modules, *inputs: ..."
+            )
         bound = bind_call(model, inputs, kwargs, params, name, sites, call)
     elif inputs or kwargs or params or any(argument is not None for argument in given):
         raise ValueError(
