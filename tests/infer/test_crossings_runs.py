@@ -110,7 +110,7 @@ def test_compiled_svi_is_numpyros(own):
     )
 
 
-@over(often=("mlp-horseshoe", "convolution-normal"))
+@over(often=("mlp-hierarchical", "convolution-normal"))
 def test_the_tree_of_a_flat_guide(own):
     guide = infer.AutoFlatNormal(own.crossing.training)
     fit = own.train(guide)

@@ -54,7 +54,7 @@ def test_the_axes_of_parameters_are_named(own):
             assert dims[-2:] == (f"{module}.out", f"{module}.in")
 
 
-@over(often=USUAL)
+@over()
 def test_draws_on_other_data(own):
     new_x, moved = own.crossing.new_x, own.crossing.x + np.float32(0.25)
     for tree, x in ((own.tree_on_new, new_x), (own.tree_of(moved), moved)):
