@@ -168,16 +168,23 @@ def _reshape(lazy: Lazy, old: Shape, new: Shape) -> Lazy | None:
             own[axis] = all(kinds)
         if len(before) == len(after) == 1:
             sources[after[0]] = before[0]
-    parts = tuple(
+    parts = _move_axes(lazy.parts, sources, len(new))
+    return lazy._replace(own=tuple(own), parts=parts)
+
+
+def _move_axes(
+    parts: tuple[Part, ...], sources: dict[int, int], ndim: int
+) -> tuple[Part, ...]:
+    """The parts under new axes; `sources` maps a new axis to the old one it keeps."""
+    return tuple(
         part._replace(
             axes=tuple(
                 part.axes[sources[axis]] if axis in sources else None
-                for axis in range(len(new))
+                for axis in range(ndim)
             )
         )
-        for part in lazy.parts
+        for part in parts
     )
-    return lazy._replace(own=tuple(own), parts=parts)
 
 
 def _add_lazy(
@@ -219,16 +226,7 @@ def _contract(
         size == 1 or (axis in back and lazy.own[back[axis]])
         for axis, size in enumerate(out)
     )
-    parts = tuple(
-        part._replace(
-            axes=tuple(
-                part.axes[back[axis]] if axis in back else None
-                for axis in range(len(out))
-            )
-        )
-        for part in lazy.parts
-    )
-    result = Lazy(own, parts, lazy.loops)
+    result = Lazy(own, _move_axes(lazy.parts, back, len(out)), lazy.loops)
     # The standard deviation of a product is not linear in the other factor.
     linear = dependence_of_results(book, eqn, _all(values), path)
     book.meet(linear[0], linear[0], name)
