@@ -26,6 +26,7 @@ _DISTRIBUTIONS = (
     "h5py",
     "zarr",
     "optax",
+    "scikit-learn",
     "quax",
     "blackjax",
 )
