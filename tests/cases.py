@@ -103,7 +103,7 @@ def _make_field(*, inner: str, key: jax.Array, **kwargs: Any) -> ConditionedINR:
 
 def _field(inner: str, conditioner: str, mode: str) -> Case:
     conditioner_cls, shape, count = CONDITIONERS[conditioner]
-    widths = [HIDDEN, HIDDEN] if mode == "feature" else [C_IN]
+    widths = [C_IN] if mode == "input" else [HIDDEN, HIDDEN]
     generators: Shapes = {}
     for i, width in enumerate(widths):
         generators |= linear(f"conditioners.{i}.generator", *shape(width))
@@ -173,5 +173,7 @@ CASES = [
         for inner in INNERS
         for conditioner in CONDITIONERS
     ),
+    _field("SIREN", "Affine", "preactivation"),
+    _field("MLP", "Hyper", "preactivation"),
     *HYPER_CASES,
 ]

@@ -15,7 +15,7 @@ from numpyro.primitives import mutable
 from scipy import stats
 from scipy.special import expit
 
-from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM
+from pyrox_ppl.nn import SIREN, ConditionedINR, FiLM, HyperSIREN
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 STEP = 0.3
@@ -105,6 +105,19 @@ def field(theta, x, state=None):
     return linear(theta, "inner.layers.1", (1 + np.tanh(raw[3:])) * h + raw[:3])
 
 
+def preactivated(theta, x, state=None):
+    raw = linear(theta, "conditioners.0.generator", np.asarray(Z, np.float64))
+    taken = 3.0 * linear(theta, "inner.layers.0", x)
+    return linear(
+        theta, "inner.layers.1", np.sin((1 + np.tanh(raw[3:])) * taken + raw[:3])
+    )
+
+
+def subspace(theta, x, state=None):
+    readout = linear(theta, "hyper_layers.0.generator", np.asarray(Z, np.float64))
+    return np.sin(3.0 * linear(theta, "trunk.0", x)) @ readout[:3, None] + readout[3]
+
+
 def centred(theta, x, state):
     return linear(theta, "line", x - np.asarray(state["mean"], np.float64))
 
@@ -146,9 +159,15 @@ def make_tied():
     return Tied(weight, weight)
 
 
-def make_field():
+def make_field(mode="feature"):
     inner = SIREN.init(2, 3, 1, depth=2, key=KEYS[2], first_omega=3.0)
-    return ConditionedINR.init(inner, conditioner_cls=FiLM, cond_dim=2, key=KEYS[3])
+    film = {"conditioner_cls": FiLM, "cond_dim": 2, "key": KEYS[3]}
+    return ConditionedINR.init(inner, mode=mode, **film)
+
+
+def make_subspace():
+    latent = {"cond_dim": 2, "parameter_net": lambda z: z, "parameterized": "last"}
+    return HyperSIREN(2, 3, 1, depth=2, **latent, key=KEYS[3], first_omega=3.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,9 +218,10 @@ MLP = {"layers.0.weight": 2, "layers.0.bias": 2, "layers.1.weight": 3}
 MLP |= {"layers.1.bias": 3}
 READOUT = {"readout.weight": 6, "readout.bias": 6}
 GRU = {"cell.weight_ih": 1, "cell.weight_hh": 2, "cell.bias": 1, "cell.bias_n": 1}
-GENERATOR = "conditioners.0.generator"
+GENERATOR, LAST = "conditioners.0.generator", "hyper_layers.0.generator"
 INNER = {"inner.layers.0.weight": 2, "inner.layers.0.bias": 2}
 INNER |= {"inner.layers.1.weight": 3, "inner.layers.1.bias": 3}
+TRUNK = {"trunk.0.weight": 2, "trunk.0.bias": 2}
 LINE = {"line.weight": 2, "line.bias": 2}
 X, NEW_X = inputs(6, 2), inputs(4, 2)
 
@@ -220,6 +240,26 @@ KINDS = {
         call=lambda net, x: net(x, Z),
         inputs=lambda x, state: (x, Z),
         learned=tuple(INNER),
+    ),
+    "preactivation": Kind(
+        make_field("preactivation"),
+        {f"{GENERATOR}.weight": 2, f"{GENERATOR}.bias": 2, **INNER},
+        preactivated,
+        X,
+        NEW_X,
+        call=lambda net, x: net(x, Z),
+        inputs=lambda x, state: (x, Z),
+        learned=tuple(INNER),
+    ),
+    "subspace": Kind(
+        make_subspace(),
+        {f"{LAST}.weight": 2, f"{LAST}.bias": 2, **TRUNK},
+        subspace,
+        X,
+        NEW_X,
+        call=lambda net, x: net(x, Z),
+        inputs=lambda x, state: (x, Z),
+        learned=tuple(TRUNK),
     ),
     "state": Kind(
         Centred(eqx.nn.Linear(2, 1, key=KEYS[5])),

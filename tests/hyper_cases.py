@@ -132,4 +132,19 @@ HYPER_CASES = [
         },
         backbone=_net_shapes("parameter_net", LATENT),
     ),
+    Case(
+        name="HyperSIREN-last",
+        make=partial(_hyper_siren, parameterized="last"),
+        sizes=("in_features", "hidden_features", "out_features", "depth", "cond_dim"),
+        arguments=(X, Argument("z", K, "P")),
+        out=OUT,
+        count=sum(_SIREN_SIZES[:-1])
+        + (LATENT + 1) * _SIREN_SIZES[-1]
+        + _net_count(LATENT),
+        root="hyper_siren",
+        generators=linear("hyper_layers.0.generator", _SIREN_SIZES[-1], LATENT),
+        backbone=_net_shapes("parameter_net", LATENT)
+        | linear("trunk.0", HIDDEN, C_IN)
+        | linear("trunk.1", HIDDEN, HIDDEN),
+    ),
 ]

@@ -10,19 +10,38 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
 from pyrox_ppl.nn._conditioner import AbstractConditioner
-from pyrox_ppl.nn._layers import apply_layers, check_layers, get_layers
+from pyrox_ppl.nn._layers import (
+    apply_layers,
+    check_activations,
+    check_layers,
+    get_layers,
+)
 from pyrox_ppl.nn._rows import find_in_features, map_rows
 
 
 class ConditionedINR(AbstractModule):
     r"""A neural field :math:`f(x; z)`: a coordinate network and its conditioners.
 
-    ``mode="feature"`` puts a conditioner after each layer except the readout,
-    :math:`h_l = c_l(s_l(h_{l-1}), z)`. The network must have ``layers`` (a
-    :class:`SIREN`, an ``eqx.nn.MLP``, your own), and its call must apply them one after
-    another: each hidden layer followed by ``activation``, the last by
-    ``final_activation``, if the network has these. ``mode="input"`` puts one
-    conditioner on the coordinates, :math:`f(c(x, z))`, of any callable of one point.
+    ``mode="feature"`` puts a conditioner after each layer except the readout, on what
+    its activation returns; ``mode="preactivation"`` puts it before the activation. For
+    a layer :math:`h_l = s_l(a_l)` of a :class:`SIREN`, :math:`a_l = \omega_l (W_l
+    h_{l-1} + b_l)` and :math:`s_l = \sin`, these are
+
+    .. math:: h_l = c_l(s_l(a_l), z) \quad\text{and}\quad h_l = s_l(c_l(a_l, z)).
+
+    With :class:`FiLM` the second is :math:`\sin(\gamma_l(z) \odot \omega_l (W_l h_{l-1}
+    + b_l) + \beta_l(z))`: the context sets frequencies and phases, as in pi-GAN.
+
+    In both modes the network must have ``layers`` (a :class:`SIREN`, an
+    ``eqx.nn.MLP``, your own), and its call must apply them one after another: each
+    hidden layer followed by ``activation``, the last by ``final_activation``, if the
+    network has these. In preactivation mode a layer that contains its activation must
+    have the methods ``preactivate(x)`` and ``activate(h)``, of which its call is the
+    composition, as in :class:`SirenDense`.
+
+    ``mode="input"`` puts one conditioner on the coordinates, :math:`f(c(x, z))`, of any
+    callable of one point.
+
     The inner network is *backbone*: handlers leave it constant unless ``where`` selects
     it.
 
@@ -38,6 +57,8 @@ class ConditionedINR(AbstractModule):
             broadcast.
 
     References:
+        Chan, Monteiro, Kellnhofer, Wu, Wetzstein (2021). pi-GAN: Periodic implicit
+        generative adversarial networks for 3D-aware image synthesis. CVPR.
         Mehta et al. (2021). Modulated periodic activations for generalizable local
         functional representations. ICCV.
 
@@ -59,7 +80,7 @@ class ConditionedINR(AbstractModule):
     conditioners: tuple[AbstractConditioner, ...]
     in_features: int = eqx.field(static=True)
     cond_dim: int = eqx.field(static=True)
-    mode: Literal["feature", "input"] = eqx.field(static=True)
+    mode: Literal["feature", "preactivation", "input"] = eqx.field(static=True)
 
     @classmethod
     def init(
@@ -69,7 +90,7 @@ class ConditionedINR(AbstractModule):
         conditioner_cls: type[AbstractConditioner],
         cond_dim: int,
         key: PRNGKeyArray,
-        mode: Literal["feature", "input"] = "feature",
+        mode: Literal["feature", "preactivation", "input"] = "feature",
         in_features: int | None = None,
         **conditioner_kwargs: Any,
     ) -> Self:
@@ -82,14 +103,15 @@ class ConditionedINR(AbstractModule):
                 layer's width for each of its ``widths``.
             cond_dim: K, the width of the context ``z``.
             key: A JAX PRNG key.
-            mode: ``"feature"`` or ``"input"``.
+            mode: ``"feature"``, ``"preactivation"`` or ``"input"``.
             in_features: The width of ``x``, for a callable without that attribute.
             **conditioner_kwargs: Further arguments of ``conditioner_cls.init``.
 
         Raises:
-            ValueError: If the mode or a width is unknown; in feature mode, if the
+            ValueError: If the mode or a width is unknown; except in input mode, if the
                 network has no ``layers``, or if its own call does more than apply them
-                one after another (a residual connection, for example).
+                one after another (a residual connection, for example); in preactivation
+                mode, if it is not known what the activation of a layer takes.
             TypeError: If `inner` is not callable, or `conditioner_cls` is not a
                 subclass of :class:`AbstractConditioner`.
         """
@@ -113,13 +135,18 @@ class ConditionedINR(AbstractModule):
         if in_features is None:
             in_features = _in_features(inner)
         check_size(in_features=in_features)
-        if mode == "feature":
-            widths = [_width(layer, "out_features") for layer in get_layers(inner)[:-1]]
-            check_layers(inner, in_features)
-        elif mode == "input":
+        if mode == "input":
             widths = [in_features]
+        elif mode in ("feature", "preactivation"):
+            layers = get_layers(inner, mode)
+            if mode == "preactivation":
+                check_activations(inner)
+            widths = [_width(layer, "out_features") for layer in layers[:-1]]
+            check_layers(inner, in_features, mode)
         else:
-            raise ValueError(f"mode must be 'feature' or 'input', got {mode!r}.")
+            raise ValueError(
+                f"mode must be 'feature', 'preactivation' or 'input', got {mode!r}."
+            )
         conditioners = tuple(
             make(
                 **dict.fromkeys(conditioner_cls.widths, width),
@@ -140,7 +167,9 @@ class ConditionedINR(AbstractModule):
         check_batch(self, x, z, "x")
         if self.mode == "input":
             return map_rows(self.inner, self.conditioners[0](x, z))
-        return apply_layers(self.inner, x, lambda i, h: self.conditioners[i](h, z))
+        return apply_layers(
+            self.inner, x, self.mode, lambda i, h: self.conditioners[i](h, z)
+        )
 
 
 def _in_features(network: Any) -> int:

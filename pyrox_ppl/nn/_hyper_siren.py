@@ -1,8 +1,8 @@
-"""HyperSIREN: a SIREN with every layer generated from the context."""
+"""HyperSIREN: a SIREN whose layers, or whose readout, the context generates."""
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import equinox as eqx
 import jax
@@ -31,21 +31,33 @@ class HyperSIREN(AbstractModule):
     :math:`(W_l, b_l) = G_l p + g_l`. The latent is computed once per context, and so
     are the weights if points share the context.
 
+    ``parameterized="last"`` generates the readout alone. The sine layers, the *trunk*,
+    have weights of their own, and the field is affine in the latent:
+
+    .. math:: f(x; z) = \varphi_0(x) + \sum_k p_k(z)\,\varphi_k(x).
+
+    The K + 1 functions :math:`\varphi` are linear in the trunk's features: a basis that
+    is learned, where POD (the singular value decomposition of all fields at fixed
+    points) computes one. The features of a point are computed once for all contexts if
+    ``x`` has size 1 along the axes of the contexts.
+
     At construction :math:`g_l` is a draw of a SIREN's layer, and so is each column of
     :math:`G_l`, times ``init_scale / sqrt(K)`` with K = `cond_dim`. If p has unit
     variance, the pre-activations of every layer have the standard deviation of a
     SIREN's, up to a factor :math:`\sqrt{1 + \mathrm{init\_scale}^2}`, whatever K is.
 
-    If the SIREN has :math:`m = \sum_l (n_l n_{l-1} + n_l)` weights and biases, the
-    module has :math:`m K + m` parameters and those of the parameter net.
+    If the generated layers have :math:`m = \sum_l (n_l n_{l-1} + n_l)` weights and
+    biases, the module has :math:`m K + m` parameters, those of the trunk (none by
+    default) and those of the parameter net.
 
     **Shapes**: ``x`` ``(*batch, in_features)``, ``z`` ``(P,)`` or ``(*batch, P)`` where
     axes of size 1 broadcast; the result is ``(*batch, out_features)``.
 
     **Sites** under a handler: ``hyper_siren.hyper_layers.<l>.generator.weight`` and
-    ``hyper_siren.hyper_layers.<l>.generator.bias`` for l from 0 to depth - 1. The
-    parameter net only encodes the context, so it is *backbone*; if selected, its sites
-    are under ``hyper_siren.parameter_net``.
+    ``hyper_siren.hyper_layers.<l>.generator.bias`` for l from 0 to depth - 1; if only
+    the readout is generated, for l = 0. The parameter net, which only encodes the
+    context, and the trunk are *backbone*; if selected, their sites are under
+    ``hyper_siren.parameter_net`` and ``hyper_siren.trunk.<l>``.
 
     Args:
         in_features: The width of ``x``, coordinates scaled to about [-1, 1].
@@ -66,11 +78,14 @@ class HyperSIREN(AbstractModule):
         c: The constant of Theorem 1; 6 gives unit variance.
         init_scale: How much the generated layers vary with the latent, relative to the
             layers themselves.
+        parameterized: What the context generates: ``"all"`` layers, or the ``"last"``,
+            the readout.
 
     Raises:
-        ValueError: If a size or a factor is not positive, `depth` is below 2, or
-            `parameter_net` does not return a vector of `cond_dim` entries; at a call,
-            if ``x`` or ``z`` has a wrong width or their batch axes do not broadcast.
+        ValueError: If a size or a factor is not positive, `depth` is below 2,
+            `parameterized` is neither of the two, or `parameter_net` does not return a
+            vector of `cond_dim` entries; at a call, if ``x`` or ``z`` has a wrong width
+            or their batch axes do not broadcast.
         TypeError: If `parameter_net` is not callable.
 
     References:
@@ -89,9 +104,13 @@ class HyperSIREN(AbstractModule):
         >>> x, z = jnp.ones((7, 5, 2)), jnp.ones((7, 1, 3))  # 7 contexts, 5 points each
         >>> field(x, z).shape
         (7, 5, 1)
+        >>> field = HyperSIREN(2, 32, 1, **sizes, parameterized="last", key=key)
+        >>> field(x[:1], z).shape  # the same 5 points for all contexts
+        (7, 5, 1)
     """
 
     parameter_net: Any = eqx.field(metadata={"parameter_role": "backbone"})
+    trunk: tuple[SirenDense, ...] = eqx.field(metadata={"parameter_role": "backbone"})
     hyper_layers: tuple[HyperLinear, ...]
     in_features: int = eqx.field(static=True)
     cond_dim: int = eqx.field(static=True)
@@ -112,9 +131,14 @@ class HyperSIREN(AbstractModule):
         hidden_omega: float = 30.0,
         c: float = 6.0,
         init_scale: float = 0.1,
+        parameterized: Literal["all", "last"] = "all",
     ) -> None:
         check_size(cond_dim=cond_dim)
         check_positive(init_scale=init_scale)
+        if parameterized not in ("all", "last"):
+            raise ValueError(
+                f"parameterized must be 'all' or 'last', got {parameterized!r}."
+            )
         # This takes the shapes and regimes of a SIREN, and its checks, without draws.
         siren = eqx.filter_eval_shape(
             SIREN.init,
@@ -135,12 +159,16 @@ class HyperSIREN(AbstractModule):
             net = stop_reads(parameter_net)
             latent = jax.eval_shape(lambda z: jnp.asarray(map_rows(net, z)), raw)
             _check_latent(latent.shape, raw.shape, cond_dim)
+        trunk = depth - 1 if parameterized == "last" else 0
+        keys = jax.random.split(key, depth)
         self.parameter_net = parameter_net
+        self.trunk = tuple(
+            _make_layer(layer, c, layer_key)
+            for layer, layer_key in zip(siren.layers[:trunk], keys[:trunk], strict=True)
+        )
         self.hyper_layers = tuple(
             _make_generator(layer, cond_dim, c, init_scale, layer_key)
-            for layer, layer_key in zip(
-                siren.layers, jax.random.split(key, depth), strict=True
-            )
+            for layer, layer_key in zip(siren.layers[trunk:], keys[trunk:], strict=True)
         )
         self.in_features = in_features
         self.cond_dim = cond_dim
@@ -160,10 +188,12 @@ class HyperSIREN(AbstractModule):
         check_batch(self, x, z, "x")
         latent = jnp.asarray(map_rows(self.parameter_net, z))
         _check_latent(latent.shape, z.shape, self.cond_dim)
+        h = x
+        for layer in self.trunk:
+            h = layer(h)
         *hidden, readout = self.hyper_layers
         # An axis of size 1 in the latent keeps that size, so each layer generates its
         # weights once per context and not once per point.
-        h = x
         for i, layer in enumerate(hidden):
             omega = self.hidden_omega if i else self.first_omega
             h = sin(omega * layer(h, latent))
@@ -178,6 +208,18 @@ def _check_latent(latent: tuple[int, ...], raw: tuple[int, ...], cond_dim: int) 
             f"cond_dim={cond_dim}: it must return one latent of shape (cond_dim,) per "
             "row."
         )
+
+
+def _make_layer(layer: SirenDense, c: float, key: PRNGKeyArray) -> SirenDense:
+    """Draw a layer of the shape and regime of another."""
+    return SirenDense.init(
+        layer.in_features,
+        layer.out_features,
+        key=key,
+        regime=layer.regime,
+        omega=layer.omega,
+        c=c,
+    )
 
 
 def _make_generator(

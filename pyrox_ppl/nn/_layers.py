@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from pyrox_ppl._bind import stop_reads
+from pyrox_ppl._bind import AbstractModule, stop_reads
 from pyrox_ppl.nn._rows import map_rows
+
+# Where `apply_layers` calls back: after the activation of a hidden layer, or before it.
+Mode = Literal["feature", "preactivation"]
 
 # How many draws of the parameters, which scales of points, and how many points of each
 # scale serve to compare two functions. An activation that is flat at some of the points
@@ -19,12 +22,12 @@ from pyrox_ppl.nn._rows import map_rows
 _DRAWS, _SCALES, _POINTS = 3, (1.0, 10.0), 4
 
 
-def get_layers(network: Any) -> tuple[Any, ...]:
+def get_layers(network: Any, mode: Mode) -> tuple[Any, ...]:
     """Return the layers of a network; the last one is its readout."""
     layers = getattr(network, "layers", None)
     if not isinstance(layers, tuple | list) or len(layers) < 2:
         raise ValueError(
-            "mode='feature' needs a network with two or more `layers`, the last of "
+            f"mode={mode!r} needs a network with two or more `layers`, the last of "
             f"which is the readout, but {type(network).__name__} has {layers!r}. Use "
             "mode='input' instead."
         )
@@ -32,16 +35,50 @@ def get_layers(network: Any) -> tuple[Any, ...]:
 
 
 def apply_layers(
-    network: Any, x: jax.Array, after: Callable[[int, jax.Array], jax.Array]
+    network: Any, x: jax.Array, mode: Mode, change: Callable[[int, jax.Array], Any]
 ) -> jax.Array:
-    """Apply layers and activations one after another; call `after` each hidden one."""
-    *hidden, readout = get_layers(network)
+    """Apply layers and activations one after another.
+
+    `change` gets the index of each hidden layer and what its activation returns, or in
+    mode ``"preactivation"`` what its activation takes.
+    """
+    *hidden, readout = get_layers(network, mode)
     for i, layer in enumerate(hidden):
-        x = after(i, _activate(network, i, _apply_hidden(layer, x)))
+        if mode == "feature":
+            x = change(i, _activate(network, i, _apply_hidden(layer, x)))
+        elif _activates_itself(layer):
+            x = change(i, _apply_hidden(layer, x, "preactivate"))
+            x = _activate(network, i, _apply_hidden(layer, x, "activate"))
+        else:
+            x = _activate(network, i, change(i, _apply_hidden(layer, x)))
     return _read_out(network, readout, x)
 
 
-def check_layers(network: Any, in_features: int) -> None:
+def _activates_itself(layer: Any) -> bool:
+    """Whether a layer has the two methods that separate it from its activation."""
+    names = ("preactivate", "activate")
+    return all(callable(getattr(layer, name, None)) for name in names)
+
+
+def check_activations(network: Any) -> None:
+    """Raise unless it is known what the activation of each hidden layer takes."""
+    if getattr(network, "activation", None) is not None:
+        return
+    for i, layer in enumerate(get_layers(network, "preactivation")[:-1]):
+        if not _activates_itself(layer):
+            raise ValueError(
+                "mode='preactivation' puts a conditioner before the activation of each "
+                f"hidden layer, but {type(network).__name__} has no `activation`, and "
+                f"its layer {i}, {type(layer).__name__}, does not say what its own "
+                "activation takes. Give the network an attribute `activation`, which "
+                "its call applies after each layer but the last; or give the layer two "
+                "methods, `preactivate(x)` and `activate(h)`, which its call applies "
+                "one after the other (as SirenDense has them); or use mode='feature', "
+                "which conditions what the layers return."
+            )
+
+
+def check_layers(network: Any, in_features: int, mode: Mode) -> None:
     """Raise unless the network's own call applies its layers one after another.
 
     Equal traces of the two functions are a proof. Otherwise both are evaluated with
@@ -50,7 +87,8 @@ def check_layers(network: Any, in_features: int) -> None:
     """
     network = stop_reads(network)
     point = jax.ShapeDtypeStruct((in_features,), jnp.zeros(()).dtype)
-    own, layered = (_trace(f, network, point) for f in (_call_network, _call_layers))
+    own = _trace(_call_network, network, point, mode, "own call")
+    layered = _trace(_call_layers, network, point, mode, "layers")
     constants = zip(own.consts, layered.consts, strict=False)
     if str(own) == str(layered) and all(a is b for a, b in constants):
         return
@@ -61,55 +99,62 @@ def check_layers(network: Any, in_features: int) -> None:
         for scale in _SCALES * _DRAWS:
             redrawn = _redraw_parameters(network, rng)
             x = jnp.asarray(scale * rng.normal(size=(_POINTS, in_features)))
-            expected = [np.asarray(_call_network(redrawn, row)) for row in x]
-            got = [np.asarray(_call_layers(redrawn, row)) for row in x]
+            expected = [np.asarray(_call_network(redrawn, row, mode)) for row in x]
+            got = [np.asarray(_call_layers(redrawn, row, mode)) for row in x]
             if not _agree(got, expected, _coarsest_eps(redrawn)):
                 raise _mode_error(
                     network,
+                    mode,
                     f"gives another function than its own call: at {x[0]}, with "
                     f"random parameters, {got[0]} instead of {expected[0]}",
                 )
 
 
-def _call_network(network: Any, x: jax.Array) -> Any:
+def _call_network(network: Any, x: jax.Array, mode: Mode) -> Any:
     return map_rows(network, x)
 
 
-def _call_layers(network: Any, x: jax.Array) -> jax.Array:
-    return apply_layers(network, x, lambda i, h: h)
+def _call_layers(network: Any, x: jax.Array, mode: Mode) -> jax.Array:
+    return apply_layers(network, x, mode, lambda i, h: h)
 
 
-def _trace(function: Callable, network: Any, point: jax.ShapeDtypeStruct) -> Any:
+def _trace(
+    function: Callable, network: Any, point: jax.ShapeDtypeStruct, mode: Mode, part: str
+) -> Any:
     """Trace a call at one point; report a failure as an error of the mode."""
     try:
-        traced = jax.make_jaxpr(lambda x: function(network, x))(point)
+        traced = jax.make_jaxpr(lambda x: function(network, x, mode))(point)
     except (TypeError, ValueError, RuntimeError) as error:
-        fails, part = "cannot be compared with its own call", "own call"
-        if function is _call_layers:
-            fails, part = "does not work", "layers"
+        own = function is _call_network
+        fails = "cannot be compared with its own call" if own else "does not work"
         raise _mode_error(
             network,
+            mode,
             f"{fails}: its {part} at one point of shape {point.shape} raised "
             f"{type(error).__name__}: {error}",
         ) from error
     if len(traced.out_avals) != 1:
         raise _mode_error(
             network,
+            mode,
             "cannot be compared with its own call, which returns "
             f"{len(traced.out_avals)} arrays",
         )
     return traced
 
 
-def _mode_error(network: Any, what: str) -> ValueError:
+def _mode_error(network: Any, mode: Mode, what: str) -> ValueError:
+    methods = ""
+    if mode == "preactivation":
+        methods = " (and `preactivate` and `activate`, if it contains its activation)"
     return ValueError(
-        f"mode='feature' applies the `layers` of {type(network).__name__} one after "
+        f"mode={mode!r} applies the `layers` of {type(network).__name__} one after "
         "another, with its `activation` after each but the last and its "
         f"`final_activation` at the end (if it has them), but this {what}. Move "
         "everything else that its `__call__` does (activations, residual connections, "
         "encodings, transforms) into the layers, each a module with integer "
-        "`in_features` and `out_features`; or use mode='input', which calls the "
-        "network as it is. (`eqx.nn.inference_mode` switches dropout off.)"
+        f"`in_features` and `out_features`{methods}; or use mode='input', which calls "
+        "the network as it is. (`eqx.nn.inference_mode` switches dropout off.)"
     )
 
 
@@ -158,9 +203,15 @@ def _agree(got: list[np.ndarray], expected: list[np.ndarray], eps: float) -> boo
     return bool(np.abs(one - other).max() <= math.sqrt(eps) * np.abs(other).max())
 
 
-def _apply_hidden(layer: Any, h: jax.Array) -> jax.Array:
-    """Apply a layer; raise unless it maps a vector to a vector."""
-    out = map_rows(layer, h)
+def _apply_hidden(layer: Any, h: jax.Array, method: str = "__call__") -> jax.Array:
+    """Apply a layer, or a method of it; raise unless it maps a vector to a vector."""
+    if method == "__call__":
+        out = map_rows(layer, h)
+    else:
+        # A method takes what its layer takes: any batch, or else one vector.
+        function = getattr(layer, method)
+        batched = isinstance(layer, AbstractModule)
+        out = function(h) if batched else map_rows(function, h)
     if out.shape[:-1] != h.shape[:-1]:
         raise ValueError(
             f"a layer of inner, {type(layer).__name__}, maps a vector of shape "

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl._bind import AbstractModule
+from pyrox_ppl._bind import AbstractModule, bind
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
 from pyrox_ppl.nn._linear import linear
 from pyrox_ppl.nn._sine import sin
@@ -113,9 +113,21 @@ class SirenDense(AbstractModule):
 
     def forward(self, x: Any, *, key: PRNGKeyArray | None = None) -> jax.Array:
         """Compute ``sin(omega (W x + b))``; `key` is accepted and ignored."""
+        return self.activate(self.preactivate(x))
+
+    def preactivate(self, x: Any) -> jax.Array:
+        """Compute what the sine takes: ``omega (W x + b)``; in ``last``, ``W x + b``.
+
+        It reads the parameters as a call does: in one handler block both use one value.
+        """
         x = check_width(self, "x", x, "in_features", self.in_features)
-        affine = linear(self.weight, self.bias, x)
-        return affine if self.regime == "last" else sin(self.omega * affine)
+        layer = bind(self)
+        affine = linear(layer.weight, layer.bias, x)
+        return affine if self.regime == "last" else self.omega * affine
+
+    def activate(self, h: jax.Array) -> jax.Array:
+        """Compute ``sin(h)``; in ``last``, return ``h``."""
+        return h if self.regime == "last" else sin(h)
 
 
 class SIREN(AbstractModule):

@@ -18,6 +18,7 @@ from pyrox_ppl.nn import (
 )
 
 KEY = jax.random.key(0)
+MODES = ["feature", "preactivation", "input"]
 rng = np.random.default_rng(0)
 X = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
 Z = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
@@ -90,7 +91,7 @@ INNERS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["feature", "input"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", INNERS)
 def test_a_field_starts_as_its_network_with_all_its_activations(name, mode):
     inner = INNERS[name]
@@ -102,7 +103,7 @@ def test_a_field_starts_as_its_network_with_all_its_activations(name, mode):
     np.testing.assert_allclose(point, expected[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["feature", "input"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_network_of_a_scalar_takes_points_of_one_coordinate(mode):
     inner = perturbed(eqx.nn.MLP("scalar", "scalar", 4, 2, key=KEY))
     field = conditioned(inner, mode=mode)
@@ -112,7 +113,7 @@ def test_a_network_of_a_scalar_takes_points_of_one_coordinate(mode):
 
 
 @pytest.mark.parametrize("gamma", ["one_plus_tanh", "exp", "softplus", "identity"])
-@pytest.mark.parametrize("mode", ["feature", "input"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_field_starts_as_its_network_for_every_gamma_and_every_context(gamma, mode):
     inner = SIREN.init(2, 5, 3, depth=3, key=KEY)
     film = {"conditioner_cls": AffineModulation, "gamma_activation": gamma}
@@ -125,19 +126,24 @@ def test_a_field_starts_as_its_network_for_every_gamma_and_every_context(gamma, 
 @pytest.mark.parametrize(
     "conditioner_cls", [AffineModulation, ConcatConditioner, HyperLinear]
 )
-def test_a_conditioner_stands_after_the_activation_of_its_own_layer(conditioner_cls):
+@pytest.mark.parametrize("mode", ["feature", "preactivation"])
+def test_a_conditioner_stands_on_its_side_of_its_own_layers_activation(
+    conditioner_cls, mode
+):
     inner = mlp(activation=PRELU)
-    field = perturbed(conditioned(inner, conditioner_cls))
+    field = perturbed(conditioned(inner, conditioner_cls, mode=mode))
     inner, slopes = field.inner, np.asarray(field.inner.activation.slope)
     assert slopes.shape == (2, 4)
     for x, z in zip(X, Z, strict=True):
         h = np.asarray(x)
         for i in range(2):
-            h = np.asarray(inner.layers[i].weight) @ h + np.asarray(
-                inner.layers[i].bias
-            )
+            weight, bias = inner.layers[i].weight, inner.layers[i].bias
+            h = np.asarray(weight) @ h + np.asarray(bias)
+            if mode == "preactivation":
+                h = np.asarray(field.conditioners[i](h, z))
             h = np.where(h > 0, h, slopes[i] * h)
-            h = np.asarray(field.conditioners[i](h, z))
+            if mode == "feature":
+                h = np.asarray(field.conditioners[i](h, z))
         expected = np.asarray(inner.layers[2].weight) @ h + inner.layers[2].bias
         np.testing.assert_allclose(field(x, z), expected, rtol=1e-4, atol=1e-5)
 
@@ -160,8 +166,9 @@ def test_further_arguments_reach_the_conditioners():
 @pytest.mark.parametrize("depth", [2, 3])
 def test_layers_that_are_stacked_into_one_are_refused_not_misread(depth):
     inner = eqx.nn.MLP(2, 3, 4, depth, scan=True, key=KEY)
-    with pytest.raises(ValueError, match="mode='input'"):
-        conditioned(inner)(X, Z)
+    for mode in ("feature", "preactivation"):
+        with pytest.raises(ValueError, match="mode='input'"):
+            conditioned(inner, mode=mode)(X, Z)
     field = conditioned(inner, mode="input")
     np.testing.assert_allclose(field(X, Z), jax.vmap(inner)(X), rtol=1e-5, atol=1e-6)
 
@@ -220,8 +227,9 @@ def test_what_is_no_conditioner_or_no_network_is_a_type_error(wrong, message):
 
 @pytest.mark.wrong_types
 @pytest.mark.parametrize("mode", ["features", "", "INPUT", None, 1])
-def test_an_unknown_mode_is_named_with_the_two(mode):
-    with pytest.raises(ValueError, match="mode must be 'feature' or 'input', got"):
+def test_an_unknown_mode_is_named_with_the_three(mode):
+    message = "mode must be 'feature', 'preactivation' or 'input', got"
+    with pytest.raises(ValueError, match=message):
         conditioned(own(), mode=mode)
 
 
