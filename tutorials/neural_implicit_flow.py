@@ -126,11 +126,12 @@ print("  in the paper: 0.533 (NIF, 51 parameters), 11.15 (DeepONet)")
 # ## Linear subspaces beside it
 #
 # `parameterized="last"` generates the readout alone: a linear subspace over features
-# that all snapshots share. Its K + 1 functions are learned and smooth, may be evaluated
-# anywhere, and ask for no common mesh. Where there is one, as here, POD around the mean
-# is the best that any subspace of K dimensions can do at its points (Eckart and Young).
-# Both have K coefficients of their own for each snapshot, so the context here is the
-# snapshot's number as a one-hot vector.
+# that all snapshots share. Its K + 1 functions are learned, may be evaluated anywhere,
+# and ask for no common mesh (but with few points a snapshot they need lower frequencies
+# or a prior, or they overfit between them). Where there is one mesh, as here, POD
+# around the mean is the best that any subspace of K dimensions can do at its points
+# (Eckart and Young). Both have K coefficients of their own for each snapshot, so the
+# context here is the snapshot's number as a one-hot vector.
 
 # %%
 _, singular, _ = np.linalg.svd(snapshots - snapshots.mean(0), full_matrices=False)
@@ -168,7 +169,8 @@ right.axhline(0.533, color="C0", linestyle=":", label="the paper's NIF")
 right.axhline(11.15, color="C3", linestyle=":", label="the paper's DeepONet")
 right.set(xlabel="numbers a snapshot, K", ylabel="summed squared error")
 right.set_xticks([1, 5, 10, 15])
-right.legend(fontsize="x-small")
+right.legend(loc="lower right", fontsize="x-small")
+right.set_ylim(bottom=2e-3)
 figure.savefig(OUTPUT / "neural_implicit_flow.png", dpi=150)
 print(f"figure: {OUTPUT / 'neural_implicit_flow.png'}")
 print(f"time:   {time.process_time() - start:.0f} s of CPU")
