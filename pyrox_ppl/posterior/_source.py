@@ -121,7 +121,7 @@ def source_from_guide(
 ) -> Source:
     """Draws from a trained guide, as one chain."""
     state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
-    params = {**getattr(fit, "params", fit), **state}
+    params = {**state, **getattr(fit, "params", fit)}
     call = dataclasses.replace(call, params=params)
     drawn = draw_guide(guide, call, rng_key, num_samples)
     losses = getattr(fit, "losses", None)

@@ -13,7 +13,11 @@ from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl.infer._content_key import content_key
-from pyrox_ppl.infer._mutable_state import check_keeps_state, evaluate_with_state
+from pyrox_ppl.infer._mutable_state import (
+    check_keeps_state,
+    collected_params,
+    evaluate_with_state,
+)
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
     explain_tracing_errors,
@@ -188,6 +192,7 @@ class CompiledSVI(SVI):
                 bounds = np.int32(0), np.int32(num_steps)
                 run = self._programs.run
                 state, losses, params = run(key, state, *bounds, arrays)
+                params |= collected_params(self.guide, state)
         return SVIRunResult(params, state, losses)
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +209,7 @@ class CompiledSVI(SVI):
         return evaluate_with_state(self, svi_state, *args, **kwargs)
 
     def get_params(self, svi_state: Any) -> dict[str, Any]:
-        """The values of ``param`` sites, constrained.
+        """The values of ``param`` sites, constrained, and the moments of AutoSWAG.
 
         Args:
             svi_state: A state.
@@ -213,7 +218,8 @@ class CompiledSVI(SVI):
             The values by name.
         """
         key = content_key(self.optim)[0], self._key_of_bounds()
-        return self._programs.params(ByContent(self._plain(), key), svi_state)
+        params = self._programs.params(ByContent(self._plain(), key), svi_state)
+        return params | collected_params(self.guide, svi_state)
 
     def keep(
         self,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from numpyro.infer import SVI
 
-from pyrox_ppl.infer._mutable_state import check_keeps_state
+from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
     describe_held_out,
@@ -232,7 +232,7 @@ def run_minibatches(
         )
     state = last if held_out is None else best
     return MinibatchResult(
-        chosen.get_params(state),
+        chosen.get_params(state) | collected_params(svi.guide, state),
         state,
         rows["loss"],
         np.array(progress["held_out"]),

@@ -12,7 +12,7 @@ from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
-from pyrox_ppl.infer._mutable_state import check_keeps_state
+from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
 from pyrox_ppl.infer.compiled._svi_program import materialize_params
@@ -160,4 +160,5 @@ def run_svi(
         allow_other_environment=allow_other_environment,
         progress_bar=progress_bar,
     )
-    return SVIRunResult(svi.get_params(state), state, rows["loss"])
+    params = svi.get_params(state) | collected_params(svi.guide, state)
+    return SVIRunResult(params, state, rows["loss"])
