@@ -108,8 +108,11 @@ def check_count(moments: Moments, rank: int, when: str) -> None:
         rank: The number of deviations in the covariance.
         when: Which iterates are collected, as an error shows it.
     """
-    count, least = moments["count"], max(rank, 2)
-    if isinstance(count, Tracer) or int(count) >= least:
+    least = max(rank, 2)
+    if isinstance(moments["count"], Tracer):
+        return
+    count = int(moments["count"])
+    if count >= least:
         return
     smaller = f", or pass rank={count}" if count > 1 else ""
     raise ValueError(

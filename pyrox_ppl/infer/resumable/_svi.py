@@ -11,6 +11,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
+from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
@@ -62,7 +63,8 @@ def run_svi(
         **kwargs: Keyword arguments of the model and guide.
 
     Returns:
-        NumPyro's ``SVIRunResult``: parameters, state, and the losses of all steps.
+        NumPyro's ``SVIRunResult``: parameters, state, and the losses of all steps;
+        besides, the attributes ``seconds`` and ``gradient_evaluations``.
 
     Raises:
         TypeError: If `rng_key` is no key.
@@ -153,7 +155,7 @@ def run_svi(
         block=size,
         segment=segment_of_steps,
     )
-    state, _, rows = complete(
+    state, progress, rows = complete(
         run,
         path=path,
         fingerprint=fingerprint,
@@ -161,4 +163,5 @@ def run_svi(
         progress_bar=progress_bar,
     )
     params = svi.get_params(state) | collected_params(svi.guide, state)
-    return SVIRunResult(params, state, rows["loss"])
+    cost = Cost(progress.get("seconds"), gradients_of_svi(svi, num_steps))
+    return CountedSVIResult.make(params, state, rows["loss"], cost=cost)
