@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from crossing_runs import CLOSE, KEY, Runs, check_tree, draws_in, over, own, state_of
 from numpyro.infer import SVI
 
@@ -9,6 +10,7 @@ import pyrox_ppl as px
 from pyrox_ppl.infer import AutoSWAG, CompiledSVI
 
 __all__ = ["own"]
+pytestmark = pytest.mark.rank_promotion
 
 USUAL = (
     *("mlp-NonCentered", "plate-hierarchical", "learned-hierarchical", "state-normal"),

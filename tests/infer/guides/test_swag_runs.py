@@ -14,6 +14,7 @@ import pyrox_ppl as px
 from pyrox_ppl.infer import AutoSWAG, MinibatchLoader, run_minibatches, run_svi
 from pyrox_ppl.infer.resumable import _store
 
+pytestmark = pytest.mark.rank_promotion
 KEY = jax.random.key(0)
 ROWS, EPOCHS = 32, 4
 X = np.float32(np.random.default_rng(0).normal(size=(ROWS, 2)))
@@ -27,7 +28,7 @@ def model(x, y=None):
     with px.bayesianize():
         net = px.bind(NET, "net")
     state = mutable("state", {"mean": jax.numpy.zeros(2)})
-    f = jax.vmap(net)(x - state["mean"])
+    f = jax.vmap(net)(x - state["mean"][None])
     state["mean"] = 0.9 * state["mean"] + 0.1 * x.mean(0)
     f = numpyro.deterministic("f", f)
     with numpyro.plate("row", ROWS, subsample_size=len(x)):
