@@ -28,6 +28,7 @@ from pyrox_ppl.infer.guides._moments import (
 )
 from pyrox_ppl.infer.guides._unconstrained import (
     check_whole_plates,
+    make_plates,
     sample_at,
     transform_of,
 )
@@ -171,7 +172,8 @@ class AutoSWAG(AutoDelta):
             # An SVI that starts at a finished fit collects anew.
             moments.clear()
             moments.update(fresh)
-        return {name: sample_at(sites[name], value) for name, value in values.items()}
+        plates = make_plates(sites)
+        return {n: sample_at(sites[n], value, plates) for n, value in values.items()}
 
     def sample_posterior(
         self,

@@ -15,7 +15,18 @@ def transform_of(site: dict[str, Any]) -> Any:
     return biject_to(site["fn"].support)
 
 
-def sample_at(site: dict[str, Any], value: jax.Array) -> Any:
+def make_plates(sites: dict[str, Any]) -> dict[str, numpyro.plate]:
+    """A plate for each plate around the sites. None may be made inside another."""
+    frames = {f.name: f for site in sites.values() for f in site["cond_indep_stack"]}
+    return {
+        name: numpyro.plate(name, frame.size, dim=frame.dim)
+        for name, frame in sorted(frames.items())
+    }
+
+
+def sample_at(
+    site: dict[str, Any], value: jax.Array, plates: dict[str, numpyro.plate]
+) -> Any:
     """Sample a site at a value, with the density of its unconstrained value.
 
     The objective of SVI is then the posterior density over unconstrained values.
@@ -25,8 +36,7 @@ def sample_at(site: dict[str, Any], value: jax.Array) -> Any:
     volume = sum_rightmost(volume, volume.ndim - value.ndim + event_dim)
     with contextlib.ExitStack() as stack:
         for frame in site["cond_indep_stack"]:
-            plate = numpyro.plate(frame.name, frame.size, dim=frame.dim)
-            stack.enter_context(plate)
+            stack.enter_context(plates[frame.name])
         law = dist.Delta(value, log_density=-volume, event_dim=event_dim)
         return numpyro.sample(site["name"], law)
 
