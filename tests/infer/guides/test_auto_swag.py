@@ -244,6 +244,7 @@ def test_numpyro_keeps_the_moments_in_its_state(plain):
         px.to_datatree(fit.params, X, y=Y, guide=guide)
 
 
+@pytest.mark.rank_promotion
 def test_it_is_one_guide_of_a_list():
     guide = AutoGuideList(model)
     others = ["scale", "weight", "scaled"]
