@@ -128,7 +128,7 @@ def test_a_tree_has_the_trained_state_and_the_spread(fitted):
     weights = [tree.posterior[f"net.layers.{i}.weight"].values[0] for i in range(2)]
     biases = [tree.posterior[f"net.layers.{i}.bias"].values[0] for i in range(2)]
     h = np.tanh(np.einsum("skc,nc->snk", weights[0], X - mean) + biases[0][:, None])
-    f = np.einsum("skc,nc->snk", weights[1], h) + biases[1][:, None]
+    f = np.einsum("skc,snc->snk", weights[1], h) + biases[1][:, None]
     np.testing.assert_allclose(tree.posterior["f"].values[0], f, rtol=1e-3, atol=1e-4)
     for name in fitted.params["auto_moments"]["mean"]:
         assert (tree.posterior[name].values[0].std(0) > 0).any(), name
