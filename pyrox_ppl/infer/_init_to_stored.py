@@ -19,8 +19,8 @@ def init_to_stored(site: dict[str, Any] | None = None, num_samples: int = 15) ->
     (``NUTS(model, init_strategy=init_to_stored)``) and in guides
     (``AutoNormal(model, init_loc_fn=init_to_stored)``). A network's initialiser chose
     the weights so that signals keep their scale from layer to layer; NumPyro's default,
-    uniform between -2 and 2, saturates the network. :class:`FlatNUTS`,
-    :class:`AutoFlatNormal` and :class:`AmortizedGuide` use it by default.
+    uniform between -2 and 2, saturates the network. The guides and kernels of this
+    package use it by default.
 
     - A parameter that the prior samples in its standard form
       (:class:`~pyrox_ppl.priors.NonCentered`) starts at the noise that gives the stored

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoGuideList
 
 
 def check_keeps_state(svi: SVI, state: Any) -> None:
@@ -17,16 +18,16 @@ def check_keeps_state(svi: SVI, state: Any) -> None:
         state: Its initial state.
 
     Raises:
-        ValueError: If the model has mutable sites and the loss has several particles.
+        ValueError: If there are mutable sites and the loss has several particles.
     """
     particles = getattr(svi.loss, "num_particles", 1)
     if particles > 1 and jax.tree.leaves(state.mutable_state):
         raise ValueError(
-            f"the model has the mutable sites {sorted(state.mutable_state)}, and "
+            f"the mutable sites are {sorted(state.mutable_state)}, and "
             f"{type(svi.loss).__name__}(num_particles={particles}) forgets their "
-            "values after each step, so running statistics would never move. Use "
-            "num_particles=1 and more steps, or run the layers in inference mode with "
-            "a fixed state."
+            "values after each step, so running statistics or moments would never "
+            "change. Use num_particles=1 and more steps, or run the layers in "
+            "inference mode with a fixed state."
         )
 
 
@@ -50,3 +51,23 @@ def evaluate_with_state(svi: SVI, state: Any, *args: Any, **kwargs: Any) -> Any:
     values = svi.get_params(state) | (state.mutable_state or {})
     parts = (rng_key, values, svi.model, svi.guide)
     return svi.loss.loss(*parts, *args, **kwargs, **svi.static_kwargs)
+
+
+def collected_params(guide: Any, state: Any) -> dict[str, Any]:
+    """What a guide collected in mutable sites and draws from, beside its params.
+
+    Args:
+        guide: The guide. One that collects says what, in its ``collected_params``.
+        state: The state of SVI.
+
+    Returns:
+        Values by site; none for the guides that collect nothing.
+    """
+    parts = guide if isinstance(guide, AutoGuideList) else [guide]
+    found = {}
+    for part in parts:
+        if isinstance(part, AutoGuideList):
+            found |= collected_params(part, state)
+        elif hasattr(part, "collected_params"):
+            found |= part.collected_params(state.mutable_state)
+    return found

@@ -37,7 +37,8 @@ def compare(
     Args:
         trees: A tree for each method, by its name, all with the same observations. Cost
             comes from the trees' ``attrs["seconds"]`` and
-            ``attrs["gradient_evaluations"]``, if they are set.
+            ``attrs["gradient_evaluations"]``. `to_datatree` sets what our runs and
+            NumPyro's ``MCMC`` with ``extra_fields=("num_steps",)`` tell; set the rest.
         site: The observed site; may be left out if the trees have one in common.
         outcome: The kind of the outcome, for trees of others that do not say what their
             integers are.
@@ -107,8 +108,18 @@ def compare(
             name: {cost: tree.attrs[cost] for cost in COSTS if cost in tree.attrs}
             for name, tree in trees.items()
         },
-        (*_equal_methods(ranked, table), *notes),
+        (*_equal_methods(ranked, table), *_partial_costs(trees), *notes),
     )
+
+
+def _partial_costs(trees: Mapping[str, xr.DataTree]) -> list[str]:
+    """A sentence for each tree whose gradient evaluations are those of a part."""
+    of = "gradient_evaluations_of"
+    return [
+        f"gradient evaluations of {name}: {tree.attrs[of]}"
+        for name, tree in trees.items()
+        if of in tree.attrs
+    ]
 
 
 def _common_site(trees: Mapping[str, xr.DataTree], site: str | None) -> str:

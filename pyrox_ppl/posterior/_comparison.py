@@ -112,7 +112,7 @@ class Comparison:
     methods: tuple[str, ...]
     scores: dict[str, Score]
     draws: dict[str, int]
-    cost: dict[str, dict[str, float]]
+    cost: dict[str, dict[str, float | int]]
     notes: tuple[str, ...]
 
     def difference(

@@ -167,7 +167,8 @@ def to_datatree(
         An ``xarray.DataTree`` for ``arviz.summary``, ``arviz.loo`` and the plots. A
         ``/`` in the name of a site becomes a ``.``, and the variable's
         ``attrs["numpyro_name"]`` keep the name; bfloat16 and float16 become float32.
-        The tree's ``attrs`` hold the key, the versions, and ``point_estimate``.
+        The tree's ``attrs`` hold the key, the versions, ``point_estimate``, and what is
+        known of the cost: ``seconds`` and ``gradient_evaluations``.
 
     Raises:
         TypeError: If `source` is none of these.

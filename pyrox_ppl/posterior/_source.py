@@ -11,6 +11,7 @@ import numpyro
 from jaxtyping import PRNGKeyArray
 from numpyro.infer import MCMC
 
+from pyrox_ppl._cost import cost_of
 from pyrox_ppl._numpyro import has_collected
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
@@ -100,8 +101,22 @@ def source_from_mcmc(mcmc: MCMC) -> Source:
         jax.device_get(mcmc.get_samples(group_by_chain=True)),
         stats=stats,
         is_warmup=_is_warmup(mcmc),
-        attrs={"inference": "MCMC", "kernel": type(mcmc.sampler).__name__},
+        attrs={"inference": "MCMC", "kernel": type(mcmc.sampler).__name__}
+        | _cost_of_mcmc(mcmc, stats),
     )
+
+
+def _cost_of_mcmc(mcmc: MCMC, stats: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the cost of an MCMC.
+
+    NumPyro's own ``run`` counts only the steps of draws that are kept, and these only
+    with ``extra_fields=("num_steps",)``.
+    """
+    known = cost_of(mcmc).known()
+    if "gradient_evaluations" in known or "n_steps" not in stats or mcmc.thinning > 1:
+        return known
+    known["gradient_evaluations"] = int(np.sum(stats["n_steps"]))
+    return known | {"gradient_evaluations_of": "draws without warmup"}
 
 
 def _is_warmup(mcmc: MCMC) -> bool:
@@ -121,7 +136,7 @@ def source_from_guide(
 ) -> Source:
     """Draws from a trained guide, as one chain."""
     state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
-    params = {**getattr(fit, "params", fit), **state}
+    params = {**state, **getattr(fit, "params", fit)}
     call = dataclasses.replace(call, params=params)
     drawn = draw_guide(guide, call, rng_key, num_samples)
     losses = getattr(fit, "losses", None)
@@ -134,7 +149,8 @@ def source_from_guide(
             "inference": "SVI",
             "guide": getattr(guide, "__name__", type(guide).__name__),
             "point_estimate": int(drawn.is_point),
-        },
+        }
+        | cost_of(fit).known(),
     )
 
 
@@ -153,7 +169,8 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     }
     attrs = getattr(draws, "attrs", {})
     kept = ("inference", "kernel", "guide", "point_estimate")
-    kept += ("seconds", "gradient_evaluations")  # what the draws cost
+    # What the draws cost.
+    kept += ("seconds", "gradient_evaluations", "gradient_evaluations_of")
     origin = {name: attrs[name] for name in kept if name in attrs}
     return Source(values, given.params, attrs={"inference": "draws"} | origin)
 

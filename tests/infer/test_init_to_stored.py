@@ -1,5 +1,7 @@
 """init_to_stored: parameters start at the module's arrays, whatever the prior."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.util import log_density
 
 import pyrox_ppl as px
+from pyrox_ppl import infer
 from pyrox_ppl.infer import (
     AmortizedGuide,
     AutoFlatNormal,
@@ -166,6 +169,17 @@ def test_kernels_and_guides_start_there():
     mcmc.run(KEY)
     for weight in mcmc.get_samples()["weight"]:
         np.testing.assert_allclose(weight, STORED, atol=1e-4)
+
+
+def test_every_guide_and_kernel_of_ours_starts_there_by_default():
+    defaults = {}
+    for name in infer.__all__:
+        if isinstance(getattr(infer, name), type):
+            arguments = inspect.signature(getattr(infer, name)).parameters
+            for start in {"init_loc_fn", "init_strategy"} & arguments.keys():
+                defaults[name] = arguments[start].default
+    assert {"AutoFlatNormal", "AutoSWAG", "FlatNUTS"} <= defaults.keys()
+    assert set(defaults.values()) == {init_to_stored}, defaults
 
 
 def test_the_other_latents_of_an_amortized_guide_start_there():

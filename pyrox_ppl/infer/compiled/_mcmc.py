@@ -1,5 +1,6 @@
 """CompiledMCMC: NumPyro's MCMC as compiled programs that are remembered."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpyro.infer import HMC
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
+from pyrox_ppl._cost import Cost, keep_cost
 from pyrox_ppl._numpyro import (
     SET_BY_KERNELS,
     AbstractFlattenedMCMC,
@@ -164,7 +166,7 @@ class CompiledMCMC(AbstractFlattenedMCMC):
                 chains if there are several.
             **kwargs: The keyword arguments of the model.
         """
-        collection = take_collection(self)
+        begin, collection = time.perf_counter(), take_collection(self)
         if self.num_chains > 1 and is_prng_key(rng_key):
             rng_key = jax.random.split(rng_key, self.num_chains)
         check_init_params(init_params, self.num_chains)
@@ -201,9 +203,13 @@ class CompiledMCMC(AbstractFlattenedMCMC):
                 # Bounds are traced inputs, so that one program serves all of them.
                 bounds = np.int32(0), np.int32(plan.upper)
                 done = self._programs.run(key, carry.state, *bounds, shared)
-        draws, last_state = done
+        draws, last_state, steps = done
         states = dict(zip(plan.fields.names, draws, strict=True))
         record_run(self, states, last_state, args, kwargs)
+        if not isinstance(steps, Tracer):
+            cost = Cost(gradient_evaluations=int(steps))  # waits for the run
+            cost = cost._replace(seconds=time.perf_counter() - begin)
+            keep_cost(self, cost)
 
     def _run_with_bar(
         self, key: Key, carry: Carry, shared: Shared, phase: str | None
@@ -216,7 +222,7 @@ class CompiledMCMC(AbstractFlattenedMCMC):
                 stop = min(first + step, plan.upper)
                 bounds = np.int32(first), np.int32(stop)
                 carry = self._programs.advance(
-                    key, carry.draws, carry.state, *bounds, shared
+                    key, carry.draws, carry.state, carry.steps, *bounds, shared
                 )
                 name = phase or ("warmup" if stop <= plan.lower else "sample")
                 bar.set_description(

@@ -68,10 +68,17 @@ class ChainStart(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """A chain between iterations: the kernel's state, and the draws or None."""
+    """A chain between iterations.
+
+    Attributes:
+        state: The kernel's state.
+        draws: The draws, or None before the first iteration.
+        steps: The number of leapfrog steps, or None likewise.
+    """
 
     state: Any
     draws: Any
+    steps: Any
 
 
 class Shared(NamedTuple):
@@ -101,19 +108,28 @@ class MCMCPrograms(Programs):
     def _run(
         self, key: Key, state: Any, first: Any, stop: Any, shared: Shared
     ) -> tuple:
-        """All draws, with the axes ``(chain, draw)`` in front, and the last state."""
-        return self._finish(key, self._advance(key, None, state, first, stop, shared))
+        """What `_finish` returns, of all iterations."""
+        carry = self._advance(key, None, state, None, first, stop, shared)
+        return self._finish(key, carry)
 
     def _advance(
-        self, key: Key, draws: Any, state: Any, first: Any, stop: Any, shared: Shared
+        self,
+        key: Key,
+        draws: Any,
+        state: Any,
+        steps: Any,
+        first: Any,
+        stop: Any,
+        shared: Shared,
     ) -> Carry:
         """The iterations from `first` to before `stop`."""
-        return _Iterations(key).advance(Carry(state, draws), first, stop, shared)
+        return _Iterations(key).advance(Carry(state, draws, steps), first, stop, shared)
 
     def _finish(self, key: Key, carry: Carry) -> tuple:
+        """All draws, with the axes ``(chain, draw)`` in front, the state, the steps."""
         plan: Plan = key.plan
         draws = put_chains_first(carry.draws, plan.chain_method, plan.num_chains)
-        return draws, carry.state
+        return draws, carry.state, jnp.sum(carry.steps)
 
     def _flatten(self, states: Any) -> Any:
         """Join the axes of chains and draws; a site may have no entries."""
@@ -156,7 +172,8 @@ class _Iterations:
             valid = jnp.ones(jnp.shape(state.potential_energy), bool)
         else:
             valid = _finite(state, self._plan.num_vectorized)
-        return Carry(state, self._no_draws(kernel, state, data)), valid
+        empty = self._no_draws(kernel, state, data)
+        return Carry(state, empty, jnp.zeros_like(state.num_steps)), valid
 
     def _no_draws(self, kernel: HMC, state: Any, data: tuple) -> Any:
         shapes = jax.eval_shape(lambda s: self._collect(kernel, s, data), state)
@@ -178,8 +195,9 @@ class _Iterations:
 
         def body(i: jax.Array, carry: Carry) -> Carry:
             state = kernel.sample(carry.state, *data)
+            steps = carry.steps + state.num_steps
             if not collects:
-                return Carry(state, carry.draws)
+                return Carry(state, carry.draws, steps)
             # Iterations that are not kept write to a place that the next draw fills.
             place = jnp.maximum((i - lowest) // plan.thinning, 0)
             draws = jax.tree.map(
@@ -189,11 +207,12 @@ class _Iterations:
                 carry.draws,
                 self._collect(kernel, state, data),
             )
-            return Carry(state, draws)
+            return Carry(state, draws, steps)
 
         if carry.draws is None:
             empty = self._no_draws(kernel, carry.state, data)
-            carry = carry._replace(draws=empty)
+            none = jnp.zeros_like(carry.state.num_steps)
+            carry = carry._replace(draws=empty, steps=none)
         first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
         return lax.fori_loop(first, stop, body, carry)
 

@@ -1,5 +1,6 @@
 """CompiledSVI: NumPyro's SVI as compiled programs that are remembered."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +12,14 @@ from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
+from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl.infer._content_key import content_key
-from pyrox_ppl.infer._mutable_state import check_keeps_state, evaluate_with_state
+from pyrox_ppl.infer._mutable_state import (
+    check_keeps_state,
+    collected_params,
+    evaluate_with_state,
+)
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
     explain_tracing_errors,
@@ -167,11 +173,12 @@ class CompiledSVI(SVI):
             **kwargs: The keyword arguments of model and guide.
 
         Returns:
-            NumPyro's ``SVIRunResult``: ``params``, ``state`` and ``losses``.
+            NumPyro's ``SVIRunResult``: ``params``, ``state`` and ``losses``; besides,
+            the attributes ``seconds`` and ``gradient_evaluations``.
         """
         if num_steps < 1:
             raise ValueError(f"num_steps must be a positive integer, got {num_steps}.")
-        state = init_state
+        begin, state = time.perf_counter(), init_state
         if state is None:
             state = self.init(rng_key, *args, init_params=init_params, **kwargs)
         check_keeps_state(self, state)
@@ -188,32 +195,20 @@ class CompiledSVI(SVI):
                 bounds = np.int32(0), np.int32(num_steps)
                 run = self._programs.run
                 state, losses, params = run(key, state, *bounds, arrays)
-        return SVIRunResult(params, state, losses)
+                params |= collected_params(self.guide, state)
+        jax.block_until_ready(losses)
+        cost = Cost(time.perf_counter() - begin, gradients_of_svi(self, num_steps))
+        return CountedSVIResult.make(params, state, losses, cost=cost)
 
     def evaluate(self, svi_state: Any, *args: Any, **kwargs: Any) -> Any:
-        """The loss at a state, with its values of ``mutable`` sites.
-
-        Args:
-            svi_state: A state.
-            *args: The arguments of model and guide.
-            **kwargs: The keyword arguments of model and guide.
-
-        Returns:
-            The loss.
-        """
+        """The loss at a state, as in NumPyro, with its values of ``mutable`` sites."""
         return evaluate_with_state(self, svi_state, *args, **kwargs)
 
     def get_params(self, svi_state: Any) -> dict[str, Any]:
-        """The values of ``param`` sites, constrained.
-
-        Args:
-            svi_state: A state.
-
-        Returns:
-            The values by name.
-        """
+        """The values of ``param`` sites by name, and what the guide collected."""
         key = content_key(self.optim)[0], self._key_of_bounds()
-        return self._programs.params(ByContent(self._plain(), key), svi_state)
+        params = self._programs.params(ByContent(self._plain(), key), svi_state)
+        return params | collected_params(self.guide, svi_state)
 
     def keep(
         self,

@@ -1,6 +1,7 @@
 """The loop of every run: a segment, a commit, until all steps are done."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ class Segment(NamedTuple):
 
     Attributes:
         state: The state after the segment, a tree of arrays.
-        progress: How far the run has come: ``steps``, and what the kind of run adds.
-            With a true ``stopped`` the run ends before its last step.
+        progress: How far the run has come: ``steps``, and what the kind of run adds;
+            the loop adds ``seconds``. With a true ``stopped`` the run ends before its
+            last step.
         rows: The values that the segment collected, by name.
     """
 
@@ -82,8 +84,15 @@ def complete(
         ) as bar,
     ):
         state, progress = record.state, record.progress
+        # A run that an older version began does not say how long it took.
+        before = None if progress["steps"] else 0.0
         while progress["steps"] < run.total and not progress.get("stopped"):
+            begin, before = time.perf_counter(), progress.get("seconds", before)
             state, progress, rows = run.segment(state, progress, bar)
+            # What is in the progress is committed, so all processes add up.
+            if before is not None:
+                seconds = before + time.perf_counter() - begin
+                progress = {**progress, "seconds": seconds}
             state = record.commit(state, progress, rows)
             bar.update(progress["steps"] - bar.n)
         return Segment(state, progress, record.rows())

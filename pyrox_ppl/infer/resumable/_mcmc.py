@@ -7,6 +7,7 @@ import jax
 from numpyro.infer import MCMC
 from tqdm.auto import tqdm
 
+from pyrox_ppl._cost import Cost, keep_cost
 from pyrox_ppl._numpyro import record_run, takes_traced_arguments
 from pyrox_ppl.infer._arrays import flat, to_numpy
 from pyrox_ppl.infer.resumable._fingerprint import (
@@ -129,7 +130,7 @@ def run_mcmc(
             start=segments.start,
         )
 
-    state, _, rows = complete(
+    state, progress, rows = complete(
         _run(mcmc, segments),
         path=path,
         fingerprint=fingerprint,
@@ -139,6 +140,8 @@ def run_mcmc(
     structure = jax.tree.structure(segments.like)
     states = jax.tree.unflatten(structure, list(rows.values()))
     record_run(mcmc, states, state, args, kwargs)
+    cost = (progress.get(name) for name in Cost._fields)
+    keep_cost(mcmc, Cost(*cost))
     return mcmc
 
 
@@ -152,20 +155,30 @@ def _run(mcmc: MCMC, segments: Segments) -> Run:
 
     def segment(state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
         done, drawn = progress["steps"], progress["draws"]
+        before = progress.get("gradient_evaluations")
+
+        def counted(new: int | None) -> dict[str, int]:
+            # Unknown in a run that an older version began, as for other kernels.
+            if new is None or before is None:
+                return {}
+            return {"gradient_evaluations": before + new}
+
         bar.set_description("warmup" if done < warmup else "sample")
         if done < unkept:
             steps = min(size * thinning, unkept - done)
-            state, _ = segments.run(state, 1, steps)
-            return Segment(state, {"steps": done + steps, "draws": 0}, {})
+            state, _, new = segments.run(state, 1, steps)
+            progress = {"steps": done + steps, "draws": 0}
+            return Segment(state, progress | counted(new), {})
         draws = min(size, mcmc.num_samples // thinning - drawn)
-        state, kept = segments.run(state, draws, thinning)
+        state, kept, new = segments.run(state, draws, thinning)
         rows = [to_numpy(leaf)[:, :draws] for leaf in jax.tree.leaves(kept)]
-        progress = {"steps": done + draws * thinning, "draws": drawn + draws}
-        return Segment(state, progress, dict(zip(names, rows, strict=True)))
+        own = {"steps": done + draws * thinning, "draws": drawn + draws}
+        own |= counted(new)
+        return Segment(state, own, dict(zip(names, rows, strict=True)))
 
     return Run(
         start=segments.start,
-        progress={"steps": 0, "draws": 0},
+        progress={"steps": 0, "draws": 0, "gradient_evaluations": 0},
         total=warmup + mcmc.num_samples,
         rows=dict(zip(names, like, strict=True)),
         axis=1,

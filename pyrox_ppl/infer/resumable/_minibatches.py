@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from numpyro.infer import SVI
 
-from pyrox_ppl.infer._mutable_state import check_keeps_state
+from pyrox_ppl._cost import gradients_of_svi
+from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
     describe_held_out,
@@ -36,6 +37,9 @@ class MinibatchResult(NamedTuple):
         losses: The loss of every step, ``(steps,)``.
         held_out: The loss on held-out data after every epoch, ``(epochs,)``, or empty.
         best_epoch: The epoch of `params`, from 0.
+        seconds: How long the steps and evaluations took, in all processes, with the
+            compilation of their programs.
+        gradient_evaluations: The number of gradients: one for each step and particle.
     """
 
     params: dict[str, Any]
@@ -43,6 +47,8 @@ class MinibatchResult(NamedTuple):
     losses: jax.Array
     held_out: np.ndarray
     best_epoch: int
+    seconds: float | None
+    gradient_evaluations: int
 
 
 def run_minibatches(
@@ -232,9 +238,11 @@ def run_minibatches(
         )
     state = last if held_out is None else best
     return MinibatchResult(
-        chosen.get_params(state),
+        chosen.get_params(state) | collected_params(svi.guide, state),
         state,
         rows["loss"],
         np.array(progress["held_out"]),
         progress["best_epoch"],
+        progress.get("seconds"),
+        gradients_of_svi(svi, progress["steps"]),
     )

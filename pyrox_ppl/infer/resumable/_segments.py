@@ -17,8 +17,9 @@ from jax import lax
 from numpyro.infer import HMC, MCMC
 from numpyro.util import is_prng_key
 
+from pyrox_ppl._cost import leapfrog_steps
 from pyrox_ppl._numpyro import takes_traced_arguments
-from pyrox_ppl.infer._arrays import is_sharded, strong
+from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._chains import (
     map_over_chains,
@@ -82,7 +83,7 @@ class Segments:
         self._compiled: Callable | None = None
 
     def _shapes(self) -> dict[str, Any]:
-        _, kept = jax.eval_shape(self.segment, *self.example)
+        _, kept, _ = jax.eval_shape(self.segment, *self.example)
         leading = 2 if self._vectorized else 1
         total = self._mcmc.num_samples // self._mcmc.thinning
 
@@ -120,7 +121,7 @@ class Segments:
         ensemble = mcmc.sampler.is_ensemble_kernel
         return mcmc.post_warmup_state._replace(rng_key=keys[0] if ensemble else keys)
 
-    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, tuple]:
+    def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, tuple, Any]:
         """Take `draws` times `steps` steps of one chain (or of all, vectorized)."""
         data = (self._args, self._kwargs)
         return self._segment(state, draws, steps, data)
@@ -128,20 +129,26 @@ class Segments:
     def _segment(self, state: Any, draws: Any, steps: Any, data: Any) -> Any:
         args, kwargs = data
 
-        def step(_: Any, state: Any) -> Any:
-            return self._kernel.sample(state, args, kwargs)
+        def step(_: Any, carry: Any) -> Any:
+            state, leapfrogs = carry
+            state = self._kernel.sample(state, args, kwargs)
+            if leapfrogs is not None:
+                leapfrogs = leapfrogs + leapfrog_steps(state)
+            return state, leapfrogs
 
         def draw(i: Any, carry: Any) -> Any:
-            state, kept = carry
-            state = lax.fori_loop(0, steps, step, state)
+            state, kept, leapfrogs = carry
+            state, leapfrogs = lax.fori_loop(0, steps, step, (state, leapfrogs))
             new = self._collect(state, args, kwargs)
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), kept, new)
+            kept = jax.tree.map(lambda all_, one: all_.at[i].set(one), kept, new)
+            return state, kept, leapfrogs
 
         like = jax.eval_shape(lambda s: self._collect(s, args, kwargs), state)
         kept = jax.tree.map(
             lambda leaf: jnp.zeros((self.size, *leaf.shape), leaf.dtype), like
         )
-        return lax.fori_loop(0, draws, draw, (state, kept))
+        none = jax.tree.map(jnp.zeros_like, leapfrog_steps(state))
+        return lax.fori_loop(0, draws, draw, (state, kept, none))
 
     def _collect(self, state: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
         constrain = self._mcmc.postprocess_fn
@@ -150,20 +157,24 @@ class Segments:
         chains = self._mcmc.num_chains if self._vectorized else None
         return self._fields.collect(state, constrain, chains)
 
-    def run(self, state: Any, draws: int, steps: int) -> tuple[Any, dict[str, Any]]:
+    def run(
+        self, state: Any, draws: int, steps: int
+    ) -> tuple[Any, dict[str, Any], int | None]:
         """Run a segment of every chain.
 
         Returns:
-            The states after it, and the kept values of each field with the leading axes
-            ``(chain, draw)``. Only the first `draws` of them were written.
+            The states after it; the kept values of each field with the leading axes
+            ``(chain, draw)``, of which only the first `draws` were written; and the
+            number of leapfrog steps, None for a kernel that does not tell.
         """
         if self._compiled is None:
             self._compiled = self._compile()
         counts = (np.int32(draws), np.int32(steps))
-        state, kept = self._compiled(state, *counts, self._data)
+        state, kept, leapfrogs = self._compiled(state, *counts, self._data)
         mcmc = self._mcmc
         kept = put_chains_first(kept, mcmc.chain_method, mcmc.num_chains)
-        return state, dict(zip(self._fields.names, kept, strict=True))
+        number = None if leapfrogs is None else int(np.sum(to_numpy(leapfrogs)))
+        return state, dict(zip(self._fields.names, kept, strict=True)), number
 
     def _compile(self) -> Callable:
         mcmc, constant = self._mcmc, self._constant

@@ -11,8 +11,9 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
+from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
-from pyrox_ppl.infer._mutable_state import check_keeps_state
+from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
 from pyrox_ppl.infer.compiled._svi_program import materialize_params
@@ -62,7 +63,8 @@ def run_svi(
         **kwargs: Keyword arguments of the model and guide.
 
     Returns:
-        NumPyro's ``SVIRunResult``: parameters, state, and the losses of all steps.
+        NumPyro's ``SVIRunResult``: parameters, state, and the losses of all steps;
+        besides, the attributes ``seconds`` and ``gradient_evaluations``.
 
     Raises:
         TypeError: If `rng_key` is no key.
@@ -153,11 +155,13 @@ def run_svi(
         block=size,
         segment=segment_of_steps,
     )
-    state, _, rows = complete(
+    state, progress, rows = complete(
         run,
         path=path,
         fingerprint=fingerprint,
         allow_other_environment=allow_other_environment,
         progress_bar=progress_bar,
     )
-    return SVIRunResult(svi.get_params(state), state, rows["loss"])
+    params = svi.get_params(state) | collected_params(svi.guide, state)
+    cost = Cost(progress.get("seconds"), gradients_of_svi(svi, num_steps))
+    return CountedSVIResult.make(params, state, rows["loss"], cost=cost)

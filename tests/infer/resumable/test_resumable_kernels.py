@@ -190,10 +190,10 @@ from infer.resumable.test_resumable_kernels import (
 kernel, folder = NUTS(model), Path({folder!r})
 placed, run = set(), Segments.run
 def recorded(*args):
-    state, kept = run(*args)
+    state, *others = run(*args)
     shards = state.potential_energy.addressable_shards
     placed.add(tuple(shard.data.shape for shard in shards))
-    return state, kept
+    return state, *others
 Segments.run = recorded
 settings = dict(num_chains=4, chain_method="parallel")
 def chains():

@@ -46,7 +46,7 @@ def expected():
 
 
 def assert_same(result, expected):
-    assert type(result) is type(expected)
+    assert isinstance(result, type(expected))
     for one, other in (
         (result.params, expected.params),
         (result.losses, expected.losses),

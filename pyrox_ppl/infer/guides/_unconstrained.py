@@ -1,0 +1,65 @@
+"""Latent sites at given values, with the density of their unconstrained values."""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+
+def transform_of(site: dict[str, Any]) -> Any:
+    """The map from unconstrained values to the site's support."""
+    return biject_to(site["fn"].support)
+
+
+def make_plates(sites: dict[str, Any]) -> dict[str, numpyro.plate]:
+    """A plate for each plate around the sites. None may be made inside another."""
+    frames = {f.name: f for site in sites.values() for f in site["cond_indep_stack"]}
+    return {
+        name: numpyro.plate(name, frame.size, dim=frame.dim)
+        for name, frame in sorted(frames.items())
+    }
+
+
+def sample_at(
+    site: dict[str, Any], value: jax.Array, plates: dict[str, numpyro.plate]
+) -> Any:
+    """Sample a site at a value, with the density of its unconstrained value.
+
+    The objective of SVI is then the posterior density over unconstrained values.
+    """
+    transform, event_dim = transform_of(site), site["fn"].event_dim
+    volume = transform.log_abs_det_jacobian(transform.inv(value), value)
+    volume = sum_rightmost(volume, volume.ndim - value.ndim + event_dim)
+    with contextlib.ExitStack() as stack:
+        for frame in site["cond_indep_stack"]:
+            stack.enter_context(plates[frame.name])
+        law = dist.Delta(value, log_density=-volume, event_dim=event_dim)
+        return numpyro.sample(site["name"], law)
+
+
+def check_whole_plates(sites: dict[str, Any], trace: Any) -> None:
+    """Raise unless there are latent sites, and every step sees all of them.
+
+    Args:
+        sites: The latent sites.
+        trace: The run of the model that they are from.
+    """
+    if not sites:
+        raise RuntimeError(
+            "AutoSWAG found no latent sites in the model: give some parameter a prior, "
+            "by bayesianize or numpyro.sample."
+        )
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            size = trace[frame.name]["args"][0]
+            if size != frame.size:
+                raise ValueError(
+                    f"the latent site {name!r} stands in the plate {frame.name!r}, and "
+                    f"a step sees {frame.size} of its {size} members, so its iterates "
+                    "are no sample: give such sites another guide in an AutoGuideList, "
+                    "such as AutoNormal, and AutoSWAG the rest."
+                )
