@@ -8,7 +8,8 @@ meets the same weight twice. Nothing but the program is asked, so a plate, a bat
 attention and a multivariate likelihood are all judged by what they compute.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pyrox_ppl.infer.losses._array_rules import dependence_of_results
@@ -25,7 +26,12 @@ from pyrox_ppl.infer.losses._loops import (
     slice_value,
     stacked_state,
 )
-from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
+from pyrox_ppl.infer.losses._primitives import (
+    CALLS,
+    CHECKPOINTS,
+    OWN_DERIVATIVE,
+    holds_squares,
+)
 from pyrox_ppl.infer.losses._uses import (
     Lazy,
     Path,
@@ -38,6 +44,9 @@ from pyrox_ppl.infer.losses._uses import (
     whole,
 )
 from pyrox_ppl.infer.losses._weight_rules import apply_weight_rule, draw, draw_value
+
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
@@ -62,14 +71,21 @@ class Plan(NamedTuple):
         return self.kept[path] == self.uses[path].rows
 
 
-def make_plan(closed: Any, weights: Sequence[str | None]) -> Plan:
+def make_plan(
+    closed: Any, weights: Sequence[str | None], once: Mapping[str, str] = _NOTHING
+) -> Plan:
     """Analyse a program whose first inputs are the weights.
 
     A weight that is drawn once changes what the others meet, so the analysis is
-    repeated until nothing is dropped any more.
+    repeated until nothing is dropped any more. `once` has the weights that are drawn
+    once in any case, and why.
     """
     jaxpr, constants = open_jaxpr(closed)
-    dropped: dict[str, str] = {}
+    dropped = dict(once)
+    for name, var in zip(weights, jaxpr.invars, strict=False):
+        if name is not None and not holds_squares(var.aval.dtype):
+            why = f"the square of a small scale is zero in {var.aval.dtype}"
+            dropped.setdefault(name, why)
     while True:
         book = Book()
         inputs = [
@@ -83,6 +99,9 @@ def make_plan(closed: Any, weights: Sequence[str | None]) -> Plan:
         ]
         inputs += [Value({})] * (len(jaxpr.invars) - len(inputs))
         results = _Pass(book).walk(jaxpr, [Value({})] * len(constants), inputs, ())
+        for value in results:
+            if value.lazy is not None:
+                book.drop(value.lazy, "the state of the model holds it")
         kept, mixed = _kept_rows(book, results)
         if not book.dropped:
             for path, use in book.uses.items():
@@ -288,7 +307,7 @@ class _Pass:
                 break
             carry = after
         stacked = [
-            Value({noise: stacked_state(s, level) for noise, s in v.dependence.items()})
+            Value({n: stacked_state(s, level, path) for n, s in v.dependence.items()})
             for v in results[num_carry:]
         ]
         return [*carry, *stacked]

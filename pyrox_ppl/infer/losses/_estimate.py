@@ -99,9 +99,8 @@ class Estimator:
         for k, value in enumerate(values):
             where = (*path, "operand", k)
             if isinstance(value, Gaussian) and where in self.plan.steps:
-                shape = value.loc.shape
-                if name in ELEMENTWISE and shape:
-                    shape = eqn.outvars[0].aval.shape
+                elementwise = name in ELEMENTWISE
+                shape = eqn.outvars[0].aval.shape if elementwise else value.loc.shape
                 values[k] = self._draw(value, shape, where, loops)
         if not any(isinstance(value, Gaussian) for value in values):
             return apply_without_weights(eqn, values)

@@ -11,6 +11,7 @@ from pyrox_ppl.infer.losses._primitives import (
     STRUCTURAL,
     axis_map,
     gather_map,
+    holds_squares,
     is_linear,
     places,
 )
@@ -66,7 +67,7 @@ def draw(book: Book, eqn: Any, values: list[Value], k: int, path: Path) -> Value
     shape = _shape(eqn, k)
     if name in ELEMENTWISE:
         # Repeated to the shape of the result first: each row then has its own noise.
-        shape = tuple(eqn.outvars[0].aval.shape) if shape else shape
+        shape = tuple(eqn.outvars[0].aval.shape)
     return draw_value(book, values[k], _shape(eqn, k), shape, path, name)
 
 
@@ -98,7 +99,10 @@ def _all(values: list[Value]) -> list[Any]:
 
 
 def _repeat(lazy: Lazy, old: Shape, new: Shape) -> Lazy:
-    """The lazy array, repeated along axes of size 1."""
+    """The lazy array, repeated along axes of size 1; a number along all axes."""
+    if not old:
+        own = tuple(size == 1 for size in new)
+        return lazy._replace(own=own, parts=_move_axes(lazy.parts, {}, len(new)))
     own = tuple(o and a == b for o, a, b in zip(lazy.own, old, new, strict=True))
     return lazy._replace(own=own)
 
@@ -108,8 +112,12 @@ def _restructure(eqn: Any, lazy: Lazy, out: Shape) -> Lazy | None:
     name, params, old = eqn.primitive.name, eqn.params, _shape(eqn, 0)
     if name == "reshape":
         return _reshape(lazy, old, out)
+    if name == "convert_element_type" and not holds_squares(params["new_dtype"]):
+        return None
     shapes = [_shape(eqn, k) for k in range(len(eqn.invars))]
     if name == "gather":
+        if params["fill_value"]:
+            return None  # a mean may be filled with it, a variance may not
         axes = gather_map(params, shapes, out)
         if any(
             new is None and axis in lazy.repeats(old)
@@ -130,18 +138,19 @@ def _restructure(eqn: Any, lazy: Lazy, out: Shape) -> Lazy | None:
         )
         for axis, size in enumerate(out)
     ]
-    parts = [_follow(name, params, part, axes, back, out) for part in lazy.parts]
+    parts = [_follow(eqn, part, axes, back, out) for part in lazy.parts]
     return lazy._replace(own=tuple(own), parts=tuple(parts))
 
 
-def _follow(
-    name: str, params: dict, part: Part, axes: AxisMap, back: dict, out: Shape
-) -> Part:
+def _follow(eqn: Any, part: Part, axes: AxisMap, back: dict, out: Shape) -> Part:
     """Which entries of a weight are left after an operation."""
+    name, params, old = eqn.primitive.name, eqn.params, _shape(eqn, 0)
     region = list(part.region)
     lost = axes.moved
+    if name == "broadcast_in_dim":
+        lost = {a for a, size in enumerate(old) if size != out[axes.axes[a]]}
     if name == "slice" and params["strides"] is None:
-        lost = frozenset()
+        lost = set()
         starts_stops = zip(
             params["start_indices"], params["limit_indices"], strict=True
         )
@@ -192,8 +201,6 @@ def _add_lazy(
 ) -> list[Value] | None:
     """Add two lazy arrays: sums of independent normals are normal."""
     out = tuple(eqn.outvars[0].aval.shape)
-    if not all(_shape(eqn, k) for k in (0, 1)) and out:
-        return None
     left, right = (_repeat(_lazy(values[k]), _shape(eqn, k), out) for k in (0, 1))
     overlap = any(a.overlaps(b) for a in left.parts for b in right.parts)
     if left.own != right.own or overlap:
