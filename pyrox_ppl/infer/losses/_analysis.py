@@ -201,11 +201,13 @@ class _Pass:
             return self._scan(eqn, values, path, depth)
         if name == "cond":
             return self._cond(eqn, self._draw_all(eqn, values, path), path, depth)
-        if any(value.lazy for value in values):
-            results = apply_weight_rule(self.book, eqn, values, path)
-            if results is not None:
-                return results
-            values = self._draw_all(eqn, values, path)
+        # Of two lazy operands, the one that meets rows is drawn, and the other meets it.
+        for draw_lazy in (_draw_nothing, self._draw_repeated, self._draw_all):
+            values = draw_lazy(eqn, values, path)
+            if any(value.lazy for value in values):
+                results = apply_weight_rule(self.book, eqn, values, path)
+                if results is not None:
+                    return results
         dependences = [value.dependence for value in values]
         results = dependence_of_results(self.book, eqn, dependences, path)
         return [Value(dependence) for dependence in results]
@@ -216,6 +218,15 @@ class _Pass:
             if value.lazy is not None
             else value
             for k, value in enumerate(values)
+        ]
+
+    def _draw_repeated(self, eqn: Any, values: list[Value], path: Path) -> list[Value]:
+        shapes = [tuple(getattr(atom.aval, "shape", ())) for atom in eqn.invars]
+        return [
+            draw(self.book, eqn, values, k, (*path, "operand", k))
+            if value.lazy is not None and value.lazy.repeats(shape)
+            else value
+            for k, (value, shape) in enumerate(zip(values, shapes, strict=True))
         ]
 
     def _settle(self, value: Value, var: Any, path: Path, by: str) -> Value:
@@ -311,6 +322,10 @@ class _Pass:
             for v in results[num_carry:]
         ]
         return [*carry, *stacked]
+
+
+def _draw_nothing(eqn: Any, values: list[Value], path: Path) -> list[Value]:
+    return values
 
 
 def _mix(parts: list[Dependence], by: str) -> Dependence:

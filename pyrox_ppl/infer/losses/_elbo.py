@@ -145,7 +145,8 @@ class AbstractRowELBO(ELBO):
         jax.eval_shape(lambda: run({}))
         shapes = {name: jax.typeof(found[name]) for name in sorted(found)}
         plan = make_plan(jax.make_jaxpr(run)(shapes), list(shapes))
-        return {name: self._describe(plan, name) for name in shapes}
+        # A prior in non-centred form has the noise of its parameter.
+        return {n.removesuffix("_decentered"): self._describe(plan, n) for n in shapes}
 
     def _describe(self, plan: Plan, name: str) -> str:
         if name in plan.dropped:

@@ -73,6 +73,32 @@ def smoothed_in_a_loop(net):
     return normal_density(jax.lax.scan(body, f[0], jnp.arange(ROWS))[1])
 
 
+def looked_up_in_a_loop(net):
+    f = predictions(net).reshape(2, 3, 1)
+
+    def column(i):
+        return jax.lax.map(lambda j: f[i, j], jnp.arange(3))
+
+    return normal_density(jax.lax.map(column, jnp.arange(2)).mean((0, 1)))
+
+
+def windows(net):
+    f = predictions(net)[:, 0]
+    window = jax.vmap(lambda i: jax.lax.dynamic_slice(f, (i,), (3,)))
+    return normal_density(window(jnp.arange(ROWS - 2)).mean(1))
+
+
+def ranked(net):
+    f = predictions(net).T[0][:, None]
+    first, _ = jax.lax.top_k(f, ROWS, axis=0)
+    return normal_density(first * jnp.arange(ROWS)[:, None] / 3)
+
+
+def stacked(net):
+    f = predictions(net)
+    return normal_density(jnp.stack([f, f[::-1]]).prod(0))
+
+
 def chosen_by_the_mean(net):
     f = predictions(net)
     branches = (normal_density, lambda f: 9.0 * normal_density(f))
@@ -113,6 +139,10 @@ COUPLED_ROWS = {
     "pairs": (NARROW, pairs),
     "looked-up": (NARROW, looked_up),
     "loop": (NARROW, smoothed_in_a_loop),
+    "loop-lookup": (NARROW, looked_up_in_a_loop),
+    "windows": (NARROW, windows),
+    "ranked": (NARROW, ranked),
+    "stacked": (NARROW, stacked),
     "chosen": (NARROW, chosen_by_the_mean),
     "places": (eqx.nn.Conv2d(1, 2, 1, key=KEY), places_of_an_image),
     "words": (eqx.nn.Embedding(4, 2, key=KEY), words_of_a_text),
@@ -195,6 +225,13 @@ WITHOUT_RULE = {
         jax.vmap(lambda x: own_gradient(net.weight, x) + net.bias)(X)
     ),
     "sort": lambda net: normal_density(X @ jnp.sort(net.weight) + net.bias[None]),
+    "filled": lambda net: normal_density(
+        X * jnp.take(net.weight, jnp.array([0, 1, 7, 2, 9, 1]), 0, fill_value=1.5)
+        + net.bias[None]
+    ),
+    "half": lambda net: normal_density(
+        X + net.weight[:, :1].T.astype(jnp.float16) + net.bias[None]
+    ),
     "tiled": lambda net: normal_density(
         jnp.tile(X, (1, 2)) @ jnp.tile(net.weight, (2, 1)) + net.bias[None]
     ),
@@ -208,6 +245,30 @@ WITHOUT_RULE = {
 def test_an_operation_without_a_rule_draws_once(name):
     program = Program(LINEAR, WITHOUT_RULE[name])
     assert kinds(program) == ["once", "rows"]
+    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
+
+
+def test_the_square_of_a_scale_must_not_vanish():
+    half = jax.tree.map(lambda a: a.astype(jnp.float16), eqx.filter(LINEAR, eqx.is_array))
+    module = eqx.combine(half, LINEAR)
+    program = Program(module, lambda net: normal_density(jax.vmap(net)(X)))
+    assert kinds(program) == ["once", "once"]
+
+
+def test_a_number_is_repeated_for_every_row():
+    numbers = {"a": jnp.array(1.2), "b": jnp.array(0.3), "c": jnp.array(0.5)}
+
+    def density(w):
+        return normal_density((w["a"] - w["b"]) * X + w["c"])
+
+    def over_rows(w):
+        return normal_density((w["a"] * ALIKE).mean(1) + w["b"] + w["c"])
+
+    program = Program(numbers, density)
+    assert kinds(program) == ["rows"] * 3
+    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
+    program = Program(numbers, over_rows)
+    assert kinds(program) == ["signs", "rows", "rows"]
     assert jnp.abs(program.z_scores(local=True)).max() < 5.0
 
 
