@@ -14,7 +14,6 @@ from numpyro.distributions.util import scale_and_mask
 from numpyro.infer.elbo import ELBO
 from numpyro.util import check_model_guide_match
 
-from pyrox_ppl.infer.losses._analysis import Plan, make_plan
 from pyrox_ppl.infer.losses._estimate import Estimator
 from pyrox_ppl.infer.losses._gaussian import Gaussian
 from pyrox_ppl.infer.losses._guide_sites import (
@@ -23,6 +22,7 @@ from pyrox_ppl.infer.losses._guide_sites import (
     find_normal_sites,
     is_real,
 )
+from pyrox_ppl.infer.losses._plan import Plan, make_plan
 
 
 class AbstractRowELBO(ELBO):
@@ -103,7 +103,7 @@ class AbstractRowELBO(ELBO):
         closed, shape = jax.make_jaxpr(program, return_shape=True)(draws)
         # The last weights of the list are those that are no parameters.
         weights = [name if name in read else None for name in draws]
-        conditions = find_conditions(guide, normals, run_guide)
+        conditions = find_conditions(normals, run_guide)
         plan = make_plan(closed, weights, conditions)
         self._check(plan, normals, read)
         inputs = [
@@ -226,7 +226,9 @@ def _is_same(left: Any, right: Any) -> bool:
         return True
     if isinstance(left, jax.core.Tracer) or isinstance(right, jax.core.Tracer):
         return False
-    return bool(np.all((1 if left is None else left) == (1 if right is None else right)))
+    return bool(
+        np.all((1 if left is None else left) == (1 if right is None else right))
+    )
 
 
 def _elbo(trace: Any, guide_trace: Any, normals: dict[str, NormalSite]) -> jax.Array:

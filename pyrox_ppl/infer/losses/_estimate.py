@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pyrox_ppl.infer.losses._analysis import Plan
 from pyrox_ppl.infer.losses._gaussian import (
     Gaussian,
     Pending,
@@ -33,6 +32,7 @@ from pyrox_ppl.infer.losses._gaussian import (
 )
 from pyrox_ppl.infer.losses._loops import scan_counts
 from pyrox_ppl.infer.losses._noise import random_signs
+from pyrox_ppl.infer.losses._plan import Plan
 from pyrox_ppl.infer.losses._primitives import CHECKPOINTS, ELEMENTWISE, axis_map
 from pyrox_ppl.infer.losses._uses import (
     Path,
@@ -138,7 +138,8 @@ class Estimator:
                     )
                 ]
             case _:
-                return [self._contract(eqn, k, value, others[1 - k], path, loops)]
+                rows = jnp.asarray(others[1 - k])
+                return [self._contract(eqn, k, value, rows, path, loops)]
 
     def _contract(
         self, eqn: Any, k: int, value: Gaussian, x: jax.Array, path: Path, loops: tuple

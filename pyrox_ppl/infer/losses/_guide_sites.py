@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import ExpandedDistribution, Independent, constraints
-from numpyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from numpyro.infer.autoguide import AutoDiagonalNormal
 
 
 class NormalSite(NamedTuple):
@@ -63,7 +63,6 @@ def find_normal_sites(
 
 
 def find_conditions(
-    guide: Callable,
     normals: Mapping[str, NormalSite],
     run: Callable[[dict[str, jax.Array]], Mapping[str, Any]],
 ) -> dict[str, str]:
@@ -71,9 +70,9 @@ def find_conditions(
 
     The other site knows one draw, so no row may have another.
     """
-    if isinstance(guide, AutoNormal | AutoDiagonalNormal):
-        return {}
-    names, others = list(normals), []
+    # The parts of a vector are functions of the vector alone.
+    names = [name for name, normal in normals.items() if normal.source == name]
+    others: list[str] = []
 
     def laws(values: list[jax.Array]) -> list[Any]:
         sites = run(dict(zip(names, values, strict=True)))

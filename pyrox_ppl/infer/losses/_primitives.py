@@ -232,8 +232,9 @@ def is_linear(name: str, params: dict[str, Any]) -> bool:
 
 
 def holds_squares(dtype: Any) -> bool:
-    """Whether the square of a small scale is a number above zero in this precision."""
-    return bool(jnp.finfo(dtype).nexp >= jnp.finfo(jnp.float32).nexp)
+    """Whether a variance has this type: real, and above zero for a small scale."""
+    real = jnp.issubdtype(dtype, jnp.floating)
+    return bool(real and jnp.finfo(dtype).nexp >= jnp.finfo(jnp.float32).nexp)
 
 
 def places(name: str, num_operands: int) -> set[int]:

@@ -24,6 +24,8 @@ def apply_weight_rule(
     book: Book, eqn: Any, values: list[Value], path: Path
 ) -> list[Value] | None:
     """The result of an operation with lazy operands; None if no rule fits."""
+    if not eqn.outvars:
+        return None
     name = eqn.primitive.name
     lazy = [k for k, value in enumerate(values) if value.lazy is not None]
     out = tuple(eqn.outvars[0].aval.shape)
