@@ -82,17 +82,6 @@ class Program:
         # Noise that is the same in both, or none, differs by rounding alone.
         return (truth.mean(0) - ours.mean(0)) / jnp.sqrt(variance + 1e-9)
 
-    def z_score(self, *, local, plan, draws=2000):
-        """The standardised difference of the mean value, without its gradient."""
-        params, keys = (self.locs, self.scales), jr.split(jr.key(7), draws)
-
-        def one(key):
-            ours = self.estimate(params, jr.fold_in(key, 1), plan, local)
-            return self.ordinary(params, key) - ours
-
-        apart = jax.jit(jax.vmap(one))(keys)
-        return apart.mean() / (apart.std() / jnp.sqrt(draws) + 1e-9)
-
 
 def normal_density(f, y=1.0, scale=0.7):
     """The density of observations around bounded predictions."""

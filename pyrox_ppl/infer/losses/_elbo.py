@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import scale_and_mask
@@ -224,7 +225,7 @@ def _is_same(left: Any, right: Any) -> bool:
     """Whether two scales are surely the same; None is one."""
     if left is right:
         return True
-    if isinstance(left, jax.core.Tracer) or isinstance(right, jax.core.Tracer):
+    if any(isinstance(scale, Tracer) for scale in (left, right)):
         return False
     return bool(
         np.all((1 if left is None else left) == (1 if right is None else right))

@@ -150,7 +150,9 @@ def _follow(eqn: Any, part: Part, axes: AxisMap, back: dict, out: Shape) -> Part
     region = list(part.region)
     lost = axes.moved
     if name == "broadcast_in_dim":
-        lost = {a for a, size in enumerate(old) if size != out[axes.axes[a]]}
+        # A repeated axis is not an axis of the weight any more.
+        targets = enumerate(params["broadcast_dimensions"])
+        lost = {axis for axis, new in targets if old[axis] != out[new]}
     if name == "slice" and params["strides"] is None:
         lost = set()
         starts_stops = zip(

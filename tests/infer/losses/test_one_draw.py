@@ -64,7 +64,7 @@ WITHOUT_RULE = {
         + net.bias[None]
     ),
     "complex": lambda net: normal_density(
-        (X.astype(complex) @ net.weight * (1 + 2j)).imag + net.bias[None]
+        (X.astype(jnp.complex64) @ net.weight * (1 + 2j)).imag + net.bias[None]
     ),
     "printed": lambda net: printed(net.weight, normal_density(jax.vmap(net)(X))),
     "half": lambda net: normal_density(
