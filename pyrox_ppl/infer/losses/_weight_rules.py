@@ -24,7 +24,7 @@ def apply_weight_rule(
     book: Book, eqn: Any, values: list[Value], path: Path
 ) -> list[Value] | None:
     """The result of an operation with lazy operands; None if no rule fits."""
-    if not eqn.outvars:
+    if not eqn.outvars or not holds_squares(eqn.outvars[0].aval.dtype):
         return None
     name = eqn.primitive.name
     lazy = [k for k, value in enumerate(values) if value.lazy is not None]
@@ -114,8 +114,6 @@ def _restructure(eqn: Any, lazy: Lazy, out: Shape) -> Lazy | None:
     name, params, old = eqn.primitive.name, eqn.params, _shape(eqn, 0)
     if name == "reshape":
         return _reshape(lazy, old, out)
-    if name == "convert_element_type" and not holds_squares(params["new_dtype"]):
-        return None
     shapes = [_shape(eqn, k) for k in range(len(eqn.invars))]
     if name == "gather":
         if params["fill_value"]:
