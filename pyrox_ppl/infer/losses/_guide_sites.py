@@ -72,6 +72,8 @@ def find_conditions(
     """
     # The parts of a vector are functions of the vector alone.
     names = [name for name, normal in normals.items() if normal.source == name]
+    if not names:
+        return {}
     others: list[str] = []
 
     def laws(values: list[jax.Array]) -> list[Any]:
