@@ -14,7 +14,8 @@ PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m py
 # What old versions break first: the rules, NumPyro's private names, the file formats.
 CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites.py \
 	tests/infer/compiled/test_compiled_mcmc.py tests/infer/compiled/test_compiled_svi.py \
-	tests/infer/kernels/test_flat_nuts.py tests/prediction/test_predict.py \
+	tests/infer/kernels/test_flat_nuts.py tests/infer/losses/test_explained.py \
+	tests/prediction/test_predict.py \
 	tests/infer/resumable/test_resumable.py tests/posterior/test_datatree.py \
 	tests/posterior/test_saving.py tests/posterior/test_plots.py tests/scores
 

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from pyrox_ppl.infer.losses._analysis import make_plan
 from pyrox_ppl.infer.losses._estimate import Estimator
 from pyrox_ppl.infer.losses._gaussian import Gaussian
+from pyrox_ppl.infer.losses._plan import make_plan
 
 KEY = jr.key(0)
 

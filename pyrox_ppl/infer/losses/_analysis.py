@@ -1,15 +1,13 @@
-"""The first pass over a program: which weights may be drawn anew for each row of data.
+"""One pass over a program: which weights may be drawn anew for each row of data.
 
-The program is a model's log-density as a jaxpr, a function of its weights. The pass
-follows each weight to the operation that meets it with data, and the noise that could
-be drawn there to the density. Noise that is independent from row to row leaves the
-expectation as it is if the density is a sum over these rows in the end, and if no row
-meets the same weight twice. Nothing but the program is asked, so a plate, a batch norm,
-attention and a multivariate likelihood are all judged by what they compute.
+The pass follows each weight to the operation that meets it with data, and the noise
+that could be drawn there to the density. Nothing but the program is asked, so a plate,
+a batch norm, attention and a multivariate likelihood are all judged by what they
+compute.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyrox_ppl.infer.losses._array_rules import dependence_of_results
 from pyrox_ppl.infer.losses._book import Book
@@ -27,92 +25,17 @@ from pyrox_ppl.infer.losses._loops import (
 )
 from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
 from pyrox_ppl.infer.losses._uses import (
-    Lazy,
     Path,
     Step,
-    Use,
     Value,
     count_readers,
     inner_jaxpr,
     open_jaxpr,
-    whole,
 )
 from pyrox_ppl.infer.losses._weight_rules import apply_weight_rule, draw, draw_value
 
 
-class Plan(NamedTuple):
-    """What the second pass does.
-
-    Attributes:
-        steps: The rule for each operation with a lazy operand, by path.
-        kept: The rows whose noise stays independent, by path of the use.
-        uses: The uses, by path.
-        dropped: The weights that are drawn once, and why.
-        mixed: The operations that mixed rows of a use, by path of the use.
-    """
-
-    steps: dict[Path, Step]
-    kept: dict[Path, tuple[int, ...]]
-    uses: dict[Path, Use]
-    dropped: dict[str, str]
-    mixed: dict[Path, str]
-
-    def is_full(self, path: Path) -> bool:
-        """Whether all rows of a use are independent."""
-        return self.kept[path] == self.uses[path].rows
-
-
-def make_plan(closed: Any, weights: Sequence[str | None]) -> Plan:
-    """Analyse a program whose first inputs are the weights.
-
-    A weight that is drawn once changes what the others meet, so the analysis is
-    repeated until nothing is dropped any more.
-    """
-    jaxpr, constants = open_jaxpr(closed)
-    dropped: dict[str, str] = {}
-    while True:
-        book = Book()
-        inputs = [
-            Value(
-                {},
-                None
-                if name is None or name in dropped
-                else whole(name, tuple(var.aval.shape)),
-            )
-            for name, var in zip(weights, jaxpr.invars, strict=False)
-        ]
-        inputs += [Value({})] * (len(jaxpr.invars) - len(inputs))
-        results = _Pass(book).walk(jaxpr, [Value({})] * len(constants), inputs, ())
-        kept, mixed = _kept_rows(book, results)
-        if not book.dropped:
-            for path, use in book.uses.items():
-                if not kept[path]:
-                    reason = f"`{mixed[path]}` combines the rows of data after it"
-                    book.drop(Lazy((), use.parts), reason)
-        if not book.dropped:
-            return Plan(book.steps, kept, book.uses, dropped, mixed)
-        dropped |= book.dropped
-
-
-def _kept_rows(
-    book: Book, results: list[Value]
-) -> tuple[dict[Path, tuple[int, ...]], dict[Path, str]]:
-    """The rows that no result mixes, and what mixed the others."""
-    mixed: dict[Path, str] = {}
-    lost: set[tuple[Path, int]] = set()
-    for value in results:
-        for noise, state in value.dependence.items():
-            if isinstance(state, Mixed):
-                lost.add(noise)
-                mixed.setdefault(noise[0], state.by)
-    kept = {
-        path: tuple(row for row in use.rows if (path, row) not in lost)
-        for path, use in book.uses.items()
-    }
-    return kept, mixed
-
-
-class _Pass:
+class Pass:
     """One pass over a program and the bodies of its calls and loops."""
 
     def __init__(self, book: Book) -> None:
@@ -182,11 +105,13 @@ class _Pass:
             return self._scan(eqn, values, path, depth)
         if name == "cond":
             return self._cond(eqn, self._draw_all(eqn, values, path), path, depth)
-        if any(value.lazy for value in values):
-            results = apply_weight_rule(self.book, eqn, values, path)
-            if results is not None:
-                return results
-            values = self._draw_all(eqn, values, path)
+        # Of two lazy operands, that with rows is drawn, and the other meets its rows.
+        for draw_lazy in (_draw_nothing, self._draw_repeated, self._draw_all):
+            values = draw_lazy(eqn, values, path)
+            if any(value.lazy for value in values):
+                results = apply_weight_rule(self.book, eqn, values, path)
+                if results is not None:
+                    return results
         dependences = [value.dependence for value in values]
         results = dependence_of_results(self.book, eqn, dependences, path)
         return [Value(dependence) for dependence in results]
@@ -197,6 +122,15 @@ class _Pass:
             if value.lazy is not None
             else value
             for k, value in enumerate(values)
+        ]
+
+    def _draw_repeated(self, eqn: Any, values: list[Value], path: Path) -> list[Value]:
+        shapes = [tuple(getattr(atom.aval, "shape", ())) for atom in eqn.invars]
+        return [
+            draw(self.book, eqn, values, k, (*path, "operand", k))
+            if value.lazy is not None and value.lazy.repeats(shape)
+            else value
+            for k, (value, shape) in enumerate(zip(values, shapes, strict=True))
         ]
 
     def _settle(self, value: Value, var: Any, path: Path, by: str) -> Value:
@@ -288,10 +222,14 @@ class _Pass:
                 break
             carry = after
         stacked = [
-            Value({noise: stacked_state(s, level) for noise, s in v.dependence.items()})
+            Value({n: stacked_state(s, level, path) for n, s in v.dependence.items()})
             for v in results[num_carry:]
         ]
         return [*carry, *stacked]
+
+
+def _draw_nothing(eqn: Any, values: list[Value], path: Path) -> list[Value]:
+    return values
 
 
 def _mix(parts: list[Dependence], by: str) -> Dependence:

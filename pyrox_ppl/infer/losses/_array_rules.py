@@ -116,6 +116,7 @@ def _gather(
     offsets = params["dimension_numbers"].offset_dims
     if all(axis is None or axis < 0 for axis in new):
         loops = tuple(axis for axis in new if axis is not None)
-        batch = tuple(axis for axis in range(len(out)) if axis not in offsets)
-        return Rows((*loops, *batch), (token, rows.view))
+        # A row is chosen by its place in the indices, and in the window they start.
+        chosen = (a for a in range(len(out)) if a not in offsets or a not in axes.axes)
+        return Rows((*loops, *chosen), (token, rows.view))
     return Sum()

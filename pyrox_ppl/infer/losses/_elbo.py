@@ -7,20 +7,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import scale_and_mask
 from numpyro.infer.elbo import ELBO
 from numpyro.util import check_model_guide_match
 
-from pyrox_ppl.infer.losses._analysis import Plan, make_plan
 from pyrox_ppl.infer.losses._estimate import Estimator
 from pyrox_ppl.infer.losses._gaussian import Gaussian
 from pyrox_ppl.infer.losses._guide_sites import (
     NormalSite,
+    find_conditions,
     find_normal_sites,
     is_real,
 )
+from pyrox_ppl.infer.losses._plan import Plan, make_plan
 
 
 class AbstractRowELBO(ELBO):
@@ -101,7 +104,8 @@ class AbstractRowELBO(ELBO):
         closed, shape = jax.make_jaxpr(program, return_shape=True)(draws)
         # The last weights of the list are those that are no parameters.
         weights = [name if name in read else None for name in draws]
-        plan = make_plan(closed, weights)
+        conditions = find_conditions(normals, run_guide)
+        plan = make_plan(closed, weights, conditions)
         self._check(plan, normals, read)
         inputs = [
             normals[name].value
@@ -142,7 +146,8 @@ class AbstractRowELBO(ELBO):
         jax.eval_shape(lambda: run({}))
         shapes = {name: jax.typeof(found[name]) for name in sorted(found)}
         plan = make_plan(jax.make_jaxpr(run)(shapes), list(shapes))
-        return {name: self._describe(plan, name) for name in shapes}
+        # A prior in non-centred form has the noise of its parameter.
+        return {n.removesuffix("_decentered"): self._describe(plan, n) for n in shapes}
 
     def _describe(self, plan: Plan, name: str) -> str:
         if name in plan.dropped:
@@ -203,10 +208,28 @@ def _mutable_values(trace: Any) -> dict[str, Any]:
     return {n: site["value"] for n, site in trace.items() if site["type"] == "mutable"}
 
 
-def _log_density(site: dict[str, Any], value: Any) -> jax.Array:
+def _log_density(site: Any, value: Any) -> jax.Array:
     args = (site["intermediates"],) if site["intermediates"] else ()
     log_prob = site["fn"].log_prob(value, *args)
     return jnp.sum(scale_and_mask(log_prob, site["scale"]))
+
+
+def _divergence(law: dict[str, Any], site: dict[str, Any]) -> jax.Array:
+    """The divergence of a posterior from a prior, in closed form."""
+    if not _is_same(law["scale"], site["scale"]):
+        raise NotImplementedError("A `scale` handler weighs one of the two alone.")
+    return jnp.sum(scale_and_mask(kl_divergence(law["fn"], site["fn"]), law["scale"]))
+
+
+def _is_same(left: Any, right: Any) -> bool:
+    """Whether two scales are surely the same; None is one."""
+    if left is right:
+        return True
+    if any(isinstance(scale, Tracer) for scale in (left, right)):
+        return False
+    return bool(
+        np.all((1 if left is None else left) == (1 if right is None else right))
+    )
 
 
 def _elbo(trace: Any, guide_trace: Any, normals: dict[str, NormalSite]) -> jax.Array:
@@ -219,36 +242,29 @@ def _elbo(trace: Any, guide_trace: Any, normals: dict[str, NormalSite]) -> jax.A
             terms.append(_log_density(site, site["value"]))
             continue
         normal = normals.get(name)
-        law = (
-            guide_trace[name]
-            if normal is None
-            else {**guide_trace[name], "fn": normal.fn}
-        )
+        law = guide_trace[name]
+        if normal is not None:
+            law = {**guide_trace[normal.source], "fn": normal.fn, "intermediates": []}
         try:
-            divergence = kl_divergence(law["fn"], site["fn"])
+            divergence = _divergence(law, site)
         except NotImplementedError:
             # An ordinary draw: the density of a weight is no sum over rows of data.
             value = guide_trace[name]["value"]
             terms += [_log_density(site, value), -_log_density(law, value)]
         else:
-            terms.append(-jnp.sum(scale_and_mask(divergence, law["scale"])))
+            terms.append(-divergence)
     for name, site in guide_trace.items():
         if site["type"] == "sample" and name not in trace:
-            terms.append(-_auxiliary_density(name, site, trace, guide_trace, normals))
+            terms.append(-_auxiliary_density(name, site, normals))
     return jnp.asarray(sum(terms, start=jnp.array(0.0)))
 
 
 def _auxiliary_density(
-    name: str, site: Any, trace: Any, guide_trace: Any, normals: dict[str, NormalSite]
+    name: str, site: Any, normals: dict[str, NormalSite]
 ) -> jax.Array:
     """The density of a guide's vector, less the sites cut from it."""
     density = _log_density(site, site["value"])
-    for other in normals:
-        if (
-            other not in guide_trace
-            or guide_trace[other]["fn"] is not normals[other].fn
-        ):
-            density = density - jnp.sum(
-                normals[other].fn.log_prob(normals[other].value)
-            )
+    cut = (normal for normal in normals.values() if normal.source == name)
+    for normal in cut:
+        density -= _log_density({**site, "fn": normal.fn}, normal.value)
     return density

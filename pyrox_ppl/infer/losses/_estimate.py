@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pyrox_ppl.infer.losses._analysis import Plan
 from pyrox_ppl.infer.losses._gaussian import (
     Gaussian,
     Pending,
@@ -33,6 +32,7 @@ from pyrox_ppl.infer.losses._gaussian import (
 )
 from pyrox_ppl.infer.losses._loops import scan_counts
 from pyrox_ppl.infer.losses._noise import random_signs
+from pyrox_ppl.infer.losses._plan import Plan
 from pyrox_ppl.infer.losses._primitives import CHECKPOINTS, ELEMENTWISE, axis_map
 from pyrox_ppl.infer.losses._uses import (
     Path,
@@ -99,9 +99,8 @@ class Estimator:
         for k, value in enumerate(values):
             where = (*path, "operand", k)
             if isinstance(value, Gaussian) and where in self.plan.steps:
-                shape = value.loc.shape
-                if name in ELEMENTWISE and shape:
-                    shape = eqn.outvars[0].aval.shape
+                elementwise = name in ELEMENTWISE
+                shape = eqn.outvars[0].aval.shape if elementwise else value.loc.shape
                 values[k] = self._draw(value, shape, where, loops)
         if not any(isinstance(value, Gaussian) for value in values):
             return apply_without_weights(eqn, values)
@@ -139,7 +138,8 @@ class Estimator:
                     )
                 ]
             case _:
-                return [self._contract(eqn, k, value, others[1 - k], path, loops)]
+                rows = jnp.asarray(others[1 - k])
+                return [self._contract(eqn, k, value, rows, path, loops)]
 
     def _contract(
         self, eqn: Any, k: int, value: Gaussian, x: jax.Array, path: Path, loops: tuple

@@ -1,6 +1,6 @@
 """The sites of a guide whose posterior is a factorised normal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +18,14 @@ class NormalSite(NamedTuple):
         scale: The standard deviations.
         value: One draw, which the guide made.
         fn: The distribution, with the event dimensions of the site.
+        source: The site of the guide that draws it: itself, or the guide's vector.
     """
 
     loc: jax.Array
     scale: jax.Array
     value: jax.Array
     fn: dist.Distribution
+    source: str
 
 
 def find_normal_sites(
@@ -39,7 +41,7 @@ def find_normal_sites(
     """
     found = {}
     for name, site in trace.items():
-        normal = _as_normal(site) if site["type"] == "sample" else None
+        normal = _as_normal(name, site) if site["type"] == "sample" else None
         if normal is not None:
             found[name] = normal
     vector = next((name for name in found if _is_vector(guide, trace[name])), None)
@@ -56,8 +58,47 @@ def find_normal_sites(
             continue
         loc, scale = locs[name]["value"], scales[name]["value"]
         fn = dist.Normal(loc, scale).to_event(site["fn"].event_dim)
-        parts[name] = NormalSite(loc, scale, site["value"], fn)
+        parts[name] = NormalSite(loc, scale, site["value"], fn, vector)
     return parts
+
+
+def find_conditions(
+    normals: Mapping[str, NormalSite],
+    run: Callable[[dict[str, jax.Array]], Mapping[str, Any]],
+) -> dict[str, str]:
+    """The normals on whose draws another site of the guide depends, and which one.
+
+    The other site knows one draw, so no row may have another.
+    """
+    # The parts of a vector are functions of the vector alone.
+    names = [name for name, normal in normals.items() if normal.source == name]
+    if not names:
+        return {}
+    others: list[str] = []
+
+    def laws(values: list[jax.Array]) -> list[Any]:
+        sites = run(dict(zip(names, values, strict=True)))
+        laws = {n: site["fn"] for n, site in sites.items() if site["type"] == "sample"}
+        others.extend(name for name, law in laws.items() for _ in jax.tree.leaves(law))
+        return jax.tree.leaves(list(laws.values()))
+
+    jaxpr = jax.make_jaxpr(laws)([normals[name].value for name in names]).jaxpr
+    known: dict[Any, set[str]] = {
+        var: {name} for var, name in zip(jaxpr.invars, names, strict=True)
+    }
+
+    def sources(atoms: Sequence[Any]) -> set[str]:
+        read = (atom for atom in atoms if not hasattr(atom, "val"))
+        return set().union(*(known.get(atom, ()) for atom in read))
+
+    for eqn in jaxpr.eqns:
+        found = sources(eqn.invars)
+        known |= dict.fromkeys(eqn.outvars, found)
+    return {
+        name: f"the guide draws `{other}` given it"
+        for other, atom in zip(others, jaxpr.outvars, strict=True)
+        for name in sources([atom])
+    }
 
 
 def is_real(support: Any) -> bool:
@@ -67,7 +108,7 @@ def is_real(support: Any) -> bool:
     return support is constraints.real
 
 
-def _as_normal(site: Mapping[str, Any]) -> NormalSite | None:
+def _as_normal(name: str, site: Mapping[str, Any]) -> NormalSite | None:
     fn = site["fn"]
     while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
@@ -75,7 +116,7 @@ def _as_normal(site: Mapping[str, Any]) -> NormalSite | None:
         return None
     parts: tuple[Any, ...] = fn.loc, fn.scale
     loc, scale = (jnp.broadcast_to(part, jnp.shape(site["value"])) for part in parts)
-    return NormalSite(loc, scale, site["value"], site["fn"])
+    return NormalSite(loc, scale, site["value"], site["fn"], name)
 
 
 def _is_auxiliary(site: Mapping[str, Any]) -> bool:

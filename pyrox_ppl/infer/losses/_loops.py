@@ -51,9 +51,11 @@ def carried_states(value: Value, level: int, path: Path) -> dict[Any, State]:
     }
 
 
-def stacked_state(state: State, level: int) -> State:
+def stacked_state(state: State, level: int, path: Path) -> State:
     """The state of the results of all iterations, stacked along a new first axis."""
     if not isinstance(state, Rows):
         return state
-    axes = (0 if a == level else a if a < 0 else a + 1 for a in state.axes)
-    return Rows(tuple(axes), state.view)
+    axes = tuple(0 if a == level else a if a < 0 else a + 1 for a in state.axes)
+    # A row that the body looks up may be another one in each iteration.
+    looked_up = level not in state.axes and made_inside(state.view, path)
+    return Rows((0, *axes) if looked_up else axes, state.view)

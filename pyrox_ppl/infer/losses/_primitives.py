@@ -16,12 +16,13 @@ def _names(text: str) -> frozenset[str]:
 
 
 LINEAR_ELEMENTWISE = _names(
-    "add add_any sub neg copy copy_p real imag name optimization_barrier"
+    "add add_any sub neg copy copy_p real imag name optimization_barrier "
+    "sharding_constraint"
 )
 ELEMENTWISE = LINEAR_ELEMENTWISE | _names(
     "abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
     "clamp conj convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 "
-    "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p "
+    "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p log2 "
     "logistic lt max min mul ne nextafter not one_minus_square or polygamma pow "
     "reduce_precision "
     "regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square "
@@ -66,6 +67,15 @@ def _broadcast(params: dict, shapes: list[Shape], out: Shape, index: int) -> Axi
     return AxisMap(tuple(int(axis) for axis in params["broadcast_dimensions"]))
 
 
+def _stack(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
+    new = params["axis"]
+    return AxisMap(tuple(a + (a >= new) for a in range(len(shapes[index]))))
+
+
+def _unstack(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
+    return _keep({params["axis"]}, len(shapes[index]))
+
+
 def _in_place(combined: Callable, moved: Callable) -> _Rule:
     """Every axis stays where it is; some are combined, some moved."""
 
@@ -100,6 +110,10 @@ def _reversed(params: dict, shape: Shape, out: Shape) -> set[int]:
     return {int(axis) for axis in params["dimensions"]}
 
 
+def _tiled(params: dict, shape: Shape, out: Shape) -> set[int]:
+    return {axis for axis, times in enumerate(params["reps"]) if times > 1}
+
+
 def _padded(params: dict, shape: Shape, out: Shape) -> set[int]:
     return {a for a, pad in enumerate(params["padding_config"]) if any(pad)}
 
@@ -112,14 +126,25 @@ def _sorted(params: dict, shape: Shape) -> set[int]:
     return {params["dimension"]}
 
 
-def _last(number: int) -> Callable:
-    return lambda params, shape: set(range(len(shape) - number, len(shape)))
+def _ranked(params: dict, shape: Shape) -> set[int]:
+    # Older versions of JAX rank along the last axis alone.
+    return {params.get("axis", len(shape) - 1)}
+
+
+def _matrix(params: dict, shape: Shape) -> set[int]:
+    return {len(shape) - 2, len(shape) - 1}
 
 
 def _windows(params: dict, shape: Shape) -> set[int]:
-    sizes, strides = params["window_dimensions"], params["window_strides"]
-    pads = zip(sizes, strides, params["padding"], strict=True)
-    return {a for a, (n, s, pad) in enumerate(pads) if n != 1 or s != 1 or any(pad)}
+    steps = zip(
+        params["window_dimensions"],
+        params["window_strides"],
+        params["base_dilation"],
+        params["padding"],
+        strict=True,
+    )
+    alone = (1, 1, 1, (0, 0))
+    return {axis for axis, step in enumerate(steps) if step != alone}
 
 
 def _dot(params: dict, shapes: list[Shape], out: Shape, index: int) -> AxisMap:
@@ -168,14 +193,17 @@ _RULES: dict[str, _Rule] = {
     "squeeze": _squeeze,
     "concatenate": _in_place(_nothing, _concatenated),
     "split": _in_place(_nothing, _split),
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _in_place(_nothing, _tiled),
     "slice": _in_place(_nothing, _changed),
     "dynamic_slice": _in_place(_nothing, _changed),
     "dynamic_update_slice": _in_place(_nothing, _changed),
     "rev": _in_place(_nothing, _reversed),
     "pad": _in_place(_nothing, _padded),
     "sort": _in_place(_sorted, _nothing),
-    "top_k": _in_place(_last(1), _nothing),
-    "cholesky": _in_place(_last(2), _nothing),
+    "top_k": _in_place(_ranked, _nothing),
+    "cholesky": _in_place(_matrix, _nothing),
     "triangular_solve": _solve,
     "dot_general": _dot,
     "conv_general_dilated": _conv,
@@ -191,8 +219,8 @@ for _name in ("reduce_window", "reduce_window_max", "reduce_window_sum"):
 
 # They are linear in the operands that hold numbers; the others hold places.
 _LINEAR = STRUCTURAL | _names(
-    "concatenate split dynamic_update_slice pad reduce_sum cumsum reduce_window_sum "
-    "scatter scatter-add select_n"
+    "concatenate split stack unstack tile dynamic_update_slice pad reduce_sum cumsum "
+    "reduce_window_sum scatter scatter-add select_n"
 )
 
 
@@ -201,6 +229,12 @@ def is_linear(name: str, params: dict[str, Any]) -> bool:
     if name == "convert_element_type":
         return bool(jnp.issubdtype(params["new_dtype"], jnp.inexact))
     return name in _LINEAR or name in LINEAR_ELEMENTWISE
+
+
+def holds_squares(dtype: Any) -> bool:
+    """Whether a variance has this type: real, and above zero for a small scale."""
+    real = jnp.issubdtype(dtype, jnp.floating)
+    return bool(real and jnp.finfo(dtype).nexp >= jnp.finfo(jnp.float32).nexp)
 
 
 def places(name: str, num_operands: int) -> set[int]:
@@ -223,7 +257,8 @@ def axis_map(
 ) -> AxisMap | None:
     """Where the axes of one operand go; None if the primitive is not known."""
     if name in ELEMENTWISE:
-        return AxisMap(tuple(range(len(shapes[index]))))
+        # An operand may be one number, which the result repeats.
+        return AxisMap(tuple(range(len(out))))
     if name.startswith("scatter"):
         ndim = len(shapes[index])
         return AxisMap(tuple(range(ndim)) if index == 0 else (None,) * ndim)

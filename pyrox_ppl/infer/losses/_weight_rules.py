@@ -11,6 +11,7 @@ from pyrox_ppl.infer.losses._primitives import (
     STRUCTURAL,
     axis_map,
     gather_map,
+    holds_squares,
     is_linear,
     places,
 )
@@ -23,6 +24,8 @@ def apply_weight_rule(
     book: Book, eqn: Any, values: list[Value], path: Path
 ) -> list[Value] | None:
     """The result of an operation with lazy operands; None if no rule fits."""
+    if not eqn.outvars or not holds_squares(eqn.outvars[0].aval.dtype):
+        return None
     name = eqn.primitive.name
     lazy = [k for k, value in enumerate(values) if value.lazy is not None]
     out = tuple(eqn.outvars[0].aval.shape)
@@ -66,7 +69,7 @@ def draw(book: Book, eqn: Any, values: list[Value], k: int, path: Path) -> Value
     shape = _shape(eqn, k)
     if name in ELEMENTWISE:
         # Repeated to the shape of the result first: each row then has its own noise.
-        shape = tuple(eqn.outvars[0].aval.shape) if shape else shape
+        shape = tuple(eqn.outvars[0].aval.shape)
     return draw_value(book, values[k], _shape(eqn, k), shape, path, name)
 
 
@@ -98,7 +101,10 @@ def _all(values: list[Value]) -> list[Any]:
 
 
 def _repeat(lazy: Lazy, old: Shape, new: Shape) -> Lazy:
-    """The lazy array, repeated along axes of size 1."""
+    """The lazy array, repeated along axes of size 1; a number along all axes."""
+    if not old:
+        own = tuple(size == 1 for size in new)
+        return lazy._replace(own=own, parts=_move_axes(lazy.parts, {}, len(new)))
     own = tuple(o and a == b for o, a, b in zip(lazy.own, old, new, strict=True))
     return lazy._replace(own=own)
 
@@ -110,6 +116,8 @@ def _restructure(eqn: Any, lazy: Lazy, out: Shape) -> Lazy | None:
         return _reshape(lazy, old, out)
     shapes = [_shape(eqn, k) for k in range(len(eqn.invars))]
     if name == "gather":
+        if params["fill_value"]:
+            return None  # a mean may be filled with it, a variance may not
         axes = gather_map(params, shapes, out)
         if any(
             new is None and axis in lazy.repeats(old)
@@ -130,18 +138,21 @@ def _restructure(eqn: Any, lazy: Lazy, out: Shape) -> Lazy | None:
         )
         for axis, size in enumerate(out)
     ]
-    parts = [_follow(name, params, part, axes, back, out) for part in lazy.parts]
+    parts = [_follow(eqn, part, axes, back, out) for part in lazy.parts]
     return lazy._replace(own=tuple(own), parts=tuple(parts))
 
 
-def _follow(
-    name: str, params: dict, part: Part, axes: AxisMap, back: dict, out: Shape
-) -> Part:
+def _follow(eqn: Any, part: Part, axes: AxisMap, back: dict, out: Shape) -> Part:
     """Which entries of a weight are left after an operation."""
+    name, params, old = eqn.primitive.name, eqn.params, _shape(eqn, 0)
     region = list(part.region)
     lost = axes.moved
+    if name == "broadcast_in_dim":
+        # A repeated axis is not an axis of the weight any more.
+        targets = enumerate(params["broadcast_dimensions"])
+        lost = {axis for axis, new in targets if old[axis] != out[new]}
     if name == "slice" and params["strides"] is None:
-        lost = frozenset()
+        lost = set()
         starts_stops = zip(
             params["start_indices"], params["limit_indices"], strict=True
         )
@@ -192,8 +203,6 @@ def _add_lazy(
 ) -> list[Value] | None:
     """Add two lazy arrays: sums of independent normals are normal."""
     out = tuple(eqn.outvars[0].aval.shape)
-    if not all(_shape(eqn, k) for k in (0, 1)) and out:
-        return None
     left, right = (_repeat(_lazy(values[k]), _shape(eqn, k), out) for k in (0, 1))
     overlap = any(a.overlaps(b) for a in left.parts for b in right.parts)
     if left.own != right.own or overlap:

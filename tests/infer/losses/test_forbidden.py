@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from row_cases import KEY, ROWS, X, rows
+from row_cases import KEY, ROWS, X
 from row_noise import Program, kinds, normal_density
 
-from pyrox_ppl.infer.losses import _analysis
+from pyrox_ppl.infer.losses import _plan
 from pyrox_ppl.infer.losses._book import Book
 
 LINEAR = eqx.nn.Linear(3, 3, key=jr.key(3))
@@ -73,6 +73,32 @@ def smoothed_in_a_loop(net):
     return normal_density(jax.lax.scan(body, f[0], jnp.arange(ROWS))[1])
 
 
+def looked_up_in_a_loop(net):
+    f = predictions(net).reshape(2, 3, 1)
+
+    def column(i):
+        return jax.lax.map(lambda j: f[i, j], jnp.arange(3))
+
+    return normal_density(jax.lax.map(column, jnp.arange(2)).mean((0, 1)))
+
+
+def windows(net):
+    f = predictions(net)[:, 0]
+    window = jax.vmap(lambda i: jax.lax.dynamic_slice(f, (i,), (3,)))
+    return normal_density(window(jnp.arange(ROWS - 2)).mean(1))
+
+
+def ranked(net):
+    f = predictions(net).T[0][:, None]
+    first, _ = jax.lax.top_k(f, ROWS, axis=0)
+    return normal_density(first * jnp.arange(ROWS)[:, None] / 3)
+
+
+def stacked(net):
+    f = predictions(net)
+    return normal_density(jnp.stack([f, f[::-1]]).prod(0))
+
+
 def chosen_by_the_mean(net):
     f = predictions(net)
     branches = (normal_density, lambda f: 9.0 * normal_density(f))
@@ -113,6 +139,10 @@ COUPLED_ROWS = {
     "pairs": (NARROW, pairs),
     "looked-up": (NARROW, looked_up),
     "loop": (NARROW, smoothed_in_a_loop),
+    "loop-lookup": (NARROW, looked_up_in_a_loop),
+    "windows": (NARROW, windows),
+    "ranked": (NARROW, ranked),
+    "stacked": (NARROW, stacked),
     "chosen": (NARROW, chosen_by_the_mean),
     "places": (eqx.nn.Conv2d(1, 2, 1, key=KEY), places_of_an_image),
     "words": (eqx.nn.Embedding(4, 2, key=KEY), words_of_a_text),
@@ -130,7 +160,7 @@ def check(program, monkeypatch, *names):
         monkeypatch.setattr(Book, "meet", lambda *_: None)
     if "kept" in names:
         monkeypatch.setattr(
-            _analysis,
+            _plan,
             "_kept_rows",
             lambda book, _: ({p: use.rows for p, use in book.uses.items()}, {}),
         )
@@ -157,131 +187,3 @@ def test_signs_do_not_allow_for_coupled_rows_either(monkeypatch):
     assert not program.plan.uses
     plan = check(program, monkeypatch, "kept")
     assert jnp.abs(program.z_scores(local=False, plan=plan)).max() > 8.0
-
-
-@jax.custom_vjp
-def own_gradient(weight, x):
-    return weight @ x
-
-
-own_gradient.defvjp(
-    lambda weight, x: (weight @ x, (weight, x)),
-    lambda kept, g: (jnp.outer(g, kept[1]), kept[0].T @ g),
-)
-
-
-def repeated(net):
-    h = jax.lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h @ net.weight.T), X)
-    return normal_density(h + net.bias[None])
-
-
-def whiled(net):
-    # Only forward derivatives pass through a loop of unknown length.
-    stopped = jax.lax.stop_gradient(net.weight)
-    _, h = jax.lax.while_loop(
-        lambda state: state[0] < 2,
-        lambda state: (state[0] + 1, jnp.tanh(state[1] @ stopped.T)),
-        (0, X),
-    )
-    return normal_density(h + net.bias[None])
-
-
-WITHOUT_RULE = {
-    "exp": lambda net: normal_density(X @ jnp.exp(net.weight) + net.bias[None]),
-    "norm": lambda net: normal_density(
-        X @ (net.weight / jnp.linalg.norm(net.weight)) + net.bias[None]
-    ),
-    "own-gradient": lambda net: normal_density(
-        jax.vmap(lambda x: own_gradient(net.weight, x) + net.bias)(X)
-    ),
-    "sort": lambda net: normal_density(X @ jnp.sort(net.weight) + net.bias[None]),
-    "tiled": lambda net: normal_density(
-        jnp.tile(X, (1, 2)) @ jnp.tile(net.weight, (2, 1)) + net.bias[None]
-    ),
-    "one-row": lambda net: (
-        normal_density(net.weight @ X[0]) + normal_density(X + net.bias[None])
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WITHOUT_RULE)
-def test_an_operation_without_a_rule_draws_once(name):
-    program = Program(LINEAR, WITHOUT_RULE[name])
-    assert kinds(program) == ["once", "rows"]
-    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
-
-
-def test_terms_that_are_added_may_use_a_weight_each():
-    def density(net):
-        return normal_density(predictions(net)) + normal_density(jax.vmap(net)(-X))
-
-    program = Program(LINEAR, density)
-    assert kinds(program) == ["rows", "rows"]
-    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
-
-
-def test_parts_of_a_weight_are_weights_of_their_own():
-    def density(weight):
-        h = jnp.tanh(X @ weight[:3])
-        return normal_density(h @ weight[3:])
-
-    def overlapping(weight):
-        h = jnp.tanh(X @ weight[:3])
-        return normal_density(h @ weight[2:])
-
-    apart = Program(jr.normal(KEY, (6, 3)), density)
-    assert kinds(apart) == ["rows"]
-    assert jnp.abs(apart.z_scores(local=True)).max() < 5.0
-    assert kinds(Program(jr.normal(KEY, (5, 3)), overlapping)) == ["once"]
-
-
-@pytest.mark.parametrize("loop", [repeated, whiled])
-def test_a_loop_that_feeds_itself_shares_its_draw(loop):
-    program = Program(LINEAR, loop)
-    assert kinds(program)[0] in ("signs", "once")
-    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
-
-
-def test_rows_are_followed_through_reshapes_and_lookups():
-    def density(net):
-        f = predictions(net).reshape(2, 3, 2).transpose(1, 0, 2)
-        f = f.transpose(1, 0, 2).reshape(ROWS, 2)
-        g = jnp.concatenate([f, f * f])[: ROWS + 2]
-        order = jnp.array([5, 1, 1, 0])
-        return normal_density(f * predictions(net)) + normal_density(g[order])
-
-    net = eqx.nn.Linear(3, 2, key=KEY)
-    only = Program(net, lambda net: normal_density(predictions(net).reshape(-1)))
-    assert kinds(only) == ["rows", "rows"]
-    assert kinds(Program(net, density)) == ["once", "once"]
-
-
-def test_a_place_that_depends_on_noise_needs_one_draw():
-    def density(net):
-        f = predictions(net)
-        start = jnp.argmax(f[:, 0])
-        return normal_density(jax.lax.dynamic_index_in_dim(ALIKE, start))
-
-    assert kinds(Program(NARROW, density)) == ["once", "once"]
-
-
-def test_loops_in_loops_are_followed():
-    def density(net):
-        def outer(total, x):
-            _, inner = jax.lax.scan(lambda c, v: (c, net(v)), 0.0, x)
-            return total + normal_density(inner), None
-
-        return jax.lax.scan(outer, 0.0, X.reshape(2, 3, 3))[0]
-
-    program = Program(LINEAR, density)
-    assert kinds(program) == ["rows", "rows"]
-    assert jnp.abs(program.z_scores(local=True)).max() < 5.0
-
-
-def test_rows_of_zeros_have_a_finite_gradient():
-    zeros = jnp.zeros((ROWS, 3))
-    program = Program(LINEAR, rows(zeros))
-    gradients = program.gradients(
-        lambda params, key: program.estimate(params, key, program.plan, True), 10
-    )
-    assert jnp.isfinite(gradients).all()

@@ -62,7 +62,7 @@ def gradients(loss, guide, params, draws):
 
         return jax.value_and_grad(value)(params)
 
-    return jax.jit(lambda keys: jax.lax.map(one, keys))(jr.split(jr.key(5), draws))
+    return jax.jit(jax.vmap(one))(jr.split(jr.key(5), draws))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_linear_layer_has_the_moments_of_the_closed_form(loss):
         def value(key, place=place):
             return -loss().loss(key, params, watched, guide, x)
 
-        values = jax.jit(lambda keys: jax.lax.map(value, keys))(keys)
+        values = jax.jit(jax.vmap(value))(keys)
         mean = linear(x[place[0]])[place[1]]
         variance = 0.09 * (jnp.sum(x[place[0]] ** 2) + 1.0)
         assert abs(values.var() / variance - 1.0) < 0.05
@@ -188,10 +188,8 @@ def test_minibatches_have_the_loss_of_all_data_on_average():
         return LocalReparam_ELBO().loss(key, params, model, guide, x, y=y, size=24)
 
     keys = jr.split(jr.key(2), 2000)
-    whole = jax.jit(lambda k: jax.lax.map(lambda k: value(k, X, Y), k))(keys)
+    whole = jax.jit(jax.vmap(lambda key: value(key, X, Y)))(keys)
     order = jax.vmap(lambda k: jr.permutation(k, 24)[:6])(keys)
-    parts = jax.jit(
-        lambda pairs: jax.lax.map(lambda p: value(p[0], X[p[1]], Y[p[1]]), pairs)
-    )((keys, order))
+    parts = jax.jit(jax.vmap(lambda key, i: value(key, X[i], Y[i])))(keys, order)
     error = jnp.sqrt((whole.var() + parts.var()) / len(keys))
     assert abs(whole.mean() - parts.mean()) < 5 * error
