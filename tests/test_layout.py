@@ -66,7 +66,8 @@ SHARED = {
 }
 ROOMS = {
     **SHARED,
-    "guides": SHARED,
+    "curvature": SHARED,
+    "guides": {*SHARED, "curvature"},
     "kernels": SHARED,
     "optim": SHARED,
     "data": SHARED,
