@@ -108,3 +108,13 @@ def _accumulate(
     curvature: Any, at_mode: Any, args: Any, kwargs: Any, weight: Any, key: Any
 ) -> Any:
     return curvature.add_batch(at_mode, args, kwargs, weight, key)
+
+
+def raise_not_positive(site: str, what: str) -> None:
+    """Raise for a direction in which the posterior would have no finite spread."""
+    raise ValueError(
+        f"the posterior's precision at the mode is not positive: for the site {site!r} "
+        f"it {what}. Neither the prior nor the data fix this direction, or the mode is "
+        "no mode. Give the site a proper prior, train for longer, leave the site out "
+        "with `where`, or add a multiple of the identity with `damping=`."
+    )

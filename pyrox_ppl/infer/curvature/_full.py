@@ -9,7 +9,11 @@ import numpy as np
 from jax import lax
 
 from pyrox_ppl.infer.curvature._at_mode import ModelAtMode, Values
-from pyrox_ppl.infer.curvature._curvature import AbstractCurvature, AbstractPosterior
+from pyrox_ppl.infer.curvature._curvature import (
+    AbstractCurvature,
+    AbstractPosterior,
+    raise_not_positive,
+)
 from pyrox_ppl.infer.curvature._jacobian import Jacobian, jacobian_at_mode
 from pyrox_ppl.infer.curvature._layout import Layout
 from pyrox_ppl.infer.curvature._prior import DensePrior
@@ -98,16 +102,6 @@ class FullPosterior(AbstractPosterior):
         values, vectors = np.linalg.eigh(_unit_diagonal(precision)[0])
         site = self.layout.site_of(int(np.abs(vectors[:, 0]).argmax()))
         raise_not_positive(site, f"has the relative eigenvalue {values[0]:.2g}")
-
-
-def raise_not_positive(site: str, what: str) -> None:
-    """Raise for a direction in which the posterior would have no finite spread."""
-    raise ValueError(
-        f"the posterior's precision at the mode is not positive: for the site {site!r} "
-        f"it {what}. Neither the prior nor the data fix this direction, or the mode is "
-        "no mode. Give the site a proper prior, train for longer, leave the site out "
-        "with `where`, or add a multiple of the identity with `damping=`."
-    )
 
 
 def _gram(jacobian: Jacobian, size: int, dtype: Any) -> jax.Array:

@@ -9,9 +9,16 @@ from pyrox_ppl.infer.curvature._at_mode import ModelAtMode, Values
 from pyrox_ppl.infer.curvature._curvature import AbstractCurvature
 from pyrox_ppl.infer.curvature._full import Full
 from pyrox_ppl.infer.curvature._layout import Layout
-from pyrox_ppl.infer.curvature._prior import DensePrior, DiagonalPrior, dense_prior
+from pyrox_ppl.infer.curvature._low_rank import LowRank
+from pyrox_ppl.infer.curvature._prior import (
+    DensePrior,
+    DiagonalPrior,
+    dense_prior,
+    diagonal_prior,
+)
 
 STRUCTURES = ("diag", "kron", "low_rank", "full")
+_CLASSES: dict[str, Any] = {"full": Full, "low_rank": LowRank}
 
 
 def make_curvature(
@@ -41,7 +48,13 @@ def make_curvature(
     """
     layout = _layout(at_mode)
     _check_structure(structure)
-    return Full.zeros(layout)
+    match structure:
+        case "full":
+            return Full.zeros(layout)
+        case "low_rank":
+            return LowRank.zeros(layout, rank)
+        case _:
+            raise NotImplementedError(structure)
 
 
 def restore_curvature(
@@ -58,7 +71,7 @@ def restore_curvature(
         The curvature.
     """
     _check_structure(structure)
-    return Full(dict(arrays), Layout.of(shapes))
+    return _CLASSES[structure](dict(arrays), Layout.of(shapes))
 
 
 def prior_precision(
@@ -79,7 +92,8 @@ def prior_precision(
         ValueError: If the prior does not suit the structure; it names the site.
     """
     _check_structure(structure)
-    return dense_prior(at_mode, _layout(at_mode), args, kwargs)
+    make = dense_prior if structure == "full" else diagonal_prior
+    return make(at_mode, _layout(at_mode), args, kwargs)
 
 
 def restore_prior(

@@ -93,6 +93,58 @@ def _hessian(
     return (matrix + matrix.T) / 2
 
 
+def diagonal_prior(
+    at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
+) -> DiagonalPrior:
+    """The second derivatives in each entry.
+
+    Raises:
+        ValueError: If the prior couples the entries of one site.
+    """
+    first, second = _diagonals(at_mode, layout, args, kwargs)
+    arrays = {}
+    for name, one, other in zip(layout.names, first, second, strict=True):
+        value, again = np.asarray(one), np.asarray(other)
+        _check_finite(value, Layout.of({name: value.shape}))
+        size = max(np.abs(value).max(), np.abs(again).max())
+        if np.abs(value - again).max() > 1e-3 * size:
+            raise ValueError(
+                f"the prior of the site {name!r} couples its entries (its second "
+                "derivative is no diagonal matrix), which only structure='full' takes. "
+                "Use it, or leave the site out with `where`."
+            )
+        alike = value.size > 0 and np.ptp(value) <= 1e-5 * size
+        arrays[name] = one.reshape(-1)[0] if alike else one
+    return DiagonalPrior(arrays, layout)
+
+
+@eqx.filter_jit
+def _diagonals(
+    at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The products of each site's own block with ones, and with signs, by entry.
+
+    The two agree if the block is diagonal.
+    """
+    start = at_mode.start
+
+    def pair(name: str) -> tuple[jax.Array, jax.Array]:
+        def gradient(value: jax.Array) -> jax.Array:
+            def energy(v: jax.Array) -> jax.Array:
+                return -at_mode.log_prior({**start, name: v}, args, kwargs)
+
+            return jax.grad(energy)(value)
+
+        _, pullback = jax.vjp(gradient, start[name])
+        key, shape = jax.random.key(0), start[name].shape
+        signs = jax.random.rademacher(key, shape, start[name].dtype)
+        ones = pullback(jnp.ones_like(signs))[0]
+        return ones, signs * pullback(signs)[0]
+
+    pairs = [pair(name) for name in layout.names]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
 def _check_finite(matrix: np.ndarray, layout: Layout) -> None:
     if not np.isfinite(matrix).all():
         site = layout.site_of(int(np.argwhere(~np.isfinite(matrix))[0, 0]))
