@@ -1,7 +1,7 @@
-"""Each use in one form: weights (block, input, output), data and gradients by position.
+r"""Each use in one form: weights by block, input and output, data by position.
 
 A use computes, at each position p and for each block b, the outputs
-:math:`y_{pbo} = \\sum_i x_{pbi} W_{bio}`. Positions are rows of data, the places of a
+:math:`y_{pbo} = \sum_i x_{pbi} W_{bio}`. Positions are rows of data, the places of a
 sequence or an image, and the iterations of loops. A weight that is repeated over data
 has the input one. A weight has several blocks where a batched product or a grouped
 convolution gives each block inputs of its own.

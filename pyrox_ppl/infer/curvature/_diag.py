@@ -80,7 +80,7 @@ def _sum_of_single_positions(use: SiteUse) -> jax.Array:
 
 
 def _split(use: SiteUse, rows: int, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Data and gradients as ``(piece, row, position, ...)``, with empty rows at last."""
+    """Data and gradients as ``(piece, row, position, ...)``, filled up with zeros."""
     form = use.form
     gradient = form.gradient(use.gradient)
     if form.inputs is None:

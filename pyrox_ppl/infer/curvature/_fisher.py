@@ -29,7 +29,6 @@ from numpyro.distributions import (
 
 from pyrox_ppl._numpyro import mask_of_distribution
 
-
 Parts = list[jax.Array]
 
 
@@ -40,12 +39,14 @@ class Whitened(NamedTuple):
         parts: Arrays z, with the site's scale and mask applied: the batch axes, then
             one of columns. Parameters that may not depend on latent sites stand apart.
         weight: The weight of each row: the scale where the mask is true, else zero.
-        event_dim: The number of axes of one datum.
+        event_dim: The number of axes of one datum that are no batch axes here.
+        batch_dim: The number of axes that are batch axes of the site as well.
     """
 
     parts: list[jax.Array]
     weight: jax.Array
     event_dim: int
+    batch_dim: int
 
 
 def whiten(site: dict[str, Any], key: jax.Array | None, num_samples: int) -> Whitened:
@@ -95,7 +96,8 @@ def whiten(site: dict[str, Any], key: jax.Array | None, num_samples: int) -> Whi
     weight = lax.stop_gradient(jnp.broadcast_to(weight, shape))
     root = jnp.sqrt(weight)[..., None]
     parts = [jnp.where(root > 0, z, 0.0) * root for z in parts]
-    return Whitened(parts, weight, fn.event_dim)
+    batch_dim = len(shape) - (outer.event_dim - fn.event_dim)
+    return Whitened(parts, weight, fn.event_dim, batch_dim)
 
 
 def closed_form(fn: dist.Distribution) -> Callable | None:

@@ -65,12 +65,11 @@ def sum_inputs(form: Arranged, data: Any, active: jax.Array, dtype: Any) -> jax.
 
 
 class KronPosterior(eqx.Module):
-    r"""One site's normal posterior with the precision
-    :math:`D^{1/2} (A' \otimes G' + s I) D^{1/2}`.
+    r"""One site's normal posterior, by the eigenvectors of its factors.
 
-    The prior's precision is :math:`s D`, with :math:`D` a product of a vector over
-    inputs and one over outputs; for a prior that is the same for all entries
-    :math:`D = I`.
+    The precision is :math:`D^{1/2} (A' \otimes G' + s I) D^{1/2}`. The prior's part is
+    :math:`s D`, with :math:`D` a product of a vector over inputs and one over outputs;
+    :math:`D = I` for a prior that is the same for all entries.
     """
 
     input_vectors: jax.Array | None

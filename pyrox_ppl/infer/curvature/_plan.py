@@ -132,7 +132,7 @@ def _kron_axes(
             slope = np.asarray(slope)
             if np.ptp(slope) > 1e-5 * np.abs(slope).max():
                 return None
-        blocks, inputs, outputs = form.index.shape
+        _, inputs, outputs = form.index.shape
         if outputs > _WIDEST or (inputs > _WIDEST and not form.lookup):
             return None
         if form.inputs is None:

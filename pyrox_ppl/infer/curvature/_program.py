@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pyrox_ppl.infer.curvature._arrange import Arranged, arrange
 from pyrox_ppl.infer.curvature._at_mode import ModelAtMode, Values
@@ -19,12 +20,14 @@ class Part(NamedTuple):
     Attributes:
         site: The observed site.
         shape: The batch axes, then the columns.
-        event_dim: The number of axes of one datum.
+        event_dim: The number of axes of one datum that the columns join.
+        batch_dim: The number of the batch axes that are the site's own.
     """
 
     site: str
     shape: tuple[int, ...]
     event_dim: int
+    batch_dim: int
 
 
 class Program(NamedTuple):
@@ -33,6 +36,7 @@ class Program(NamedTuple):
     Attributes:
         closed: The jaxpr from values by site to parts, then weights of rows.
         names: The sites, in the order of the inputs.
+        others: The inputs after the sites.
         uses: The uses of sites that have a rule.
         arranged: The uses in their common form, by path and site.
         without_rule: The other sites, and why.
@@ -42,6 +46,7 @@ class Program(NamedTuple):
 
     closed: Any
     names: list[str]
+    others: list[Any]
     uses: Uses
     arranged: dict[tuple[Path, str], Arranged]
     without_rule: dict[str, str]
@@ -60,20 +65,27 @@ def make_program(
     start = at_mode.start
     names = list(start)
     described: list[Part] = []
+    # All arrays are inputs, so that the same program results inside and outside a jit.
+    arrays, rest = eqx.partition((at_mode, key, args, kwargs), _is_array)
+    others, tree = jax.tree.flatten(arrays)
 
-    def function(values: list[jax.Array]) -> tuple[list, dict[str, jax.Array]]:
-        found = at_mode.whitened(
-            dict(zip(names, values, strict=True)), key, args, kwargs
-        )
+    def function(
+        values: list[jax.Array], *others: Any
+    ) -> tuple[list, dict[str, jax.Array]]:
+        given = eqx.combine(jax.tree.unflatten(tree, others), rest)
+        at_mode, key, args, kwargs = given
+        u = dict(zip(names, values, strict=True))
+        found = at_mode.whitened(u, key, args, kwargs)
         described[:] = [
-            Part(site, part.shape, whitened.event_dim)
+            Part(site, part.shape, whitened.event_dim, whitened.batch_dim)
             for site, whitened in found.items()
             for part in whitened.parts
         ]
         parts = [part for whitened in found.values() for part in whitened.parts]
         return parts, {site: whitened.weight for site, whitened in found.items()}
 
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(list(start.values()))
+    trace = jax.make_jaxpr(function, return_shape=True)
+    closed, shapes = trace(list(start.values()), *others)
     uses = find_uses(closed, names)
     without_rule = dict(uses.without_rule)
     arranged: dict[tuple[Path, str], Arranged] = {}
@@ -96,7 +108,11 @@ def make_program(
     parts = {k: part for k, part in enumerate(described) if uses.active[k]}
     weights = {site: len(described) + k for k, site in enumerate(sorted(shapes[1]))}
     uses = uses._replace(by_path=by_path)
-    return Program(closed, names, uses, arranged, without_rule, parts, weights)
+    return Program(closed, names, others, uses, arranged, without_rule, parts, weights)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
 class Batch(eqx.Module):
@@ -121,9 +137,9 @@ class Batch(eqx.Module):
 
 def run_batch(program: Program, values: Values) -> Batch:
     """Run the program, ready to send derivatives back."""
-    inputs = [values[name] for name in program.names]
+    inputs = [*(values[name] for name in program.names), *program.others]
     instrument = Instrument(program.uses)
-    dtype = jnp.result_type(*inputs, jnp.float32)
+    dtype = jnp.result_type(*values.values(), jnp.float32)
     dtypes = dict.fromkeys(program.uses.by_path, dtype)
 
     def function(zeros: Arrays) -> tuple[list[jax.Array], Arrays]:
@@ -148,7 +164,7 @@ def slopes(program: Program, values: Values) -> dict[tuple[Path, str], jax.Array
     instrument = Instrument(program.uses, weights=True)
 
     def weights(inputs: list[jax.Array]) -> Arrays:
-        met = instrument.run(program.closed, inputs, {})[1]
+        met = instrument.run(program.closed, [*inputs, *program.others], {})[1]
         # A loop repeats the same weights in each iteration.
         return {path: met[path][(0,) * len(use.loops)] for path, use in wanted.items()}
 

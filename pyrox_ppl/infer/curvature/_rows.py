@@ -87,7 +87,9 @@ def plan_part(
         ValueError: If rows are coupled.
     """
     part = program.parts[position]
-    batch = [a for a, size in enumerate(part.shape[:-1]) if size > 1]
+    # Rows are batch axes; a site whose axes are all of its event may hold them there.
+    axes = range(part.batch_dim or len(part.shape) - 1)
+    batch = [axis for axis in axes if part.shape[axis] > 1]
     key = jax.random.key(7)
     base = jax.random.normal(key, part.shape)
     subsets = [
@@ -164,22 +166,31 @@ class _Probe:
             slice(0, 1) if axis in axes else slice(None) for axis in range(base.ndim)
         )
         alike = jnp.broadcast_to(base[first], base.shape)
-        signs = jax.random.rademacher(jax.random.key(8), shape, base.dtype)
-        self.factors = np.asarray(1 + jax.random.uniform(jax.random.key(9), shape))
+        rng = np.random.default_rng(8)
+        signs = rng.choice([-1.0, 1.0], shape)
+        signs.reshape(-1)[:2] = 1.0, -1.0  # of few rows all could have one sign
+        self.factors = rng.uniform(1.0, 2.0, shape)
         self.rows = tuple(base.shape[a] for a in axes)
         self.alike = send_back(position, alike)
-        self.signed = send_back(position, alike * signs)
-        self.scaled = send_back(position, alike * self.factors)
+        self.signed = send_back(position, alike * jnp.asarray(signs, alike.dtype))
+        scaled = alike * jnp.asarray(self.factors, alike.dtype)
+        self.scaled = send_back(position, scaled)
 
     def is_apart(self, path: Path, form: Arranged) -> bool:
         """Whether every position's gradient comes from one row."""
-        alike, signed = (
-            np.asarray(form.gradient(g[path]), float) for g in (self.alike, self.signed)
+        alike, signed, scaled = (
+            np.asarray(form.gradient(g[path]), float)
+            for g in (self.alike, self.signed, self.scaled)
         )
-        alike, signed = (g.reshape(len(g), -1) for g in (alike, signed))
-        sign = np.sign(np.sum(alike * signed, -1, keepdims=True))
-        difference = np.abs(signed - sign * alike)
-        return bool(difference.max(initial=0) <= _TOLERANCE * _size(alike))
+        least = _TOLERANCE * _size(alike)
+        for other in (signed, scaled):
+            a, o = (g.reshape(len(g), -1) for g in (alike, other))
+            square = np.sum(a * a, -1, keepdims=True)
+            ratio = np.sum(a * o, -1, keepdims=True) / np.where(square > 0, square, 1)
+            ratio = np.sign(ratio) if other is signed else ratio
+            if not np.abs(o - ratio * a).max(initial=0) <= least:
+                return False
+        return True
 
     def find_rows(self, path: Path, form: Arranged) -> Align | None:
         """The place of the rows among the positions."""

@@ -85,14 +85,15 @@ class Uses(NamedTuple):
 
 
 def find_uses(closed: Any, sites: list[str]) -> Uses:
-    """Find the uses of a program whose inputs are the values of these sites."""
+    """Find the uses of a program whose first inputs are the values of these sites."""
     jaxpr, constants = open_jaxpr(closed)
     walk = _Walk()
     inputs = []
-    for name, var in zip(sites, jaxpr.invars, strict=True):
+    for name, var in zip(sites, jaxpr.invars, strict=False):
         shape = tuple(var.aval.shape)
         index = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
         inputs.append(Fact(lazy=Lazy({name: index})))
+    inputs += [Fact()] * (len(jaxpr.invars) - len(inputs))
     facts = walk.body(jaxpr, [Fact()] * len(constants), inputs, (), ())
     for fact in facts:
         walk.give_up(fact, "the likelihood itself")
@@ -152,8 +153,6 @@ class _Walk:
             result = self._move(eqn, operands, path, loops)
         elif name in ("dot_general", "conv_general_dilated") and len(lazy) == 1:
             result = self._contract(eqn, operands, lazy[0], path, loops)
-        elif name == "split":
-            result = None
         if result is None and name in ELEMENTWISE and len(eqn.outvars) == 1:
             result = self._elementwise(eqn, operands, path, loops)
         if result is not None:
@@ -186,15 +185,16 @@ class _Walk:
             if not _is_lookup(eqn):
                 return None
             return self._add(eqn, "gather", 0, lazy, path, loops)
-        if name == "dynamic_slice":
-            return None
         if name == "convert_element_type":
-            if not np.issubdtype(np.dtype(eqn.params["new_dtype"]), np.inexact):
-                if eqn.params["new_dtype"].name != "bfloat16":
-                    return None
-            return operands[0]
-        index = {site: _apply(eqn, array) for site, array in lazy.index.items()}
-        return Fact(lazy=Lazy(index, lazy.identity))
+            inexact = jax.numpy.issubdtype(eqn.params["new_dtype"], jax.numpy.inexact)
+            return operands[0] if inexact else None
+        moved: dict[str, Index] = {}
+        for site, array in lazy.index.items():
+            index = _apply(eqn, array)
+            if index is None:
+                return None
+            moved[site] = index
+        return Fact(lazy=Lazy(moved, lazy.identity))
 
     def _contract(
         self,
@@ -207,9 +207,10 @@ class _Walk:
         lazy, name = operands[k].lazy, eqn.primitive.name
         if lazy is None:
             return None
-        if name == "conv_general_dilated":
-            if k == 0 or eqn.params["batch_group_count"] != 1:
-                return None
+        if name == "conv_general_dilated" and (
+            k == 0 or eqn.params["batch_group_count"] != 1
+        ):
+            return None
         return self._add(eqn, name, k, lazy, path, loops)
 
     def _elementwise(
@@ -237,6 +238,13 @@ class _Walk:
         ]
         meets = any(fact.used for fact in operands) or (repeated and bool(others))
         if not meets:
+            # An entry that stands where others vary has no slope of its own.
+            axes = {site: set(own_axes(index)) for site, index in merged.items()}
+            for site in [
+                s for s, own in axes.items() if own < set().union(*axes.values())
+            ]:
+                self.without_rule.setdefault(site, f"`{eqn.primitive.name}`")
+                del merged[site]
             lazy = operands[lazies[0]].lazy
             identity = lazy is not None and lazy.identity and len(merged) == 1
             return Fact(lazy=Lazy(merged, identity and eqn.primitive.name == "copy"))
@@ -283,11 +291,29 @@ def _lazy(operands: list[Fact]) -> list[int]:
     return [k for k, fact in enumerate(operands) if fact.lazy is not None]
 
 
-def _apply(eqn: Any, array: Index) -> Index:
-    """Apply an operation that moves entries to their indices, while tracing."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with jax.ensure_compile_time_eval():
-        return np.asarray(eqn.primitive.bind(jax.numpy.asarray(array), **params))
+def _apply(eqn: Any, array: Index) -> Index | None:
+    """Move the indices of entries as an operation moves the entries."""
+    params, shape = eqn.params, tuple(eqn.outvars[0].aval.shape)
+    match eqn.primitive.name:
+        case "transpose":
+            return array.transpose(params["permutation"])
+        case "reshape" | "squeeze":
+            return array.reshape(shape)
+        case "rev":
+            return np.flip(array, params["dimensions"])
+        case "broadcast_in_dim":
+            sizes = [1] * len(shape)
+            for axis, place in enumerate(params["broadcast_dimensions"]):
+                sizes[place] = array.shape[axis]
+            return np.broadcast_to(array.reshape(sizes), shape)
+        case "slice":
+            steps = params["strides"] or (1,) * array.ndim
+            limits = (params["start_indices"], params["limit_indices"], steps)
+            return array[tuple(slice(*part) for part in zip(*limits, strict=True))]
+        case "copy" | "copy_p":
+            return array
+        case _:
+            return None
 
 
 def _repeat(index: Index, shape: tuple[int, ...]) -> Index:
