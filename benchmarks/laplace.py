@@ -49,9 +49,7 @@ def run(structure: str, outputs: int) -> None:
             else:
                 numpyro.sample("y", dist.Categorical(logits=f), obs=y)
 
-    batches = [
-        (x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, ROWS, BATCH)
-    ]
+    batches = [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, ROWS, BATCH)]
     guide = AutoDelta(model, init_loc_fn=init_to_stored)
     svi = SVI(model, guide, Adam(1e-3), Trace_ELBO())
     state = svi.init(key, *batches[0])

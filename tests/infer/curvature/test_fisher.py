@@ -17,7 +17,7 @@ COUNTS = np.arange(60.0)
 CASES = {
     "normal": (dist.Normal, (0.3, 0.7), LINE),
     "log normal": (dist.LogNormal, (0.1, 0.4), HALF),
-    "laplace": (dist.Laplace, (0.3, 0.7), LINE),
+    "laplace": (dist.Laplace, (0.3011, 0.7), LINE),
     "student": (lambda loc, s: dist.StudentT(5.0, loc, s), (0.3, 0.7), LINE),
     "student, free": (dist.StudentT, (6.0, 0.3, 0.7), LINE),
     "bernoulli": (lambda f: dist.Bernoulli(logits=f), (0.8,), np.arange(2)),
@@ -51,7 +51,7 @@ def information(make, params, value, key=None, num_samples=1, scale=None):
         return jnp.concatenate([part.reshape(-1) for part in found.parts])
 
     params = [jnp.asarray(p) for p in params]
-    columns = jax.jacobian(z, argnums=tuple(range(len(params))))(*params)
+    columns = jax.jacfwd(z, argnums=tuple(range(len(params))))(*params)
     matrix = np.stack(columns, -1)
     return matrix.T @ matrix
 
@@ -131,7 +131,8 @@ def test_each_entry_of_a_broadcast_observation_counts():
 
 def test_a_class_that_is_ruled_out_does_no_harm():
     def make(a):
-        return dist.Categorical(logits=jnp.stack([a, 0.0, -jnp.inf]))
+        logits = jnp.stack([a, 0.0, -jnp.inf])
+        return dist.Categorical(logits=logits, validate_args=False)
 
     p = 1 / (1 + np.exp(-0.4))
     found = information(make, (0.4,), 0)

@@ -91,21 +91,21 @@ def test_minibatches_of_a_scaled_plate_add_up_to_the_data_once(structure):
     prior = prior_precision(structure, at_mode, (X, Y > 0), {})
     for posterior in (whole.posterior(prior), parts.posterior(prior)):
         posterior.check()
-    found, expected = (
-        c.posterior(prior).diagonal()["w"] for c in (parts, whole)
-    )
+    found, expected = (c.posterior(prior).diagonal()["w"] for c in (parts, whole))
     tolerance = 0.05 if structure == "kron" else 1e-4  # a product of two means
     np.testing.assert_allclose(found, expected, rtol=tolerance)
 
 
 def test_handlers_of_scale_and_mask_count():
     def model(x, y):
+        w = numpyro.sample("w", dist.Normal(0.0, STD).expand([D]).to_event(1))
         mask = jnp.arange(len(x)) < 10
         with handlers.scale(scale=3.0), handlers.mask(mask=mask):
-            logistic(x, y)
+            numpyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
 
     at_mode = ModelAtMode(model, {"w": W})
     plain = ModelAtMode(logistic, {"w": W})
+    # The plate takes its ten rows for a part of all.
     expected = 3 * 10 / N * matrix(plain, (X[:10], Y[:10] > 0))
     np.testing.assert_allclose(matrix(at_mode, (X, Y > 0)), expected, rtol=1e-5)
 
@@ -266,9 +266,7 @@ def test_arrays_restore_the_posterior_and_the_scale_of_a_prior_has_a_gradient(
     shapes = {"w": (D,)}
     again = restore_curvature(structure, curvature.arrays, shapes)
     key = jax.random.key(0)
-    one, other = (
-        c.posterior(prior).sample(key, (2,))["w"] for c in (curvature, again)
-    )
+    one, other = (c.posterior(prior).sample(key, (2,))["w"] for c in (curvature, again))
     np.testing.assert_array_equal(one, other)
 
     def log_det(factor):
