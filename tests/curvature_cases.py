@@ -101,21 +101,28 @@ def model_of(net, call=None, prior_std=1.0, noise=NOISE):
     return model
 
 
+def names_of(net):
+    """The sites of a network, in the order of its leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(net, eqx.is_array))
+    paths = (jax.tree_util.keystr(path) for path, _ in leaves)
+    return ["net" + path.replace("[", ".").replace("]", "") for path in paths]
+
+
 def values_of(net):
     """The parameters by site, a little away from the initial ones."""
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(net, eqx.is_array))
-    found = {}
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path).replace("[", ".").replace("]", "")
-        shift = 0.3 * RNG.normal(size=leaf.shape).astype(np.float32)
-        found[f"net{name}"] = leaf + shift
-    return found
+    leaves = jax.tree.leaves(eqx.filter(net, eqx.is_array))
+    return {
+        name: leaf + 0.3 * RNG.normal(size=leaf.shape).astype(np.float32)
+        for name, leaf in zip(names_of(net), leaves, strict=True)
+    }
 
 
 def with_values(net, values):
+    """The network with these parameters, by site."""
     arrays, static = eqx.partition(net, eqx.is_array)
     tree = jax.tree.structure(arrays)
-    return eqx.combine(jax.tree.unflatten(tree, list(values.values())), static)
+    leaves = [values[name] for name in names_of(net)]
+    return eqx.combine(jax.tree.unflatten(tree, leaves), static)
 
 
 def jacobians(net, values, x):

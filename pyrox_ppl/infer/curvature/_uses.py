@@ -103,7 +103,7 @@ def find_uses(closed: Any, sites: list[str]) -> Uses:
     inputs += [Fact()] * (len(jaxpr.invars) - len(inputs))
     facts = walk.body(jaxpr, [Fact()] * len(constants), inputs, (), ())
     for fact in facts:
-        walk.give_up(fact, "the likelihood itself")
+        walk.give_up(fact, "the likelihood")
     entered = {path[:n] for path in walk.uses for n in range(1, len(path) - 1)}
     active = [fact.used for fact in facts]
     return Uses(walk.uses, entered, walk.without_rule, active)
@@ -177,8 +177,8 @@ class _Walk:
         path: Path,
         loops: tuple[int, ...],
     ) -> Fact:
-        shape = tuple(eqn.outvars[0].aval.shape)
-        self.uses[*path, k] = Use(kind, k, lazy, shape, loops, dict(eqn.params))
+        shape, params = tuple(eqn.outvars[0].aval.shape), dict(eqn.params)
+        self.uses[*path, k] = Use(kind, k, lazy, shape, loops, params)
         return Fact(used=True)
 
     def _move(
@@ -235,12 +235,11 @@ class _Walk:
                     return None
                 merged[site] = index
                 repeated |= count_distinct(index) < index.size
-        others = [
-            fact
+        others = any(
+            fact.lazy is None and not hasattr(atom, "val") and atom.aval.shape
             for fact, atom in zip(operands, eqn.invars, strict=True)
-            if fact.lazy is None and not hasattr(atom, "val") and atom.aval.shape
-        ]
-        meets = any(fact.used for fact in operands) or (repeated and bool(others))
+        )
+        meets = any(fact.used for fact in operands) or (repeated and others)
         if not meets:
             # An entry that stands where others vary has no slope of its own.
             axes = {site: set(own_axes(index)) for site, index in merged.items()}
