@@ -105,8 +105,7 @@ def find_uses(closed: Any, sites: list[str]) -> Uses:
     for fact in facts:
         walk.give_up(fact, "the likelihood")
     entered = {path[:n] for path in walk.uses for n in range(1, len(path) - 1)}
-    active = [fact.used for fact in facts]
-    return Uses(walk.uses, entered, walk.without_rule, active)
+    return Uses(walk.uses, entered, walk.without_rule, [fact.used for fact in facts])
 
 
 class _Walk:
@@ -153,9 +152,9 @@ class _Walk:
         if name == "scan" and (used or _lazy(operands)):
             return self._scan(eqn, operands, path, loops)
         lazy = _lazy(operands)
+        result = None
         if not lazy:
             return [Fact(used=used)] * len(eqn.outvars)
-        result = None
         if len(lazy) == 1 and lazy[0] == 0 and name in STRUCTURAL:
             result = self._move(eqn, operands, path, loops)
         elif name in ("dot_general", "conv_general_dilated") and len(lazy) == 1:
