@@ -46,7 +46,8 @@ def plan_sites(
         send_back = _sender(at_mode, key, args, kwargs)
         for position in program.parts:
             parts.append(plan_part(program, position, send_back, reasons))
-    scales = _slopes(at_mode, key, args, kwargs)
+    changed = any(not use.lazy.identity for use in program.uses.by_path.values())
+    scales = _slopes(at_mode, key, args, kwargs) if changed else {}
     kinds, arrays = {}, {}
     for site, start in at_mode.start.items():
         kind, axes = "products", None
