@@ -27,11 +27,7 @@ from pyrox_ppl.infer.losses._dependence import (
     add_states,
     apply_nonlinear,
 )
-from pyrox_ppl.infer.losses._loops import (
-    carried_states,
-    slice_value,
-    stacked_state,
-)
+from pyrox_ppl.infer.losses._loops import carried_states, slice_value, stacked_state
 from pyrox_ppl.infer.losses._uses import (
     Lazy,
     Path,

@@ -13,11 +13,12 @@ LINE = np.linspace(-60.0, 60.0, 40_001)
 HALF = np.linspace(1e-4, 60.0, 40_001)
 COUNTS = np.arange(60.0)
 
+# Laplace's kink stands halfway between two points of the line.
 # The distribution, its parameters, and the outcomes to sum or integrate over.
 CASES = {
     "normal": (dist.Normal, (0.3, 0.7), LINE),
     "log normal": (dist.LogNormal, (0.1, 0.4), HALF),
-    "laplace": (dist.Laplace, (0.3011, 0.7), LINE),
+    "laplace": (dist.Laplace, (0.3015, 0.7), LINE),
     "student": (lambda loc, s: dist.StudentT(5.0, loc, s), (0.3, 0.7), LINE),
     "student, free": (dist.StudentT, (6.0, 0.3, 0.7), LINE),
     "bernoulli": (lambda f: dist.Bernoulli(logits=f), (0.8,), np.arange(2)),
