@@ -1,10 +1,13 @@
-r"""Each use in one form: weights by block, input and output, data by position.
+"""Each use in one form: weights by block, input and output, data by position.
 
 A use computes, at each position p and for each block b, the outputs
-:math:`y_{pbo} = \sum_i x_{pbi} W_{bio}`. Positions are rows of data, the places of a
-sequence or an image, and the iterations of loops. A weight that is repeated over data
-has the input one. A weight has several blocks where a batched product or a grouped
-convolution gives each block inputs of its own.
+
+    y[p, b, o] = sum_i x[p, b, i] W[b, i, o].
+
+Positions are rows of data, the places of a sequence or an image, and the iterations of
+loops. A weight that is repeated over data has the input one. A weight has several
+blocks where a batched product or a grouped convolution gives each block inputs of its
+own.
 """
 
 import itertools

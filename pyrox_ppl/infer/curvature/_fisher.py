@@ -1,15 +1,13 @@
-r"""The Fisher information of a distribution: a square root, applied to its parameters.
+"""The Fisher information of a distribution: a square root, applied to its parameters.
 
-A distribution with the parameters :math:`\eta` has the Fisher information
-:math:`\Lambda = S^\top S` at :math:`\eta_0`. This file computes
-:math:`z = S(\eta_0)\, \eta`, with :math:`S` held constant. If :math:`\eta` is a
-function of :math:`u`, the generalised Gauss-Newton matrix is
-:math:`\sum_n J_n^\top \Lambda_n J_n = (\partial z / \partial u)^\top
-(\partial z / \partial u)`: a product of Jacobians of one array, positive semi-definite
-whatever the model is.
+A distribution with the parameters eta has the Fisher information S^T S at eta_0. This
+file computes z = S(eta_0) eta, with S held constant. If eta is a function of u, the
+generalised Gauss-Newton matrix is a product of Jacobians of one array,
 
-The last axis of :math:`z` holds the columns of one datum, the axes before it are the
-batch axes of the distribution.
+    sum_n J_n^T S_n^T S_n J_n = (dz/du)^T (dz/du),
+
+positive semi-definite whatever the model is. The last axis of z holds the columns of
+one datum, the axes before it are the batch axes of the distribution.
 """
 
 import math

@@ -1,4 +1,4 @@
-r"""Products with the Jacobian of the whitened parameters, forward and backward.
+"""Products with the Jacobian of the whitened parameters, forward and backward.
 
 The forward product is the transpose of the backward one, which is the derivative that a
 fit took as well: a function with a ``custom_vjp`` has no other.

@@ -1,11 +1,13 @@
-r"""Kronecker factors of one site's curvature, and the posterior that they give.
+"""Kronecker factors of one site's curvature, and the posterior that they give.
 
-A weight that maps inputs :math:`x` to outputs with the gradients :math:`g` has the
-curvature :math:`\sum_n (x_n x_n^\top) \otimes (g_n g_n^\top)`, with one :math:`g` for
-each column of the Fisher information's root. K-FAC replaces it by
-:math:`A \otimes G`, where :math:`A` is the mean of :math:`x x^\top` and :math:`G` the
-sum of :math:`g g^\top`. Positions of a sequence or an image, and several uses, count as
-data of their own (K-FAC-expand). A bias has the input one, so its block is :math:`G`.
+A weight that maps inputs x to outputs with the gradients g has the curvature
+
+    sum_n (x_n x_n^T) (x) (g_n g_n^T),
+
+with one g for each column of the Fisher information's root. K-FAC replaces it by
+A (x) G, where A is the mean of x x^T and G the sum of g g^T. Positions of a sequence or
+an image, and several uses, count as data of their own (K-FAC-expand). A bias has the
+input one, so its block is G.
 
 References:
     Martens, J., Grosse, R. (2015). Optimizing Neural Networks with Kronecker-factored

@@ -1,9 +1,12 @@
-r"""The leading eigenvectors of the curvature, by products with vectors only.
+"""The leading eigenvectors of the curvature, by products with vectors only.
 
 A randomised subspace iteration: each pass through the data multiplies an orthonormal
-basis :math:`Q` with :math:`H`; the last one gives the approximation of Nyström,
-:math:`H \approx Y (Q^\top Y)^{+} Y^\top` with :math:`Y = H Q`, cut at the rank. The
-precision of the posterior is that of the prior in all other directions.
+basis Q with H; the last one gives the approximation of Nyström,
+
+    H = Y (Q^T Y)^+ Y^T  with  Y = H Q,
+
+cut at the rank. The precision of the posterior is that of the prior in all other
+directions.
 
 References:
     Halko, N., Martinsson, P. G., Tropp, J. A. (2011). Finding Structure with

@@ -1,8 +1,8 @@
-r"""The precision of the prior at the mode, in unconstrained space.
+"""The precision of the prior at the mode, in unconstrained space.
 
-It is minus the second derivative of :math:`\log p(T(u)) + \log|\det T'(u)|`. A full
-curvature takes all of it. The others take the diagonal, as they leave out the products
-of different sites; a site whose own entries depend on one another is refused.
+It is minus the second derivative of log p(T(u)) + log |det T'(u)|. A full curvature
+takes all of it. The others take the diagonal, as they leave out the products of
+different sites; a site whose own entries depend on one another is refused.
 """
 
 from typing import Any, Self
