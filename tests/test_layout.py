@@ -62,13 +62,15 @@ SHARED = {
     "_arrays": set(),
     "_content_key": {"_arrays", "_names_read"},
     "_init_to_stored": set(),
+    "_jaxpr": set(),
     "_mutable_state": set(),
     "_names_read": set(),
     "_vector": set(),
 }
 ROOMS = {
     **SHARED,
-    "guides": SHARED,
+    "curvature": SHARED,
+    "guides": {*SHARED, "curvature"},
     "kernels": SHARED,
     "optim": SHARED,
     "data": SHARED,

@@ -9,6 +9,14 @@ compute.
 from collections.abc import Sequence
 from typing import Any
 
+from pyrox_ppl.infer._jaxpr import (
+    CALLS,
+    CHECKPOINTS,
+    OWN_DERIVATIVE,
+    inner_jaxpr,
+    open_jaxpr,
+    scan_counts,
+)
 from pyrox_ppl.infer.losses._array_rules import dependence_of_results
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import (
@@ -17,20 +25,12 @@ from pyrox_ppl.infer.losses._dependence import (
     add_states,
     apply_nonlinear,
 )
-from pyrox_ppl.infer.losses._loops import (
-    carried_states,
-    scan_counts,
-    slice_value,
-    stacked_state,
-)
-from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
+from pyrox_ppl.infer.losses._loops import carried_states, slice_value, stacked_state
 from pyrox_ppl.infer.losses._uses import (
     Path,
     Step,
     Value,
     count_readers,
-    inner_jaxpr,
-    open_jaxpr,
 )
 from pyrox_ppl.infer.losses._weight_rules import apply_weight_rule, draw, draw_value
 

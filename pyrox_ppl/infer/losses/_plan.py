@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pyrox_ppl.infer._jaxpr import open_jaxpr
 from pyrox_ppl.infer.losses._analysis import Pass
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import Mixed
 from pyrox_ppl.infer.losses._primitives import holds_squares
-from pyrox_ppl.infer.losses._uses import Lazy, Path, Step, Use, Value, open_jaxpr, whole
+from pyrox_ppl.infer.losses._uses import Lazy, Path, Step, Use, Value, whole
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
