@@ -73,6 +73,7 @@ ROOMS = {
     "losses": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
     "resumable": {*SHARED, "compiled", "data"},
+    "ensembles": {*SHARED, "compiled", "data", "resumable"},
     "__init__": {
         *SHARED,
         "guides",
@@ -81,6 +82,7 @@ ROOMS = {
         "losses",
         "data",
         "compiled",
+        "ensembles",
         "resumable",
     },
 }
