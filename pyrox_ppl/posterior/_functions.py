@@ -100,7 +100,7 @@ def _values_of_model(
     batch_size: int | None,
 ) -> _Values:
     draws = Draws.read(tree)
-    call = dataclasses.replace(call, params={**draws.params, **call.params})
+    call = call.with_trained(draws.params, draws.by_chain)
     # The sample sites of a model are its functions blurred by noise.
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
     values = SiteValues(call, draws, jax.random.key(0), sites, kinds)

@@ -47,7 +47,7 @@ def posterior_groups(
     )
     result, means = evaluate_draws(fitted.call, sites, latent, rng_key, wanted)
     predictive = result["predictive"]
-    params = fitted.call.params
+    params = {**fitted.call.params, **fitted.call.by_chain}
     own = {n: v for n, v in params.items() if sites.is_trained(n)}
     guide_params = {n: v for n, v in params.items() if n not in own}
     _check_guide(source.guide, guide_params)
@@ -69,7 +69,7 @@ def posterior_groups(
         "params": own,
         "guide_params": guide_params,
     }
-    datasets = make_datasets(groups, sites)
+    datasets = make_datasets(groups, sites, frozenset(fitted.call.by_chain))
     parts = _uncertainty(means, predicted, sites)
     if parts:
         datasets["uncertainty"] = make_uncertainty(parts, means.number, sites)

@@ -9,6 +9,10 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+# Where the trained values differ from chain to chain, a draw holds the number of its
+# chain under this name. No site of a DataTree has it.
+CHAIN = "chain"
+
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
@@ -25,6 +29,9 @@ class Draws:
         may_be_grouped: Whether the draws of a dictionary may be grouped by chain: the
             user did not say how many sample axes there are, and all sites have the
             first two axes in common.
+        by_chain: The trained values that a DataTree of an ensemble has of each member,
+            with a leading axis of chains.
+        guide_by_chain: The same for its guide.
     """
 
     values: dict[str, Any]
@@ -33,6 +40,8 @@ class Draws:
     attrs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     guide_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     may_be_grouped: bool = False
+    by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    guide_by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -57,6 +66,8 @@ class Draws:
         """
         params: dict[str, Any] = {}
         guide_params: dict[str, Any] = {}
+        by_chain: dict[str, Any] = {}
+        guide_by_chain: dict[str, Any] = {}
         attrs: dict[str, Mapping[str, Any]] = {}
         may_be_grouped = False
         if hasattr(draws, "children"):
@@ -71,10 +82,10 @@ class Draws:
                 values = variables(draws["posterior"], "chain", "draw")
                 attrs = _attrs(draws["posterior"])
             if "params" in draws.children:
-                params = variables(draws["params"])
+                params, by_chain = _trained(draws["params"])
                 attrs = _attrs(draws["params"]) | attrs
             if "guide_params" in draws.children:
-                guide_params = variables(draws["guide_params"])
+                guide_params, guide_by_chain = _trained(draws["guide_params"])
         elif isinstance(draws, Mapping) and not hasattr(draws, "data_vars"):
             second = {np.shape(value)[1:2] for value in draws.values()}
             may_be_grouped = (
@@ -92,7 +103,9 @@ class Draws:
             )
         if not values:
             shape = (1,) * (batch_ndims or 1)
-            return cls({}, shape, params, attrs, guide_params)
+            for value in by_chain.values():
+                shape = (len(value), 1)
+            return cls({}, shape, params, attrs, guide_params, by_chain=by_chain)
         shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
         different = set(shapes.values())
         if len(different) != 1 or len(next(iter(different))) != batch_ndims:
@@ -110,16 +123,36 @@ class Draws:
             )
             for name, value in values.items()
         }
-        return cls(flat, shape, params, attrs, guide_params, may_be_grouped)
+        return cls(
+            flat,
+            shape,
+            params,
+            attrs,
+            guide_params,
+            may_be_grouped,
+            by_chain,
+            guide_by_chain,
+        )
 
     def on_device(self) -> dict[str, jax.Array]:
-        """The values as JAX arrays."""
-        return {name: jax.numpy.asarray(value) for name, value in self.values.items()}
+        """The values as JAX arrays, and the chain of each draw where it matters."""
+        values = {n: jax.numpy.asarray(value) for n, value in self.values.items()}
+        if self.by_chain:
+            chains, draws = self.shape
+            values[CHAIN] = jax.numpy.repeat(jax.numpy.arange(chains), draws)
+        return values
 
 
 def _array(value: Any) -> Any:
     """Draws as an array; they may be a list of numbers."""
     return value if hasattr(value, "reshape") else np.asarray(value)
+
+
+def _trained(group: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The trained values of a group: those of all chains, and those of each."""
+    own = [name for name, variable in group.data_vars.items() if CHAIN in variable.dims]
+    dataset = group.to_dataset()
+    return variables(dataset.drop_vars(own)), variables(dataset[own], CHAIN)
 
 
 def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
