@@ -38,14 +38,21 @@ def make_datasets(
     groups: dict[str, dict[str, Any]],
     sites: ModelSites,
     by_chain: frozenset[str] = frozenset(),
+    *,
+    is_ensemble: bool = False,
 ) -> dict[str, xr.Dataset]:
     """The groups that are not empty, their axes named after plates and parameters.
 
-    Trained values that are named in `by_chain` have a leading axis of chains.
+    Trained values that are named in `by_chain` have a leading axis of chains. An
+    ensemble may have more of them than draws.
     """
     return {
         name: _make(
-            name, values, sites, by_chain if name in _TRAINED else frozenset()
+            name,
+            values,
+            sites,
+            by_chain if name in _TRAINED else frozenset(),
+            is_ensemble=is_ensemble,
         )
         for name, values in groups.items()
         if values
@@ -79,6 +86,7 @@ def _make(
     by_chain: frozenset[str] = frozenset(),
     *,
     has_classes: bool = False,
+    is_ensemble: bool = False,
 ) -> xr.Dataset:
     drawn = group not in _WITHOUT_DRAWS
     leading = 2 if drawn else 0
@@ -135,6 +143,7 @@ def _make(
         dims=dims,
         sample_dims=["chain", "draw"] if drawn else [],
         inference_library=numpyro,
+        check_conventions=not is_ensemble,
     )
     for key, name in originals.items():
         if group not in _OF_ARGUMENTS:

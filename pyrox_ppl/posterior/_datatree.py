@@ -225,7 +225,12 @@ def to_datatree(
                 "to_datatree(draws, ..., model=model), or leave the arguments out."
             )
         sites = ModelSites()
-        datasets = make_datasets({"posterior": given.draws}, sites)
+        datasets = make_datasets(
+            {"posterior": given.draws, "params": given.by_chain},
+            sites,
+            frozenset(given.by_chain),
+            is_ensemble=given.is_ensemble,
+        )
     else:
         call = ModelCall(model, args, kwargs, params or {})
         call = call.with_trained(given.params, given.by_chain)

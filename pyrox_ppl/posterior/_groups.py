@@ -69,7 +69,9 @@ def posterior_groups(
         "params": own,
         "guide_params": guide_params,
     }
-    datasets = make_datasets(groups, sites, frozenset(fitted.call.by_chain))
+    by_chain = frozenset(fitted.call.by_chain)
+    is_ensemble = source.is_ensemble
+    datasets = make_datasets(groups, sites, by_chain, is_ensemble=is_ensemble)
     parts = _uncertainty(means, predicted, sites)
     if parts:
         datasets["uncertainty"] = make_uncertainty(parts, means.number, sites)
@@ -106,7 +108,7 @@ def prediction_groups(
         "predictions": result["predictive"],
         "predictions_constant_data": _constant_data(call, sites.observed),
     }
-    return make_datasets(groups, sites)
+    return make_datasets(groups, sites, is_ensemble=fitted.source.is_ensemble)
 
 
 def warmup_groups(warmup: Any, sites: ModelSites) -> dict[str, xr.Dataset]:

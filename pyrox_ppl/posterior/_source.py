@@ -55,6 +55,11 @@ class Source:
     by_chain: dict[str, Any] = dataclasses.field(default_factory=dict)
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the chains are the members of an ensemble."""
+        return self.attrs.get("inference") == "ensemble"
+
 
 def find_model(source: Any, guide: Callable | None) -> Callable | None:
     """The model that an MCMC or a guide knows; None for draws.
