@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import SVI, TraceMeanField_ELBO
+from numpyro.infer import TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 import pyrox_ppl as px
@@ -86,18 +86,27 @@ def main():
 
         def run_many(svi=many, **kwargs):
             return infer.run_ensemble(
-                svi, key, MEMBERS, STEPS, x, y=y, make=make, progress_bar=False, **kwargs
+                svi,
+                key,
+                MEMBERS,
+                STEPS,
+                x,
+                y=y,
+                make=make,
+                progress_bar=False,
+                **kwargs,
             ).losses
 
         first = count_compilations(run_many)
         again = count_compilations(run_many)
         run_one()
         pairs = [(timed(run_one), timed(run_many)) for _ in range(REPEATS)]
-        ratio = np.median([many / one for one, many in pairs])
+        of_one, of_many = np.transpose(pairs)
         print(
-            f"{guide_class.__name__}: one member {np.median([a for a, _ in pairs]):.2f} "
-            f"s, {MEMBERS} members {np.median([b for _, b in pairs]):.2f} s, ratio "
-            f"{ratio:.2f} (at most 4); programs compiled: {first}, then {again}"
+            f"{guide_class.__name__}: one member {np.median(of_one):.2f} s, {MEMBERS} "
+            f"members {np.median(of_many):.2f} s, ratio {np.median(of_many / of_one):.2f}"
+            f" (fastest runs {of_many.min() / of_one.min():.2f}; at most 4); programs "
+            f"compiled: {first}, then {again}"
         )
 
 

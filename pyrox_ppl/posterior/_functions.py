@@ -212,7 +212,7 @@ def _summarise(
     # The mean over no probe at all is of no interest: such values fail by themselves.
     probes = max(1, of_members.shape[1])
     distances = np.sqrt(np.square(apart).sum(-1) / probes)
-    spread = float(np.sqrt(of_members.var(0).sum() / probes))
+    spread = np.sqrt(of_members.var(0).sum() / probes).item()
     return dataclasses.replace(
         statistics, distances=distances, spread_of_members=spread
     )

@@ -61,9 +61,7 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
             )
         names = list(var_names)
     are_members = tree.attrs.get("inference") == "ensemble"
-    rows = {
-        name: _row(_stats.by_draw(posterior, name), are_members) for name in names
-    }
+    rows = {name: _row(_stats.by_draw(posterior, name), are_members) for name in names}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -91,7 +89,12 @@ def _row(values: np.ndarray, are_members: bool) -> dict[str, Any]:
         "r_hat": np.nan,
     }
     # ArviZ splits a chain twice, and divides by the variance.
-    if not are_members and finite and sizes.shape[1] >= FEWEST_DRAWS and np.ptp(sizes) > 0:
+    if (
+        not are_members
+        and finite
+        and sizes.shape[1] >= FEWEST_DRAWS
+        and np.ptp(sizes) > 0
+    ):
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))

@@ -68,7 +68,6 @@ class ModelCall:
         Raises:
             ValueError: If the draw has another shape than its site.
         """
-
         call, draw = self.at(draw)
 
         def put(site: dict[str, Any]) -> Any:

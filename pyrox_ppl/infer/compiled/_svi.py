@@ -120,19 +120,16 @@ class CompiledSVI(SVI):
         Returns:
             NumPyro's ``SVIState``.
         """
-        attributes = self._guides_attributes()
-        start = None
         if can_begin_compiled(self.guide) and not is_staged():
             arrays, key = self._key(args, kwargs, plan=None, starts=True)
             with explain_tracing_errors("CompiledSVI"):
                 start = self._programs.begin(key, rng_key, init_params, arrays)
-        if start is not None and start.finite:
-            self._set_up(start)
-            state = start.state
-        else:
-            # If no initial values are finite, NumPyro raises an error that names the
-            # site.
-            state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+            if start.finite:
+                self.adopt(start)
+                return start.state
+        # If no initial values are finite, NumPyro raises an error that names the site.
+        attributes = self._guides_attributes()
+        state = super().init(rng_key, *args, init_params=init_params, **kwargs)
         self._leave_out_what_changed(attributes)
         return state
 
@@ -211,10 +208,14 @@ class CompiledSVI(SVI):
         return self._programs.params(ByContent(self.plain(), key), svi_state)
 
     def adopt(self, start: Start) -> None:
-        """Set this object and its guide up, as ``init`` does, with another's start."""
-        attributes = self._guides_attributes()
-        self._set_up(start)
-        self._leave_out_what_changed(attributes)
+        """Set up this object and its guide by a start, as ``init`` does."""
+        before = self._guides_attributes()
+        for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
+            attributes = output.value()
+            if attributes:
+                vars(guide).update(attributes)
+        self.constrain_fn = start.constrain_fn.value()
+        self._leave_out_what_changed(before)
 
     def keep(
         self,
@@ -278,14 +279,6 @@ class CompiledSVI(SVI):
         svi = SVI(self.model, self.guide, self.optim, self.loss, **self.static_kwargs)
         svi.constrain_fn = self.constrain_fn
         return svi
-
-    def _set_up(self, start: Start) -> None:
-        """Set on this object and the guide what NumPyro's ``init`` would."""
-        for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
-            attributes = output.value()
-            if attributes:
-                vars(guide).update(attributes)
-        self.constrain_fn = start.constrain_fn.value()
 
     def _leave_out_what_changed(self, before: list[dict[str, Any]]) -> None:
         """Leave out of keys what a guide has set since its attributes were these."""

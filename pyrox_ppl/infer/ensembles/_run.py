@@ -1,8 +1,7 @@
 """run_ensemble: many members of one fit, trained in one program."""
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +15,10 @@ from pyrox_ppl.infer._arrays import strong, to_numpy
 from pyrox_ppl.infer._mutable_state import check_keeps_state
 from pyrox_ppl.infer.compiled._arguments import is_array, split_arguments
 from pyrox_ppl.infer.compiled._chains import check_init_params
-from pyrox_ppl.infer.data._loader import MinibatchLoader
+from pyrox_ppl.infer.ensembles._batches import Pieces, member_loaders, repeat_batch
 from pyrox_ppl.infer.ensembles._programs import Plan, are_spread, compile_members
 from pyrox_ppl.infer.ensembles._start import start_members
-from pyrox_ppl.infer.resumable._epochs import num_at_once, stack
+from pyrox_ppl.infer.resumable._epochs import num_at_once
 from pyrox_ppl.infer.resumable._fingerprint import (
     Fingerprint,
     name_arguments,
@@ -167,7 +166,7 @@ def run_ensemble(
     check_call(call, rng_key, commits=path is not None)
     sizes = {"num_steps": num_steps, "segment": segment, "batch_size": batch_size}
     _check_sizes(num_members, sizes)
-    loaders = _member_loaders(args, num_members)
+    loaders = member_loaders(args, num_members)
     epoch = loaders[0].steps_per_epoch if loaders else max(num_steps // 20, 1)
     size = min(segment or epoch, num_steps)
     if init_params is not None:
@@ -178,7 +177,13 @@ def run_ensemble(
     twin = compiled_twin(svi)
     start = strong(
         start_members(
-            svi, twin, keys, (*batch, *given), kwargs, make=make, init_params=init_params
+            svi,
+            twin,
+            keys,
+            (*batch, *given),
+            kwargs,
+            make=make,
+            init_params=init_params,
         )
     )
     check_keeps_state(svi, start)
@@ -201,13 +206,10 @@ def run_ensemble(
         data, programs = twin.keep(
             plan, given, kwargs, lambda static: compile_now(static, parts)
         )
-    batches = None
-    if loaders:
-        batches = stack([batch], at_once)[0]
-        batches = tuple(np.stack([rows] * num_members) for rows in batches)
+    batches = repeat_batch(batch, num_members, at_once) if loaders else None
     example = start, batches, np.int32(1), data
     _, like = jax.eval_shape(programs.advance, *example)
-    source = _Pieces(loaders, num_steps, size, at_once)
+    source = Pieces(loaders, num_steps, size, at_once)
 
     def segment_of_steps(state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
         begin, losses, steps = time.perf_counter(), [], progress["steps"]
@@ -236,7 +238,7 @@ def run_ensemble(
             },
             rng_key=rng_key,
             arguments=named | {"init_params": init_params},
-            model=(svi.model, (*batch, *given), kwargs | svi.static_kwargs),
+            model=(svi.model, first, kwargs | svi.static_kwargs),
             step=(programs.advance, example),
             start=start,
         )
@@ -279,54 +281,3 @@ def _check_init_params(init_params: Any, num_members: int) -> None:
         check_init_params(init_params, num_members)
     except ValueError as error:
         raise ValueError(str(error).replace("chains", "members")) from error
-
-
-def _member_loaders(args: tuple, num_members: int) -> list[MinibatchLoader]:
-    """A loader for every member, with an order of its own; none for whole data."""
-    if not any(isinstance(argument, MinibatchLoader) for argument in args):
-        return []
-    if len(args) > 1:
-        raise ValueError(
-            "a MinibatchLoader holds all positional arguments of the model, and there "
-            f"are {len(args)} of them: put arrays with a row for every datum into the "
-            "loader, and pass the others by keyword."
-        )
-    (loader,) = args
-    keys = [jax.random.fold_in(loader.rng_key, m) for m in range(num_members)]
-    return [dataclasses.replace(loader, rng_key=key) for key in keys]
-
-
-class _Pieces:
-    """The steps that one call of the program takes, and their batches."""
-
-    def __init__(
-        self, loaders: list[MinibatchLoader], total: int, size: int, at_once: int
-    ) -> None:
-        self._loaders = loaders
-        self._total, self._size, self._at_once = total, size, at_once
-        # Kept between segments: a loader shuffles anew for each iterator.
-        self._epoch = -1
-        self._iterators: list[Iterator] = []
-
-    def until_next_commit(self, done: int) -> Iterator[tuple[int, Any]]:
-        """The pieces up to the next multiple of the size of a segment, or the last."""
-        end = min(self._total, done - done % self._size + self._size)
-        while done < end:
-            number = min(self._at_once, end - done)
-            yield number, self._stack(done, number) if self._loaders else None
-            done += number
-
-    def _stack(self, done: int, number: int) -> tuple[np.ndarray, ...]:
-        """Batches along the axes of members and steps; the last one fills up."""
-        steps = [self._batches(step) for step in range(done, done + number)]
-        of_members = [list(each) for each in zip(*steps, strict=True)]
-        stacked = [stack(batches, self._at_once)[0] for batches in of_members]
-        return tuple(np.stack(rows) for rows in zip(*stacked, strict=True))
-
-    def _batches(self, step: int) -> list[tuple[np.ndarray, ...]]:
-        """The batch of every member at a step."""
-        epoch, place = divmod(step, self._loaders[0].steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._iterators = [one.epoch(epoch, place) for one in self._loaders]
-        return [next(one) for one in self._iterators]

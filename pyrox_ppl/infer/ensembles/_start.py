@@ -233,5 +233,3 @@ def _check(starts: Starts, make: Callable | None) -> None:
             "members start at the same point, so they would be one fit several times "
             f"over: {advice}."
         )
-
-
