@@ -166,7 +166,9 @@ def _uncertainty(
 
 def _check_guide(guide: GuideDraws | None, params: Collection[str]) -> None:
     """Refuse trained values that belong neither to the model nor to its guide."""
-    foreign = sorted(set(params) - guide.trained) if guide is not None else []
+    own = guide.trained if guide is not None else params
+    parts = tuple(f"{name}." for name in own)  # a site may be a tree of arrays
+    foreign = sorted(n for n in params if n not in own and not n.startswith(parts))
     if foreign:
         raise ValueError(
             f"the fit has trained values of {foreign}, which neither this guide nor "

@@ -175,17 +175,9 @@ def run_ensemble(
     batch = next(loaders[0].epoch(0)) if loaders else ()
     given = () if loaders else args
     twin = compiled_twin(svi)
-    start = strong(
-        start_members(
-            svi,
-            twin,
-            keys,
-            (*batch, *given),
-            kwargs,
-            make=make,
-            init_params=init_params,
-        )
-    )
+    starts = {"make": make, "init_params": init_params}
+    first = (*batch, *given)
+    start = strong(start_members(svi, twin, keys, first, kwargs, **starts))
     check_keeps_state(svi, start)
     at_once = min(num_at_once(batch * num_members), size) if loaders else size
     arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if is_array(leaf)]
