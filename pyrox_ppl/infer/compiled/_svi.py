@@ -211,9 +211,8 @@ class CompiledSVI(SVI):
         """Set up this object and its guide by a start, as ``init`` does."""
         before = self._guides_attributes()
         for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
-            attributes = output.value()
-            if attributes:
-                vars(guide).update(attributes)
+            for name, value in output.value().items():
+                setattr(guide, name, value)
         self.constrain_fn = start.constrain_fn.value()
         self._leave_out_what_changed(before)
 
@@ -243,9 +242,9 @@ class CompiledSVI(SVI):
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)
-                bounds = np.int32(first), np.int32(stop)
+                ends = np.int32(first), np.int32(stop)
                 state, losses = self._programs.advance(
-                    key, losses, state, *bounds, arrays
+                    key, losses, state, *ends, arrays
                 )
                 done = np.asarray(losses[:stop])
                 bar.set_postfix_str(
