@@ -102,11 +102,11 @@ def main():
         run_one()
         pairs = [(timed(run_one), timed(run_many)) for _ in range(REPEATS)]
         of_one, of_many = np.transpose(pairs)
+        ratio, fastest = np.median(of_many / of_one), of_many.min() / of_one.min()
         print(
             f"{guide_class.__name__}: one member {np.median(of_one):.2f} s, {MEMBERS} "
-            f"members {np.median(of_many):.2f} s, ratio {np.median(of_many / of_one):.2f}"
-            f" (fastest runs {of_many.min() / of_one.min():.2f}; at most 4); programs "
-            f"compiled: {first}, then {again}"
+            f"members {np.median(of_many):.2f} s, ratio {ratio:.2f} (at most 4; of the "
+            f"fastest runs {fastest:.2f}); programs compiled: {first}, then {again}"
         )
 
 

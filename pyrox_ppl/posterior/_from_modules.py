@@ -48,7 +48,7 @@ def draws_from_modules(
         modules: A sequence of modules of the class that the model reads; or one module
             whose every array has a leading axis of members. Where the model reads
             several modules, a dictionary of either by the names given to ``bind``.
-        *args: The arguments of the model, as `to_datatree` takes them.
+        *args: The arguments of the model, observations included.
         model: The model.
         name: The root of the module's names: the name given to ``bind``, with the
             prefix of every scope; by default the class name in snake case.
@@ -79,10 +79,11 @@ def draws_from_modules(
         ...     for key in jax.random.split(jax.random.key(1), 5)
         ... ]
         >>> x = jnp.ones((3, 1))
-        >>> draws = px.draws_from_modules(trained, x, model=model, name="net")
+        >>> y = jnp.zeros(3)
+        >>> draws = px.draws_from_modules(trained, x, y=y, model=model, name="net")
         >>> draws.posterior["net.weight"].shape
         (5, 1, 1, 1)
-        >>> tree = px.to_datatree(draws, x, y=jnp.zeros(3), model=model)
+        >>> tree = px.to_datatree(draws, x, y=y, model=model)
         >>> tree.attrs["inference"], dict(tree.posterior_predictive["y"].sizes)
         ('ensemble', {'chain': 5, 'draw': 1, 'row': 3})
     """
@@ -122,8 +123,9 @@ def draws_from_modules(
         missing = sorted(latent.keys() - put.used)
         if missing:
             raise ValueError(
-                f"the model also samples {missing}, which no module holds: pass their "
-                "values, values={site: array with a leading axis of members}."
+                f"the model also samples {missing}, which no module holds: pass "
+                "observations as arguments of the model, and other values as "
+                "values={site: array with a leading axis of members}."
             )
         unused = sorted(member.keys() - put.used - put.parameters)
         if unused:

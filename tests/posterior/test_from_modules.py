@@ -85,7 +85,7 @@ def test_learned_and_non_centred_parameters_and_a_site_of_no_module():
     found = tree.log_likelihood["y"].values[:, 0]
     np.testing.assert_allclose(found, likelihood(MEANS), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match=r"also samples \['scale'\]"):
-        px.draws_from_modules(NETS, X, model=learned_and_non_centred, name="net")
+        px.draws_from_modules(NETS, X, Y, model=learned_and_non_centred, name="net")
 
 
 def test_a_plate_ties_and_two_roots():
@@ -125,7 +125,7 @@ def test_a_plate_ties_and_two_roots():
         px.draws_from_modules({"tied": broken, "net": NETS[:1]}, X, model=model)
 
 
-def constant(x):
+def constant(x, y):
     with px.bayesianize(where="*layers.1*"):
         px.bind(NET, "net")
 
@@ -146,4 +146,4 @@ def constant(x):
 )
 def test_modules_that_are_not_the_models_are_refused(modules, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        px.draws_from_modules(modules, X, **({"model": model} | kwargs))
+        px.draws_from_modules(modules, X, Y, **({"model": model} | kwargs))

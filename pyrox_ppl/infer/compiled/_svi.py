@@ -242,9 +242,8 @@ class CompiledSVI(SVI):
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)
-                ends = np.int32(first), np.int32(stop)
                 state, losses = self._programs.advance(
-                    key, losses, state, *ends, arrays
+                    key, losses, state, np.int32(first), np.int32(stop), arrays
                 )
                 done = np.asarray(losses[:stop])
                 bar.set_postfix_str(
