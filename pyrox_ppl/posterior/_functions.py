@@ -1,6 +1,7 @@
 """Convergence of functions: R-hat, ESS and MCSE of predictions, block by block."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -212,7 +213,7 @@ def _summarise(
     # The mean over no probe at all is of no interest: such values fail by themselves.
     probes = max(1, of_members.shape[1])
     distances = np.sqrt(np.square(apart).sum(-1) / probes)
-    spread = np.sqrt(of_members.var(0).sum() / probes).item()
+    spread = math.sqrt(of_members.var(0).sum() / probes)
     return dataclasses.replace(
         statistics, distances=distances, spread_of_members=spread
     )

@@ -45,16 +45,17 @@ def list_members(modules: Any) -> list[Any]:
     if isinstance(modules, Sequence):
         return list(modules)
     arrays, rest = eqx.partition(modules, eqx.is_array)
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(arrays)}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arrays)}
+    if len(sizes) != 1 or () in sizes:
         raise ValueError(
             f"one {type(modules).__name__} stands for all members if each of its "
             "arrays has a leading axis of members; the leading axes here are of size "
-            f"{sorted(map(str, sizes))}: pass a list of modules."
+            f"{sorted(sizes)}: pass a list of modules."
         )
+    (number,) = sizes.pop()
     return [
         eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), rest)
-        for i in range(sizes.pop())
+        for i in range(number)
     ]
 
 

@@ -60,12 +60,12 @@ def tree_of(fit, guide, **kwargs):
 
 @pytest.fixture(scope="module")
 def mixture():
-    return tree_of(FIT, guide, num_samples=SAMPLES, num_prior_samples=6)
+    return tree_of(FIT, guide, num_samples=SAMPLES)
 
 
 @pytest.fixture(scope="module")
 def points():
-    return tree_of(POINTS, point)
+    return tree_of(POINTS, point, num_prior_samples=6)
 
 
 def test_each_member_draws_from_its_own_guide(mixture):
@@ -103,7 +103,7 @@ def test_what_the_tree_holds(mixture, points):
     np.testing.assert_array_equal(mixture["params"]["offset"], OFFSETS)
     np.testing.assert_array_equal(mixture["guide_params"]["scale"], SCALES)
     assert "log_weight" not in mixture["sample_stats"]
-    prior = mixture["prior"]
+    prior = points["prior"]
     offset = prior["f"].values[0] - prior["slope"].values[0][:, None] * np.asarray(X)
     np.testing.assert_allclose(offset[:, 0], np.tile(OFFSETS, 2), atol=1e-6)
     with pytest.raises(ValueError, match="neither this guide nor"):

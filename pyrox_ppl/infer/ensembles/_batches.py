@@ -21,7 +21,7 @@ def member_loaders(args: tuple, num_members: int) -> list[MinibatchLoader]:
             f"are {len(args)} of them: put arrays with a row for every datum into the "
             "loader, and pass the others by keyword."
         )
-    loader = args[0]
+    loader: MinibatchLoader = next(iter(args))
     keys = [jax.random.fold_in(loader.rng_key, m) for m in range(num_members)]
     return [dataclasses.replace(loader, rng_key=key) for key in keys]
 
