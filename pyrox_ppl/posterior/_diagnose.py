@@ -7,6 +7,7 @@ import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.posterior._check_members import check_members
 from pyrox_ppl.posterior._diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior._functions import (
     FEWEST_DRAWS,
@@ -136,7 +137,7 @@ def diagnose(
         # A single draw cannot differ from draw to draw.
         several = chains * draws > 1 and not is_point
         checks += [c for c in values if several or functions.not_finite.any()]
-        checks += _checks.check_members(functions)
+        checks += check_members(functions)
     if are_chains:
         if functions is None:
             checks.append(

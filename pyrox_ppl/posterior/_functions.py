@@ -55,6 +55,7 @@ class FunctionStatistics:
     mcse: np.ndarray
     std: np.ndarray
     not_finite: np.ndarray
+    _: dataclasses.KW_ONLY
     distances: np.ndarray | None = None
     spread_of_members: float | None = None
 

@@ -1,12 +1,7 @@
-"""run_ensemble: every member is a fit of its own, and the run survives a kill."""
+"""run_ensemble: every member is a fit of its own, from a start of its own."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +9,22 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from compilations import compilations
+from infer.ensembles.members import (
+    KEY,
+    LOADER,
+    MEMBERS,
+    MODEL,
+    NET,
+    STEPS,
+    X,
+    Y,
+    assert_member,
+    keys_of,
+    make,
+    model_of,
+    run,
+    svi_of,
+)
 from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.autoguide import (
     AutoDelta,
@@ -25,56 +36,8 @@ from numpyro.optim import Adam
 
 import pyrox_ppl as px
 from pyrox_ppl import infer
-from pyrox_ppl.infer.resumable import _store
 
 pytestmark = pytest.mark.rank_promotion
-KEY, MEMBERS, STEPS = jax.random.key(1), 3, 12
-X = jnp.linspace(-1.0, 1.0, 12)[:, None]
-Y = X[:, 0] ** 2
-ROOT = Path(__file__).parents[3]
-
-
-def make(key):
-    return eqx.nn.MLP(1, 1, 4, 1, jnp.tanh, key=key)
-
-
-NET = make(jax.random.key(0))
-
-
-def model_of(net, **block):
-    def model(x, y=None, size=None):
-        with px.bayesianize(**block):
-            bound = px.bind(net, "net")
-        with numpyro.plate("row", size or len(x), subsample_size=len(x)):
-            numpyro.sample("y", dist.Normal(jax.vmap(bound)(x)[:, 0], 0.1), obs=y)
-
-    return model
-
-
-MODEL = model_of(NET)
-
-
-def svi_of(guide, model=MODEL, loss=None, make_svi=SVI):
-    return make_svi(model, guide, Adam(0.01), loss or Trace_ELBO())
-
-
-def run(svi, *args, members=MEMBERS, steps=STEPS, **kwargs):
-    given = args or (X,)
-    kwargs = ({} if args else {"y": Y}) | {"progress_bar": False} | kwargs
-    return infer.run_ensemble(svi, KEY, members, steps, *given, **kwargs)
-
-
-def keys_of(member):
-    """The keys of a member, as the documentation has them."""
-    make_key, run_key = jax.random.split(jax.random.split(KEY, MEMBERS)[member])
-    return make_key, run_key
-
-
-def assert_member(fit, member, alone, **close):
-    close = {"rtol": 2e-4, "atol": 1e-5} | close
-    np.testing.assert_allclose(fit.losses[member], alone.losses, **close)
-    for name, value in alone.params.items():
-        np.testing.assert_allclose(fit.params[name][member], value, **close)
 
 
 def flat(model, **kwargs):
@@ -223,11 +186,6 @@ def test_a_block_of_members_at_a_time_is_the_same_fit():
     np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-4)
 
 
-LOADER = infer.MinibatchLoader(
-    (np.asarray(X), np.asarray(Y)), 4, rng_key=jax.random.key(5)
-)
-
-
 def test_each_member_sees_minibatches_in_an_order_of_its_own():
     svi = svi_of(AutoNormal(MODEL))
     fit = run(svi, LOADER, make=make, size=12)
@@ -250,102 +208,6 @@ def test_each_member_sees_minibatches_in_an_order_of_its_own():
         run(svi, LOADER, Y, make=make)
 
 
-def job(path, kind="whole"):
-    """A run that commits every third step."""
-    svi = svi_of(AutoNormal(MODEL))
-    data = {"whole": (X,), "batches": (LOADER,)}[kind]
-    more = {"whole": {"y": Y}, "batches": {"size": 12}}[kind]
-    return run(svi, *data, make=make, path=path, segment=3, **more)
-
-
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one[:3]), jax.tree.leaves(other[:3]), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b)
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    "kind", ["whole", pytest.param("batches", marks=pytest.mark.slow)]
-)
-def test_a_killed_run_continues_bit_for_bit(kind, tmp_path, monkeypatch):
-    reference = job(tmp_path / "whole", kind)
-    commits = []
-
-    def reached(point):
-        commits.append(point)
-        if commits.count("manifest") == 3:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_store, "reached", reached)
-        with pytest.raises(Killed):
-            job(tmp_path / "run", kind)
-    continued = job(tmp_path / "run", kind)
-    assert_same(continued, reference)
-    assert_same(job(tmp_path / "run", kind), reference)
-    svi = svi_of(AutoNormal(MODEL))
-    with pytest.raises(ValueError, match="num_members was 3 and is 4"):
-        run(svi, make=make, path=tmp_path / "whole", segment=3, members=4)
-
-
-@pytest.mark.slow
-def test_another_process_continues_bit_for_bit(tmp_path):
-    reference = job(tmp_path / "whole")
-    code = (
-        "from infer.ensembles.test_run_ensemble import *\n"
-        "count = []\n"
-        "def reached(point):\n"
-        "    count.append(point)\n"
-        "    if count.count('renamed') == 3: os._exit(7)\n"
-        "_store.reached = reached\n"
-        f"job({str(tmp_path / 'run')!r})\n"
-    )
-    place = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": place},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 7, done.stderr
-    assert_same(job(tmp_path / "run"), reference)
-
-
-@pytest.mark.slow
-def test_two_devices_take_members_each():
-    code = (
-        "import numpyro; numpyro.set_host_device_count(2)\n"
-        "from infer.ensembles.test_run_ensemble import *\n"
-        "assert jax.device_count() == 2\n"
-        "svi = svi_of(AutoNormal(MODEL))\n"
-        "fit = run(svi, make=make, members=4)\n"
-        "devices = fit.params['net.layers.0.weight_auto_loc'].sharding.device_set\n"
-        "assert len(devices) == 2, devices\n"
-        "few = run(svi, make=make, members=4, batch_size=1)\n"
-        "np.testing.assert_allclose(few.losses, fit.losses, rtol=1e-4)\n"
-        "px.to_datatree(fit, X, y=Y, guide=svi.guide, num_samples=5)\n"
-        "print(fit.losses.tolist())\n"
-    )
-    place = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": place},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    losses = np.array(eval(done.stdout))
-    here = run(svi_of(AutoNormal(MODEL)), make=make, members=4)
-    np.testing.assert_allclose(losses, here.losses, rtol=1e-4)
-
-
 def test_state_of_layers_moves_in_every_member():
     def model(x, y=None):
         state = numpyro.primitives.mutable("mean", lambda: {"value": jnp.zeros(())})
@@ -359,51 +221,3 @@ def test_state_of_layers_moves_in_every_member():
     moved = fit.state.mutable_state["mean"]["value"]
     assert moved.shape == (MEMBERS,)
     assert len(set(moved.tolist())) == MEMBERS
-
-
-def wider(key):
-    return eqx.nn.MLP(1, 1, 5, 1, key=key)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"members": 1}, "at least two members"),
-        ({"steps": 0}, "num_steps must be a positive number"),
-        ({"batch_size": 0}, "batch_size must be a positive number"),
-        ({"make": wider}, r"shape \(4, 1\); the MLP that it returned has \(5, 1\)"),
-        ({"make": lambda key: NET}, "members start at the same point"),
-        ({"make": lambda key: {"nett": make(key)}}, r"returned the modules \['nett'\]"),
-        ({"make": lambda key: make(key).layers[0]}, "has none of that name"),
-        ({"init_params": {"a": jnp.zeros(2)}}, "leading axis of the 3 members"),
-    ],
-)
-def test_bad_input_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        run(svi_of(AutoDelta(MODEL)), **({"make": make} | change))
-
-
-def test_more_bad_input():
-    with pytest.raises(TypeError, match="rng_key must be a PRNG key"):
-        infer.run_ensemble(svi_of(AutoDelta(MODEL)), 3, 3, 3, X, y=Y)
-
-    def plain(x, y=None):
-        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.Normal(w * x[:, 0], 1.0).to_event(1), obs=y)
-
-    with pytest.raises(ValueError, match="reads no parameter that is a site"):
-        run(svi_of(AutoDelta(plain), plain), make=make)
-
-    def discrete(x, y=None):
-        numpyro.sample("k", dist.Bernoulli(0.5))
-        numpyro.sample("y", dist.Normal(x[:, 0], 1.0).to_event(1), obs=y)
-
-    with pytest.raises(NotImplementedError, match="discrete"):
-        run(svi_of(AutoDelta(discrete), discrete))
-
-    def impossible(x, y=None):
-        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
-        numpyro.sample("y", dist.Normal(w, 1.0).to_event(0), obs=jnp.nan)
-
-    with pytest.raises(RuntimeError, match=r"members \[0, 1, 2\] start where"):
-        run(svi_of(AutoDelta(impossible), impossible))
