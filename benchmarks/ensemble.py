@@ -22,6 +22,7 @@ import pyrox_ppl as px
 from pyrox_ppl import infer
 
 MEMBERS, STEPS, REPEATS = 10, 2000, 5
+numpyro.set_host_device_count(2)  # a core for each half of the members
 
 
 def make(key):

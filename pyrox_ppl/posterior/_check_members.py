@@ -21,8 +21,8 @@ def check_members(functions: FunctionStatistics) -> list[Check]:
     finding = (
         f"{functions.what} have a standard deviation of {spread:.3g} between "
         f"{len(distances)} members, {100 * share:.3g} % of their variance over all "
-        f"draws (root mean square over {functions.std.size} probes; the closest two members "
-        f"are {apart.min():.3g} apart, the farthest {apart.max():.3g})"
+        f"draws (root mean square over {functions.std.size} probes; the closest two "
+        f"members are {apart.min():.3g} apart, the farthest {apart.max():.3g})"
     )
     close = pairs[:, apart <= _SAME * max(apart.max(), size)]
     if not close.size:

@@ -95,7 +95,8 @@ def run_ensemble(
 
     `svi` keeps the programs, as a :class:`CompiledSVI` does: a later run of the same
     shapes compiles nothing. On several devices each one trains its share of the
-    members, if their number divides evenly (and the data are not sharded).
+    members, if their number divides evenly (and the data are not sharded). To use all
+    cores of a CPU, call ``numpyro.set_host_device_count(cores)`` before JAX starts.
 
     Args:
         svi: NumPyro's SVI object, or a :class:`CompiledSVI`.
