@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import jax
@@ -150,12 +150,15 @@ def _array(value: Any) -> Any:
 
 def _trained(group: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The trained values of a group: those of all chains, and those of each."""
-    own = [name for name, variable in group.data_vars.items() if CHAIN in variable.dims]
-    dataset = group.to_dataset()
-    return variables(dataset.drop_vars(own)), variables(dataset[own], CHAIN)
+    found = group.data_vars.items()
+    own = {name for name, variable in found if CHAIN in variable.dims}
+    others = {name for name, _ in found} - own
+    return variables(group, names=others), variables(group, CHAIN, names=own)
 
 
-def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
+def variables(
+    group: Any, *leading: str, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of a DataTree's group, by the names of the sites in NumPyro.
 
     Raises:
@@ -163,6 +166,8 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name, variable in group.data_vars.items():
+        if names is not None and name not in names:
+            continue
         missing = [axis for axis in leading if axis not in variable.dims]
         if missing:
             raise ValueError(
