@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyrox_ppl.posterior import calibration as calibration
     from pyrox_ppl.posterior import compare as compare
     from pyrox_ppl.posterior import diagnose as diagnose
+    from pyrox_ppl.posterior import draws_from_modules as draws_from_modules
     from pyrox_ppl.posterior import load as load
     from pyrox_ppl.posterior import most_uncertain as most_uncertain
     from pyrox_ppl.posterior import plot_calibration as plot_calibration
@@ -67,6 +68,7 @@ _LAZY = {
     "calibration": "posterior",
     "compare": "posterior",
     "diagnose": "posterior",
+    "draws_from_modules": "posterior",
     "load": "posterior",
     "most_uncertain": "posterior",
     "plot_calibration": "posterior",
@@ -98,6 +100,7 @@ __all__ = [
     "calibration",
     "compare",
     "diagnose",
+    "draws_from_modules",
     "explain",
     "is_backbone",
     "is_generator",

@@ -77,6 +77,7 @@ ROOMS = {
     "losses": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
     "resumable": {*SHARED, "compiled", "data"},
+    "ensembles": {*SHARED, "compiled", "data", "resumable"},
     "__init__": {
         *SHARED,
         "guides",
@@ -85,6 +86,7 @@ ROOMS = {
         "losses",
         "data",
         "compiled",
+        "ensembles",
         "resumable",
     },
 }

@@ -7,6 +7,8 @@ from pyrox_ppl.infer.compiled import CompiledSVI as CompiledSVI
 from pyrox_ppl.infer.compiled import keep_compiled as keep_compiled
 from pyrox_ppl.infer.data import MinibatchLoader as MinibatchLoader
 from pyrox_ppl.infer.data import shard_data as shard_data
+from pyrox_ppl.infer.ensembles import EnsembleResult as EnsembleResult
+from pyrox_ppl.infer.ensembles import run_ensemble as run_ensemble
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
 from pyrox_ppl.infer.guides import AutoSWAG as AutoSWAG
@@ -27,6 +29,7 @@ __all__ = [
     "CompiledMCMC",
     "CompiledPredictive",
     "CompiledSVI",
+    "EnsembleResult",
     "FlatNUTS",
     "Flipout_ELBO",
     "LocalReparam_ELBO",
@@ -34,6 +37,7 @@ __all__ = [
     "MinibatchResult",
     "init_to_stored",
     "keep_compiled",
+    "run_ensemble",
     "run_mcmc",
     "run_minibatches",
     "run_svi",

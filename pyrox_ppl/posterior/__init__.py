@@ -10,6 +10,9 @@ from pyrox_ppl.posterior._comparison import Comparison as Comparison
 from pyrox_ppl.posterior._datatree import to_datatree as to_datatree
 from pyrox_ppl.posterior._diagnose import diagnose as diagnose
 from pyrox_ppl.posterior._diagnosis import Diagnosis as Diagnosis
+from pyrox_ppl.posterior._from_modules import (
+    draws_from_modules as draws_from_modules,
+)
 from pyrox_ppl.posterior._plot_calibration import plot_calibration as plot_calibration
 from pyrox_ppl.posterior._plot_comparison import plot_comparison as plot_comparison
 from pyrox_ppl.posterior._plot_diagnostics import plot_diagnostics as plot_diagnostics

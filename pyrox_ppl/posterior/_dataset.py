@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import numpyro
 import xarray as xr
@@ -10,8 +9,9 @@ from arviz_base import dict_to_dataset
 
 from pyrox_ppl.posterior._axes import DRAWS, free_axis, variable_name
 from pyrox_ppl.posterior._model_sites import ModelSites, outcome_attrs
+from pyrox_ppl.prediction._draws import CHAIN
 from pyrox_ppl.prediction._prediction import widened
-from pyrox_ppl.prediction._trained import path_of
+from pyrox_ppl.prediction._trained import arrays_by_path
 
 _WITHOUT_DRAWS = (
     "observed_data",
@@ -29,16 +29,33 @@ _OF_OUTCOMES = (
     "predictions",
     "uncertainty",
 )
+_TRAINED = ("params", "guide_params")
 # Groups of arguments, whose axes are not those of a site.
 _OF_ARGUMENTS = ("constant_data", "predictions_constant_data")
 
 
 def make_datasets(
-    groups: dict[str, dict[str, Any]], sites: ModelSites
+    groups: dict[str, dict[str, Any]],
+    sites: ModelSites,
+    by_chain: frozenset[str] = frozenset(),
+    *,
+    is_ensemble: bool = False,
 ) -> dict[str, xr.Dataset]:
-    """The groups that are not empty, their axes named after plates and parameters."""
+    """The groups that are not empty, their axes named after plates and parameters.
+
+    Trained values that are named in `by_chain` have a leading axis of chains. An
+    ensemble may have more of them than draws.
+    """
     return {
-        name: _make(name, values, sites) for name, values in groups.items() if values
+        name: _make(
+            name,
+            values,
+            sites,
+            by_chain if name in _TRAINED else frozenset(),
+            is_ensemble=is_ensemble,
+        )
+        for name, values in groups.items()
+        if values
     }
 
 
@@ -66,12 +83,14 @@ def _make(
     group: str,
     values: dict[str, Any],
     sites: ModelSites,
+    by_chain: frozenset[str] = frozenset(),
     *,
     has_classes: bool = False,
+    is_ensemble: bool = False,
 ) -> xr.Dataset:
     drawn = group not in _WITHOUT_DRAWS
     leading = 2 if drawn else 0
-    flat = _arrays_by_path(values)
+    flat = arrays_by_path(values)
     taken = {variable_name(name) for name in flat}
     if drawn and taken & set(DRAWS):
         raise ValueError(
@@ -90,7 +109,8 @@ def _make(
         originals[key] = name
         array = np.asarray(value)
         arrays[key] = array.astype(widened(array.dtype), copy=False)
-        ndim = arrays[key].ndim - leading
+        before = [CHAIN] * (name in by_chain)
+        ndim = arrays[key].ndim - leading - len(before)
         if group.endswith("sample_stats") or group in _OF_ARGUMENTS:
             dims[key] = [free_axis(f"{key}_dim_{axis}", taken) for axis in range(ndim)]
             continue
@@ -117,12 +137,13 @@ def _make(
                 for axis, place in places
             }
             own = [entry, *own[mask.ndim :]]
-        dims[key] = own
+        dims[key] = before + own
     out = dict_to_dataset(
         arrays,
         dims=dims,
         sample_dims=["chain", "draw"] if drawn else [],
         inference_library=numpyro,
+        check_conventions=not is_ensemble,
     )
     for key, name in originals.items():
         if group not in _OF_ARGUMENTS:
@@ -132,15 +153,6 @@ def _make(
         if name not in values or (group == "params" and name not in sites.trained):
             out[key].attrs["nested"] = 1
     return out.assign_coords(coords)
-
-
-def _arrays_by_path(values: dict[str, Any]) -> dict[str, Any]:
-    """Arrays by name; those in a pytree (a network kept as a ``param``) by path."""
-    flat = {}
-    for name, value in values.items():
-        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-            flat[path_of(name, path)] = leaf
-    return flat
 
 
 def _keep_observed(array: np.ndarray, mask: np.ndarray, leading: int) -> np.ndarray:

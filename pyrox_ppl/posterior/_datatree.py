@@ -65,7 +65,8 @@ def to_datatree(
 
     - ``to_datatree(mcmc, *args)`` takes NumPyro's ``MCMC``.
     - ``to_datatree(fit, *args, guide=guide)`` takes a result of ``svi.run`` (or its
-      ``params``), and needs ``model=`` if the guide is not an autoguide.
+      ``params``), and needs ``model=`` if the guide is not an autoguide. Of a result of
+      :func:`~pyrox_ppl.infer.run_ensemble` each member is a chain.
     - ``to_datatree(draws, *args, model=model)`` takes a dictionary of draws, or another
       tree: with held-out data as arguments, the new tree scores them.
 
@@ -105,7 +106,7 @@ def to_datatree(
       sites of the model, and of the ``param`` sites of its guide. A value that is a
       tree of arrays (the state of a network's layers) is stored array by array, as
       ``<site>.<path>``;
-    - ``optimization``: for SVI the ``loss`` of every ``step``;
+    - ``optimization``: for SVI the ``loss`` of every ``step``, and of every member;
     - ``warmup_posterior``, ``warmup_sample_stats``: what ``mcmc.warmup(...,
       collect_warmup=True)`` collected. Straight after it, the tree holds only these.
 
@@ -148,7 +149,8 @@ def to_datatree(
             draws: ``{**fit.params, **fit.state.mutable_state}``. A result of
             ``svi.run`` contains both; those that an ``MCMC`` sampled with are found in
             its model.
-        num_samples: How many draws to take from a guide.
+        num_samples: How many draws to take from a guide, or from each member of an
+            ensemble (a point is one draw).
         num_prior_samples: How many draws to take from the prior.
         predictions: New arguments of the model, a tuple or a dictionary of keyword
             arguments, without observations.
@@ -167,8 +169,9 @@ def to_datatree(
         An ``xarray.DataTree`` for ``arviz.summary``, ``arviz.loo`` and the plots. A
         ``/`` in the name of a site becomes a ``.``, and the variable's
         ``attrs["numpyro_name"]`` keep the name; bfloat16 and float16 become float32.
-        The tree's ``attrs`` hold the key, the versions, ``point_estimate``, and what is
-        known of the cost: ``seconds`` and ``gradient_evaluations``.
+        The tree's ``attrs`` hold the key, the versions, ``point_estimate``, for an
+        ensemble ``members``, and what is known of the cost: ``seconds`` and
+        ``gradient_evaluations``.
 
     Raises:
         TypeError: If `source` is none of these.
@@ -223,9 +226,15 @@ def to_datatree(
                 "to_datatree(draws, ..., model=model), or leave the arguments out."
             )
         sites = ModelSites()
-        datasets = make_datasets({"posterior": given.draws}, sites)
+        datasets = make_datasets(
+            {"posterior": given.draws, "params": given.by_chain},
+            sites,
+            frozenset(given.by_chain),
+            is_ensemble=given.is_ensemble,
+        )
     else:
-        call = ModelCall(model, args, kwargs, {**given.params, **(params or {})})
+        call = ModelCall(model, args, kwargs, params or {})
+        call = call.with_trained(given.params, given.by_chain)
         fitted = Fitted.join(given, call)
         sites = fitted.sites
         datasets = posterior_groups(fitted, predictive_key, log_likelihood, log_weight)
@@ -240,8 +249,8 @@ def to_datatree(
         datasets |= warmup_groups(warmup, sites)
     if given.losses is not None:
         datasets["optimization"] = xr.Dataset(
-            {"loss": ("step", given.losses)},
-            coords={"step": np.arange(len(given.losses))},
+            {"loss": (("chain", "step")[-given.losses.ndim :], given.losses)},
+            coords={"step": np.arange(given.losses.shape[-1])},
         )
     if given.is_warmup:
         datasets = {

@@ -7,6 +7,7 @@ import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.posterior._check_members import check_members
 from pyrox_ppl.posterior._diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior._functions import (
     FEWEST_DRAWS,
@@ -53,7 +54,9 @@ def diagnose(
     which R-hat and ESS say nothing, so they are left out. ``"draws"``: a dictionary of
     unknown origin; if it has a single row of draws, a large R-hat or a small ESS is
     reported as not known, and if it is grouped by chain, its rows are taken to be
-    chains. Any other value, such as ``"ensemble"``: not Markov chains.
+    chains. ``"ensemble"``: the members of :func:`~pyrox_ppl.infer.run_ensemble`, fits
+    that need not agree; how far they differ is reported, and two members that are the
+    same function fail. Any other value: not Markov chains.
 
     Args:
         tree: A DataTree of :func:`~pyrox_ppl.to_datatree`.
@@ -97,6 +100,7 @@ def diagnose(
     chains, draws = sizes["chain"], sizes["draw"]
     inference = tree.attrs.get("inference")
     is_point = bool(tree.attrs.get("point_estimate"))
+    are_members = inference == "ensemble" and chains > 1
     are_chains = inference in (None, "MCMC", "draws") and not is_point
     stats = _stats.group(tree, "sample_stats")
     bfmi, pareto_k, loss, results = None, None, None, {}
@@ -116,7 +120,9 @@ def diagnose(
             "probe inputs need the module or model to evaluate there: diagnose(tree, "
             "module, *inputs)."
         )
-    functions = function_statistics(tree, bound, sites, batch_size, are_chains)
+    functions = function_statistics(
+        tree, bound, sites, batch_size, are_chains, are_members
+    )
     if is_point:
         checks.append(
             Check(
@@ -131,6 +137,7 @@ def diagnose(
         # A single draw cannot differ from draw to draw.
         several = chains * draws > 1 and not is_point
         checks += [c for c in values if several or functions.not_finite.any()]
+        checks += check_members(functions)
     if are_chains:
         if functions is None:
             checks.append(
@@ -159,12 +166,14 @@ def diagnose(
         more, results = _checks.check_loo(tree)
         checks += more
     kind = tree.attrs.get("kernel") or tree.attrs.get("guide") or "Draws"
-    plural = "chain" if chains == 1 else "chains"
+    unit = "member" if inference == "ensemble" else "chain"
+    plural = unit if chains == 1 else f"{unit}s"
     return Diagnosis(
-        title=f"{kind}: {chains} {plural} of {draws} draws",
+        title=f"{kind}: {chains} {plural} of {draws} draw{'s' if draws != 1 else ''}",
         chains=chains,
         checks=tuple(checks),
         functions=functions if are_chains else None,
+        distances=None if functions is None else functions.distances,
         table=summary(tree),
         loo=results,
         bfmi=bfmi,

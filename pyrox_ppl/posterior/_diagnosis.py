@@ -55,6 +55,7 @@ class Diagnosis:
         bfmi: The energy fraction of each chain, if the energy was collected.
         pareto_k: The Pareto shape of a guide's importance weights.
         loss: The losses of SVI.
+        distances: How far any two members of an ensemble are apart in function space.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -75,6 +76,7 @@ class Diagnosis:
     bfmi: np.ndarray | None
     pareto_k: float | None
     loss: np.ndarray | None
+    distances: np.ndarray | None = None
 
     @property
     def ok(self) -> bool:

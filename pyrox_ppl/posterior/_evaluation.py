@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 
 from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.prediction._draws import CHAIN
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._site_values import site_function
@@ -58,16 +59,19 @@ def evaluate_draws(
         ``predictive``, ``log_likelihood`` and ``log_prior`` by site, and ``lp``: arrays
         with two sample axes; and what the laws of sites say on average.
     """
-    shape = next(iter(latent.values())).shape[:2] if latent else (1, 1)
+    shape = _sample_shape(call, latent)
     number = shape[0] * shape[1]
     flat = {n: v.reshape(number, *v.shape[2:]) for n, v in latent.items()}
+    if call.by_chain:
+        flat[CHAIN] = np.repeat(np.arange(shape[0]), shape[1])
     predict = site_function(call, wanted.predicted)
 
     def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> tuple[Any, Any]:
         draw, key = draw_and_key
+        own, draw = call.at(draw)
 
         def trace_with(undrawn: dict[str, Any]) -> dict[str, Any]:
-            seeded = handlers.seed(call.run, key)
+            seeded = handlers.seed(own.run, key)
             put = handlers.substitute(seeded, data={**draw, **undrawn})
             return handlers.trace(put).get_trace()
 
@@ -112,11 +116,22 @@ def evaluate_draws(
     return result, means
 
 
+def _sample_shape(call: ModelCall, latent: dict[str, np.ndarray]) -> tuple[int, int]:
+    """The numbers of chains and of draws."""
+    for value in latent.values():
+        return value.shape[0], value.shape[1]
+    for value in call.by_chain.values():
+        return len(value), 1
+    return 1, 1
+
+
 def draw_prior(
     call: ModelCall, rng_key: PRNGKeyArray, number: int
 ) -> dict[str, np.ndarray]:
     """Draws of every site of the model from the prior, as one chain."""
-    draws = ({}, keys_of_draws(rng_key, number))
+    draws: Any = ({}, keys_of_draws(rng_key, number))
+    for value in call.by_chain.values():  # the members of an ensemble take turns
+        draws = ({CHAIN: np.arange(number) % len(value)}, draws[1])
     values = map_draws(site_function(call), draws, number)
     return jax.tree.map(lambda leaf: leaf[None], values)
 

@@ -1,6 +1,7 @@
 """Convergence of functions: R-hat, ESS and MCSE of predictions, block by block."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,10 @@ class FunctionStatistics:
         mcse: Monte Carlo standard error of the mean, in units of the function.
         std: Standard deviation over the draws.
         not_finite: The share of draws at which the function is NaN or infinite.
+        distances: For an ensemble, how far the mean functions of any two members are
+            apart: the root mean square over the probes, ``(member, member)``.
+        spread_of_members: The standard deviation of these means over the members, root
+            mean square over the probes.
     """
 
     what: str
@@ -50,6 +55,9 @@ class FunctionStatistics:
     mcse: np.ndarray
     std: np.ndarray
     not_finite: np.ndarray
+    _: dataclasses.KW_ONLY
+    distances: np.ndarray | None = None
+    spread_of_members: float | None = None
 
 
 def function_statistics(
@@ -58,6 +66,7 @@ def function_statistics(
     sites: Sequence[str] | None,
     batch_size: int | None,
     are_chains: bool,
+    are_members: bool = False,
 ) -> FunctionStatistics | None:
     """Statistics of a module or model at probe inputs, or of what a tree holds."""
     if call is None:
@@ -66,7 +75,7 @@ def function_statistics(
         values = _values_of_module(tree, call, batch_size)
     else:
         values = _values_of_model(tree, call, sites, batch_size)
-    return None if values is None else _summarise(values, are_chains)
+    return None if values is None else _summarise(values, are_chains, are_members)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +109,7 @@ def _values_of_model(
     batch_size: int | None,
 ) -> _Values:
     draws = Draws.read(tree)
-    call = dataclasses.replace(call, params={**draws.params, **call.params})
+    call = call.with_trained(draws.params, draws.by_chain)
     # The sample sites of a model are its functions blurred by noise.
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
     values = SiteValues(call, draws, jax.random.key(0), sites, kinds)
@@ -173,8 +182,11 @@ def _without_repeats(
             yield values
 
 
-def _summarise(values: _Values, are_chains: bool) -> FunctionStatistics:
+def _summarise(
+    values: _Values, are_chains: bool, are_members: bool
+) -> FunctionStatistics:
     columns: list[list[np.ndarray]] = [[] for _ in range(len(_OF_CHAINS) + 2)]
+    means = []
     for block in values.blocks:
         by_chain = _real(block).reshape(*values.shape, -1)
         finite = np.isfinite(by_chain)
@@ -192,7 +204,20 @@ def _summarise(values: _Values, are_chains: bool) -> FunctionStatistics:
             column.append(figures)
         columns[-2].append(std)
         columns[-1].append(1.0 - finite.mean((0, 1)))
-    return FunctionStatistics(values.what, *map(np.concatenate, columns))
+        if are_members:
+            means.append(of_known.mean(1))
+    statistics = FunctionStatistics(values.what, *map(np.concatenate, columns))
+    if not are_members:
+        return statistics
+    of_members = np.concatenate(means, axis=1)
+    apart = of_members[:, None] - of_members[None]
+    # The mean over no probe at all is of no interest: such values fail by themselves.
+    probes = max(1, of_members.shape[1])
+    distances = np.sqrt(np.square(apart).sum(-1) / probes)
+    spread = math.sqrt(of_members.var(0).sum() / probes)
+    return dataclasses.replace(
+        statistics, distances=distances, spread_of_members=spread
+    )
 
 
 def _real(values: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def posterior_groups(
     )
     result, means = evaluate_draws(fitted.call, sites, latent, rng_key, wanted)
     predictive = result["predictive"]
-    params = fitted.call.params
+    params = {**fitted.call.params, **fitted.call.by_chain}
     own = {n: v for n, v in params.items() if sites.is_trained(n)}
     guide_params = {n: v for n, v in params.items() if n not in own}
     _check_guide(source.guide, guide_params)
@@ -69,7 +69,9 @@ def posterior_groups(
         "params": own,
         "guide_params": guide_params,
     }
-    datasets = make_datasets(groups, sites)
+    by_chain = frozenset(fitted.call.by_chain)
+    is_ensemble = source.is_ensemble
+    datasets = make_datasets(groups, sites, by_chain, is_ensemble=is_ensemble)
     parts = _uncertainty(means, predicted, sites)
     if parts:
         datasets["uncertainty"] = make_uncertainty(parts, means.number, sites)
@@ -106,7 +108,7 @@ def prediction_groups(
         "predictions": result["predictive"],
         "predictions_constant_data": _constant_data(call, sites.observed),
     }
-    return make_datasets(groups, sites)
+    return make_datasets(groups, sites, is_ensemble=fitted.source.is_ensemble)
 
 
 def warmup_groups(warmup: Any, sites: ModelSites) -> dict[str, xr.Dataset]:
@@ -164,7 +166,9 @@ def _uncertainty(
 
 def _check_guide(guide: GuideDraws | None, params: Collection[str]) -> None:
     """Refuse trained values that belong neither to the model nor to its guide."""
-    foreign = sorted(set(params) - guide.trained) if guide is not None else []
+    own = guide.trained if guide is not None else params
+    parts = tuple(f"{name}." for name in own)  # a site may be a tree of arrays
+    foreign = sorted(n for n in params if n not in own and not n.startswith(parts))
     if foreign:
         raise ValueError(
             f"the fit has trained values of {foreign}, which neither this guide nor "

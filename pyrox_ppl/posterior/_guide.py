@@ -42,7 +42,11 @@ class GuideDraws:
 
 
 def draw_guide(
-    guide: Callable, call: ModelCall, rng_key: PRNGKeyArray, num_samples: int
+    guide: Callable,
+    call: ModelCall,
+    rng_key: PRNGKeyArray,
+    num_samples: int,
+    members: int | None = None,
 ) -> GuideDraws:
     """Draw from a guide with its trained parameters, plates whole.
 
@@ -56,6 +60,10 @@ def draw_guide(
         call: The call of its model, with the trained values of both.
         rng_key: The key of the draws.
         num_samples: How many draws to take.
+        members: The number of members, if this is the guide of an ensemble. The trained
+            values then have an axis of members; each member draws as a guide alone
+            would with its key of ``jax.random.split(rng_key, members)``, and the draws
+            of all are along one axis.
 
     Raises:
         ValueError: If the guide has parameters without trained values.
@@ -63,11 +71,18 @@ def draw_guide(
     auxiliary: set[str] = set()
     random: set[str] = set()
     trained: set[str] = set()
-    run = call.run_guide(guide)
 
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
-        trace = handlers.trace(handlers.seed(run, key)).get_trace()
-        check_trained(trace, call.params, of="guide")
+    def at(member: Any) -> ModelCall:
+        if members is None:
+            return call
+        own = jax.tree.map(lambda value: jnp.asarray(value)[member], call.params)
+        return dataclasses.replace(call, params=own)
+
+    def draw(key_and_member: tuple[jax.Array, Any]) -> dict[str, jax.Array]:
+        key, member = key_and_member
+        own = at(member)
+        trace = handlers.trace(handlers.seed(own.run_guide(guide), key)).get_trace()
+        check_trained(trace, own.params, of="guide")
         trained.update(n for n, s in trace.items() if s["type"] in ("param", "mutable"))
         sample = {n: site for n, site in trace.items() if site["type"] == "sample"}
         drawn = {n: site for n, site in sample.items() if not site["is_observed"]}
@@ -75,24 +90,41 @@ def draw_guide(
         random.update(n for n, site in drawn.items() if not _is_delta(site["fn"]))
         return {name: jnp.asarray(site["value"]) for name, site in drawn.items()}
 
-    points = set(jax.eval_shape(draw, rng_key)) - random - auxiliary
+    points = set(jax.eval_shape(draw, (rng_key, 0))) - random - auxiliary
     samplers = [
-        part for part in _autoguides(guide) if _draws_only_when_asked(part, call)
+        part for part in _autoguides(guide) if _draws_only_when_asked(part, at(0))
     ]
     number = num_samples if random or samplers else 1
-    values = map_draws(draw, keys_of_draws(rng_key, number), number)
+    each = [rng_key] if members is None else list(jax.random.split(rng_key, members))
+    keys = jnp.concatenate([keys_of_draws(key, number) for key in each])
+    numbers = jnp.repeat(jnp.arange(len(each)), number)
+    values = map_draws(draw, (keys, numbers), len(keys))
     for part in samplers:
-        posterior = part.sample_posterior(
-            rng_key, call.params, *call.args, sample_shape=(number,), **call.kwargs
+        posteriors = [
+            part.sample_posterior(
+                key,
+                at(member).params,
+                *call.args,
+                sample_shape=(number,),
+                **call.kwargs,
+            )
+            for member, key in enumerate(each)
+        ]
+        values.update(
+            {
+                n: np.concatenate([np.asarray(drawn[n]) for drawn in posteriors])
+                for n in posteriors[0]
+                if n in points
+            }
         )
-        values.update({n: np.asarray(v) for n, v in posterior.items() if n in points})
     return GuideDraws(
         guide,
         values={n: value for n, value in values.items() if n not in auxiliary},
         random={n: value for n, value in values.items() if n in random},
         is_point=not (random or samplers),
         trained=frozenset(trained),
-        has_density=not samplers and not auxiliary - values.keys(),
+        # The density of a mixture takes that of every member at every draw.
+        has_density=members is None and not samplers and not auxiliary - values.keys(),
     )
 
 

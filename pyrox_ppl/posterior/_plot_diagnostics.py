@@ -18,8 +18,8 @@ _LIMIT = MappingProxyType({"color": "0.5", "linestyle": "--", "linewidth": 1})
 def plot_diagnostics(diagnosis: Diagnosis, *, axes: Any = None) -> Any:
     """Draw the figures of a diagnosis, a panel for each kind, with their limits.
 
-    R-hat and effective sample size of the functions at the probes; the Pareto k of
-    every observation; the losses of SVI.
+    R-hat and effective sample size of the functions at the probes; for an ensemble how
+    far its members are apart; the Pareto k of every observation; the losses of SVI.
 
     Args:
         diagnosis: What :func:`~pyrox_ppl.diagnose` returned.
@@ -49,6 +49,8 @@ def plot_diagnostics(diagnosis: Diagnosis, *, axes: Any = None) -> Any:
     if diagnosis.functions is not None:
         functions, limit = diagnosis.functions, _checks.ESS_PER_CHAIN * diagnosis.chains
         panels += [partial(_rhat, functions), partial(_ess, functions, limit)]
+    if diagnosis.distances is not None:
+        panels.append(partial(_distances, diagnosis.distances))
     panels += [partial(_pareto, n, result) for n, result in diagnosis.loo.items()]
     if diagnosis.loss is not None:
         panels.append(partial(_loss, diagnosis.loss))
@@ -100,6 +102,20 @@ def _ess(functions: FunctionStatistics, limit: int, axis: Any) -> None:
         title="effective sample size",
         xlabel=_index(functions),
         ylabel="effective number of draws",
+        ylim=(0, None),
+    )
+    _finish(axis)
+
+
+def _distances(distances: np.ndarray, axis: Any) -> None:
+    others = distances[~np.eye(len(distances), dtype=bool)].reshape(len(distances), -1)
+    numbers = np.arange(len(distances))
+    axis.plot(np.repeat(numbers, others.shape[1]), others.ravel(), ".", color="0.6")
+    axis.plot(numbers, others.mean(1), "_", color="C0", label="mean", markersize=12)
+    axis.set(
+        title="distance of members",
+        xlabel="member",
+        ylabel="to each other one",
         ylim=(0, None),
     )
     _finish(axis)

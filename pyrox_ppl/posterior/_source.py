@@ -17,6 +17,7 @@ from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._trained import arrays_by_path
 
 # NumPyro's names of what a kernel reports, and ArviZ's.
 _STATS = {
@@ -37,8 +38,9 @@ class Source:
         params: Trained values of ``param`` and ``mutable`` sites.
         stats: What a kernel reported, under ArviZ's names.
         is_warmup: Whether the draws are those of the warmup.
-        losses: The losses of SVI, step by step.
+        losses: The losses of SVI, step by step; of an ensemble ``(member, step)``.
         guide: The draws as the guide made them.
+        by_chain: Of an ensemble, the trained values of all members, along one axis.
         attrs: The attributes of the tree's root: the kind of inference and its source.
     """
 
@@ -48,7 +50,13 @@ class Source:
     is_warmup: bool = False
     losses: np.ndarray | None = None
     guide: GuideDraws | None = None
+    by_chain: dict[str, Any] = dataclasses.field(default_factory=dict)
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the chains are the members of an ensemble."""
+        return self.attrs.get("inference") == "ensemble"
 
 
 def find_model(source: Any, guide: Callable | None) -> Callable | None:
@@ -134,23 +142,34 @@ def source_from_guide(
     rng_key: PRNGKeyArray,
     num_samples: int,
 ) -> Source:
-    """Draws from a trained guide, as one chain."""
+    """Draws from a trained guide, as one chain; of an ensemble a chain per member.
+
+    An ensemble is a fit whose losses have two axes, ``(member, step)``. So are all of
+    its trained values along a first axis of members.
+    """
     state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
     params = {**state, **getattr(fit, "params", fit)}
-    call = dataclasses.replace(call, params=params)
-    drawn = draw_guide(guide, call, rng_key, num_samples)
     losses = getattr(fit, "losses", None)
+    losses = None if losses is None else np.asarray(losses)
+    members = len(losses) if losses is not None and losses.ndim == 2 else None
+    call = dataclasses.replace(call, params=params)
+    drawn = draw_guide(guide, call, rng_key, num_samples, members)
+    chains = members or 1
+    attrs = {
+        "inference": "SVI" if members is None else "ensemble",
+        "guide": getattr(guide, "__name__", type(guide).__name__),
+        # The points of several members differ.
+        "point_estimate": int(drawn.is_point and members is None),
+    }
+    attrs |= {} if members is None else {"members": members}
+    attrs |= cost_of(fit).known()
     return Source(
-        {name: value[None] for name, value in drawn.values.items()},
-        params=params,
-        losses=None if losses is None else np.asarray(losses),
+        {n: v.reshape(chains, -1, *v.shape[1:]) for n, v in drawn.values.items()},
+        params=params if members is None else {},
+        losses=losses,
         guide=drawn,
-        attrs={
-            "inference": "SVI",
-            "guide": getattr(guide, "__name__", type(guide).__name__),
-            "point_estimate": int(drawn.is_point),
-        }
-        | cost_of(fit).known(),
+        by_chain={} if members is None else arrays_by_path(params),
+        attrs=attrs,
     )
 
 
@@ -172,7 +191,14 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     # What the draws cost.
     kept += ("seconds", "gradient_evaluations", "gradient_evaluations_of")
     origin = {name: attrs[name] for name in kept if name in attrs}
-    return Source(values, given.params, attrs={"inference": "draws"} | origin)
+    if "members" in attrs:
+        origin["members"] = chains[0]
+    return Source(
+        values,
+        given.params,
+        by_chain=dict(given.by_chain),
+        attrs={"inference": "draws"} | origin,
+    )
 
 
 def provenance(source: Source, rng_key: PRNGKeyArray) -> dict[str, Any]:

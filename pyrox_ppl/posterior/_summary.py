@@ -29,7 +29,8 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
         A ``pandas.DataFrame`` with a row per variable: ``size`` (the number of
         entries), ``of`` (``"value"`` or ``"rms"``), ``mean`` and ``sd`` of that over
         the draws (to three digits of ``sd``, and three decimals at least),
-        ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``.
+        ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``. These three are NaN for an
+        ensemble, whose members are not Markov chains.
 
     Raises:
         TypeError: If `tree` is not a DataTree.
@@ -59,7 +60,8 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
                 f"{list(posterior.data_vars)}."
             )
         names = list(var_names)
-    rows = {name: _row(_stats.by_draw(posterior, name)) for name in names}
+    are_members = tree.attrs.get("inference") == "ensemble"
+    rows = {name: _row(_stats.by_draw(posterior, name), are_members) for name in names}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -72,7 +74,7 @@ def size_of_draws(values: np.ndarray) -> np.ndarray:
     return np.sqrt(squares / max(1, flat.shape[-1]))
 
 
-def _row(values: np.ndarray) -> dict[str, Any]:
+def _row(values: np.ndarray, are_members: bool) -> dict[str, Any]:
     sizes = size_of_draws(values)
     finite = bool(np.isfinite(sizes).all())
     with np.errstate(invalid="ignore"):  # NaN and infinity show in the table
@@ -87,7 +89,12 @@ def _row(values: np.ndarray) -> dict[str, Any]:
         "r_hat": np.nan,
     }
     # ArviZ splits a chain twice, and divides by the variance.
-    if finite and sizes.shape[1] >= FEWEST_DRAWS and np.ptp(sizes) > 0:
+    if (
+        not are_members
+        and finite
+        and sizes.shape[1] >= FEWEST_DRAWS
+        and np.ptp(sizes) > 0
+    ):
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))

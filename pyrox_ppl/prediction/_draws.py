@@ -3,11 +3,15 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import jax
 import numpy as np
+
+# Where the trained values differ from chain to chain, a draw holds the number of its
+# chain under this name. No site of a DataTree has it.
+CHAIN = "chain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Draws:
         may_be_grouped: Whether the draws of a dictionary may be grouped by chain: the
             user did not say how many sample axes there are, and all sites have the
             first two axes in common.
+        by_chain: The trained values that a DataTree of an ensemble has of each member,
+            with a leading axis of chains.
+        guide_by_chain: The same for its guide.
     """
 
     values: dict[str, Any]
@@ -33,6 +40,8 @@ class Draws:
     attrs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     guide_params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     may_be_grouped: bool = False
+    by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    guide_by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -57,6 +66,8 @@ class Draws:
         """
         params: dict[str, Any] = {}
         guide_params: dict[str, Any] = {}
+        by_chain: dict[str, Any] = {}
+        guide_by_chain: dict[str, Any] = {}
         attrs: dict[str, Mapping[str, Any]] = {}
         may_be_grouped = False
         if hasattr(draws, "children"):
@@ -71,10 +82,10 @@ class Draws:
                 values = variables(draws["posterior"], "chain", "draw")
                 attrs = _attrs(draws["posterior"])
             if "params" in draws.children:
-                params = variables(draws["params"])
+                params, by_chain = _trained(draws["params"])
                 attrs = _attrs(draws["params"]) | attrs
             if "guide_params" in draws.children:
-                guide_params = variables(draws["guide_params"])
+                guide_params, guide_by_chain = _trained(draws["guide_params"])
         elif isinstance(draws, Mapping) and not hasattr(draws, "data_vars"):
             second = {np.shape(value)[1:2] for value in draws.values()}
             may_be_grouped = (
@@ -92,7 +103,9 @@ class Draws:
             )
         if not values:
             shape = (1,) * (batch_ndims or 1)
-            return cls({}, shape, params, attrs, guide_params)
+            for value in by_chain.values():
+                shape = (len(value), 1)
+            return cls({}, shape, params, attrs, guide_params, by_chain=by_chain)
         shapes = {name: np.shape(value)[:batch_ndims] for name, value in values.items()}
         different = set(shapes.values())
         if len(different) != 1 or len(next(iter(different))) != batch_ndims:
@@ -110,11 +123,24 @@ class Draws:
             )
             for name, value in values.items()
         }
-        return cls(flat, shape, params, attrs, guide_params, may_be_grouped)
+        return cls(
+            flat,
+            shape,
+            params,
+            attrs,
+            guide_params,
+            may_be_grouped,
+            by_chain,
+            guide_by_chain,
+        )
 
     def on_device(self) -> dict[str, jax.Array]:
-        """The values as JAX arrays."""
-        return {name: jax.numpy.asarray(value) for name, value in self.values.items()}
+        """The values as JAX arrays, and the chain of each draw where it matters."""
+        values = {n: jax.numpy.asarray(value) for n, value in self.values.items()}
+        if self.by_chain:
+            chains, draws = self.shape
+            values[CHAIN] = jax.numpy.repeat(jax.numpy.arange(chains), draws)
+        return values
 
 
 def _array(value: Any) -> Any:
@@ -122,7 +148,17 @@ def _array(value: Any) -> Any:
     return value if hasattr(value, "reshape") else np.asarray(value)
 
 
-def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
+def _trained(group: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The trained values of a group: those of all chains, and those of each."""
+    found = group.data_vars.items()
+    own = {name for name, variable in found if CHAIN in variable.dims}
+    others = {name for name, _ in found} - own
+    return variables(group, names=others), variables(group, CHAIN, names=own)
+
+
+def variables(
+    group: Any, *leading: str, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of a DataTree's group, by the names of the sites in NumPyro.
 
     Raises:
@@ -130,6 +166,8 @@ def variables(group: Any, *leading: str) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name, variable in group.data_vars.items():
+        if names is not None and name not in names:
+            continue
         missing = [axis for axis in leading if axis not in variable.dims]
         if missing:
             raise ValueError(

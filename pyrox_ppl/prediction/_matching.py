@@ -29,11 +29,17 @@ def match_draws(
     learned = _match_trained(reads, root, draws, params)
     _check(module, reads, root, draws, learned)
     leaves = jax.tree.leaves(module)
+    by_position = {}
+    of_members = {**draws.guide_by_chain, **draws.by_chain}
     for site, value in learned.items():
+        if site in of_members and site not in (params or {}):
+            each = np.repeat(np.asarray(value), draws.number // len(value), axis=0)
+            for position in _positions(reads, root, site, draws):
+                by_position[position] = _shape_draws(reads[site], each)
+            continue
         one = _shape_draws(reads[site], np.asarray(value)[None])[0]
         for position in _positions(reads, root, site, draws):
             leaves[position] = one
-    by_position = {}
     for site in reads:
         if site in draws.values:
             value = _shape_draws(reads[site], draws.values[site], draws)
@@ -60,9 +66,9 @@ def _match_trained(
             "made sites: put them into the module yourself (`eqx.combine`, "
             "`eqx.tree_at`)."
         )
-    of_guide = draws.guide_params.items()
+    of_guide = {**draws.guide_params, **draws.guide_by_chain}.items()
     encoders = {n: v for n, v in of_guide if n in reads and n not in draws.values}
-    given = {**encoders, **draws.params, **(params or {})}
+    given = {**encoders, **draws.params, **draws.by_chain, **(params or {})}
     learned = {site: value for site, value in given.items() if site in reads}
     unknown = [
         site

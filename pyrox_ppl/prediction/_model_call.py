@@ -5,9 +5,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
+from pyrox_ppl.prediction._draws import CHAIN
 from pyrox_ppl.prediction._full_data import full_data
 from pyrox_ppl.prediction._trained import with_params
 
@@ -21,13 +23,34 @@ class ModelCall:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         params: The trained values of its ``param`` and ``mutable`` sites, and of those
-            of its guide.
+            of its guide. Of an ensemble, those of the first member.
+        by_chain: Of an ensemble, the trained values of all members, along one axis.
     """
 
     model: Callable[..., Any]
     args: tuple
     kwargs: Mapping[str, Any]
     params: Mapping[str, Any]
+    by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def with_trained(
+        self, params: Mapping[str, Any], by_chain: Mapping[str, Any]
+    ) -> "ModelCall":
+        """The call with more trained values; its own come first."""
+        by_chain = {n: v for n, v in by_chain.items() if n not in self.params}
+        first = {name: value[0] for name, value in by_chain.items()}
+        params = {**params, **first, **self.params}
+        return dataclasses.replace(self, params=params, by_chain=by_chain)
+
+    def at(self, draw: Mapping[str, Any]) -> tuple["ModelCall", Mapping[str, Any]]:
+        """The call with the trained values of a draw's chain, and the draw's sites."""
+        if not self.by_chain:
+            return self, draw
+        sites = {name: value for name, value in draw.items() if name != CHAIN}
+        chain = draw.get(CHAIN, 0)
+        own = {name: jnp.asarray(v)[chain] for name, v in self.by_chain.items()}
+        params = {**self.params, **own}
+        return dataclasses.replace(self, params=params, by_chain={}), sites
 
     @functools.cached_property
     def run(self) -> Callable[[], Any]:
@@ -45,6 +68,7 @@ class ModelCall:
         Raises:
             ValueError: If the draw has another shape than its site.
         """
+        call, draw = self.at(draw)
 
         def put(site: dict[str, Any]) -> Any:
             is_latent = site["type"] == "sample" and not site["is_observed"]
@@ -53,7 +77,7 @@ class ModelCall:
             check_draw(site, draw[site["name"]])
             return draw[site["name"]]
 
-        run = handlers.substitute(handlers.seed(self.run, seed), substitute_fn=put)
+        run = handlers.substitute(handlers.seed(call.run, seed), substitute_fn=put)
         return handlers.trace(run).get_trace()
 
     @functools.cached_property

@@ -1,6 +1,5 @@
 """predict: means, spreads and quantiles of predictions in bounded memory."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -166,7 +165,7 @@ def predict(
                 f"{type(model).__name__}, or read `std`, which is all epistemic."
             )
         return predict_module(bound, given, options)
-    bound = dataclasses.replace(bound, params={**given.params, **bound.params})
+    bound = bound.with_trained(given.params, given.by_chain)
     if not given.values and not bound.params:
         raise ValueError(
             "there are no draws and no params to predict from: give "

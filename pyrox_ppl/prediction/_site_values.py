@@ -48,10 +48,11 @@ def site_function(
 
     def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> dict[str, Any]:
         draw, key = draw_and_key
+        own, draw = call.at(draw)
         put = _PutDraw(draw)
-        run = handlers.substitute(redraw(call.run), substitute_fn=put)
+        run = handlers.substitute(redraw(own.run), substitute_fn=put)
         trace = handlers.trace(handlers.seed(run, key)).get_trace()
-        check_trained(trace, call.params)
+        check_trained(trace, own.params)
         check_draws(trace, draw)
         values = {
             name: read(site)

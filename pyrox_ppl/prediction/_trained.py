@@ -57,6 +57,15 @@ def path_of(site: str, path: tuple) -> str:
     return f"{site}.{steps}" if steps else site
 
 
+def arrays_by_path(values: dict[str, Any]) -> dict[str, Any]:
+    """Arrays by name; those in a pytree (a network kept as a ``param``) by path."""
+    flat = {}
+    for name, value in values.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            flat[path_of(name, path)] = leaf
+    return flat
+
+
 def _value(params: Mapping[str, Any], site: dict[str, Any]) -> Any:
     name = site["name"]
     if name in params:

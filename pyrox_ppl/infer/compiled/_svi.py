@@ -126,25 +126,17 @@ class CompiledSVI(SVI):
         Returns:
             NumPyro's ``SVIState``.
         """
-        attributes = self._guides_attributes()
-        start = None
         if can_begin_compiled(self.guide) and not is_staged():
-            arrays, key = self._key(args, kwargs, plan=None)
+            arrays, key = self._key(args, kwargs, plan=None, starts=True)
             with explain_tracing_errors("CompiledSVI"):
                 start = self._programs.begin(key, rng_key, init_params, arrays)
-        if start is not None and start.finite:
-            self._set_up(start)
-            state = start.state
-        else:
-            # If no initial values are finite, NumPyro raises an error that names the
-            # site.
-            state = super().init(rng_key, *args, init_params=init_params, **kwargs)
-        self._set_by_init |= {
-            name
-            for old, new in zip(attributes, self._guides_attributes(), strict=True)
-            for name, value in new.items()
-            if old.get(name) is not value
-        }
+            if start.finite:
+                self.adopt(start)
+                return start.state
+        # If no initial values are finite, NumPyro raises an error that names the site.
+        attributes = self._guides_attributes()
+        state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+        self._leave_out_what_changed(attributes)
         return state
 
     def run(
@@ -207,8 +199,17 @@ class CompiledSVI(SVI):
     def get_params(self, svi_state: Any) -> dict[str, Any]:
         """The values of ``param`` sites by name, and what the guide collected."""
         key = content_key(self.optim)[0], self._key_of_bounds()
-        params = self._programs.params(ByContent(self._plain(), key), svi_state)
+        params = self._programs.params(ByContent(self.plain(), key), svi_state)
         return params | collected_params(self.guide, svi_state)
+
+    def adopt(self, start: Start) -> None:
+        """Set up this object and its guide by a start, as ``init`` does."""
+        before = self._guides_attributes()
+        for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
+            for name, value in output.value().items():
+                setattr(guide, name, value)
+        self.constrain_fn = start.constrain_fn.value()
+        self._leave_out_what_changed(before)
 
     def keep(
         self,
@@ -216,12 +217,15 @@ class CompiledSVI(SVI):
         args: tuple,
         kwargs: dict[str, Any],
         make: Callable[[ByContent], Any],
+        *,
+        starts: bool = False,
     ) -> tuple[list, Any]:
         """The arrays among the arguments, and what `make` returns for the other parts.
 
-        It is made once for each plan, for equal arguments and an equal SVI object.
+        It is made once for each plan, for equal arguments and an equal SVI object. A
+        program that `starts` a run depends on nothing that an earlier start has set.
         """
-        arrays, key = self._key(args, kwargs, plan=plan)
+        arrays, key = self._key(args, kwargs, plan=plan, starts=starts)
         kept = self._programs.kept
         if key not in kept:
             kept[key] = make(key.arguments)
@@ -233,9 +237,8 @@ class CompiledSVI(SVI):
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)
-                bounds = np.int32(first), np.int32(stop)
                 state, losses = self._programs.advance(
-                    key, losses, state, *bounds, arrays
+                    key, losses, state, np.int32(first), np.int32(stop), arrays
                 )
                 done = np.asarray(losses[:stop])
                 bar.set_postfix_str(
@@ -246,7 +249,9 @@ class CompiledSVI(SVI):
                 bar.update(stop - first)
         return state, losses
 
-    def _key(self, args: tuple, kwargs: dict, *, plan: Any) -> tuple[list, Key]:
+    def _key(
+        self, args: tuple, kwargs: dict, *, plan: Any, starts: bool = False
+    ) -> tuple[list, Key]:
         """The arrays among the arguments, and what else the program depends on."""
         guides = guide_parts(self.guide)
 
@@ -254,27 +259,28 @@ class CompiledSVI(SVI):
             is_guide = any(value is guide for guide in guides)
             return self._set_by_init if is_guide else frozenset()
 
-        svi = self._plain()
+        svi = self.plain()
         parts = (svi.model, svi.guide, svi.optim, svi.loss, svi.static_kwargs)
         # The first program finds the supports. The others hold them as constants.
-        known = None if plan is None else self._key_of_bounds()
+        known = None if starts else self._key_of_bounds()
         return self._programs.key(
             (args, kwargs), svi, parts=(*parts, known), plan=plan, leave_out=leave_out
         )
 
-    def _plain(self) -> SVI:
+    def plain(self) -> SVI:
         """NumPyro's SVI of the same parts, as they are now."""
         svi = SVI(self.model, self.guide, self.optim, self.loss, **self.static_kwargs)
         svi.constrain_fn = self.constrain_fn
         return svi
 
-    def _set_up(self, start: Start) -> None:
-        """Set on this object and the guide what NumPyro's ``init`` would."""
-        for guide, output in zip(guide_parts(self.guide), start.guides, strict=True):
-            attributes = output.value()
-            if attributes:
-                vars(guide).update(attributes)
-        self.constrain_fn = start.constrain_fn.value()
+    def _leave_out_what_changed(self, before: list[dict[str, Any]]) -> None:
+        """Leave out of keys what a guide has set since its attributes were these."""
+        self._set_by_init |= {
+            name
+            for old, new in zip(before, self._guides_attributes(), strict=True)
+            for name, value in new.items()
+            if old.get(name) is not value
+        }
 
     def _guides_attributes(self) -> list[dict[str, Any]]:
         return [attributes_of_guide(guide) for guide in guide_parts(self.guide)]

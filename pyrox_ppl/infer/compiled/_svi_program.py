@@ -139,16 +139,8 @@ class SVIPrograms(Programs):
     def _begin(self, key: Key, rng_key: Any, init_params: Any, arrays: list) -> Start:
         svi: SVI = key.source.value
         args, kwargs = join_arguments(arrays, key.arguments)
-        guide = _copy_guide(svi.guide)
-        fresh = SVI(svi.model, guide, svi.optim, svi.loss, **svi.static_kwargs)
-        state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
-        # AutoFlatNormal knows it from its search. Else it takes one more evaluation.
-        finite = vars(guide).pop("_start_is_finite", None)
-        if finite is None:
-            finite = _is_finite_at_the_centre(fresh, state, args, kwargs)
-        pairs = zip(guide_parts(svi.guide), guide_parts(guide), strict=True)
-        guides = [ObjectOutput(_attributes_set(old, new)) for old, new in pairs]
-        return Start(state, finite, ObjectOutput(fresh.constrain_fn), guides)
+        guide = copy_guide(svi.guide)
+        return start_copy(svi, guide, rng_key, init_params, args, kwargs)
 
     def _advance(
         self, key: Key, losses: Any, state: Any, first: Any, stop: Any, arrays: list
@@ -179,7 +171,28 @@ class SVIPrograms(Programs):
         return source.value.get_params(state)
 
 
-def _copy_guide(guide: Any) -> Any:
+def start_copy(
+    svi: SVI,
+    guide: Any,
+    rng_key: Any,
+    init_params: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Start:
+    """Initialise a copy of an SVI object, with a copy of its guide."""
+    fresh: Any = copy.copy(svi)
+    fresh.guide = guide
+    state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
+    # AutoFlatNormal knows it from its search. Else it takes one more evaluation.
+    finite = getattr(guide, "__dict__", {}).pop("_start_is_finite", None)
+    if finite is None:
+        finite = _is_finite_at_the_centre(fresh, state, args, kwargs)
+    pairs = zip(guide_parts(svi.guide), guide_parts(guide), strict=True)
+    guides = [ObjectOutput(_attributes_set(old, new)) for old, new in pairs]
+    return Start(state, finite, ObjectOutput(fresh.constrain_fn), guides)
+
+
+def copy_guide(guide: Any) -> Any:
     """A copy of a guide, not set up, with dictionaries and parts of its own."""
     if not isinstance(guide, AutoGuide):
         return guide
@@ -190,7 +203,7 @@ def _copy_guide(guide: Any) -> Any:
         if type(value) is dict:
             vars(fresh)[name] = dict(value)
     if isinstance(guide, AutoGuideList):
-        replace_parts(fresh, [_copy_guide(part) for part in guide])
+        replace_parts(fresh, [copy_guide(part) for part in guide])
     return fresh
 
 
@@ -202,7 +215,8 @@ def _attributes_set(old: Any, new: Any) -> dict[str, Any]:
     new_values = {
         name: value
         for name, value in attributes_of_guide(new).items()
-        if before.get(name) is not value
+        # A copy may start elsewhere; where a guide starts is its user's choice.
+        if before.get(name) is not value and name != "init_loc_fn"
     }
     if "prototype_trace" in new_values:
         sites = new_values["prototype_trace"].items()

@@ -56,7 +56,7 @@ def start_svi(
         make: Makes them, from an SVI object whose steps are the same in any process,
             and a function from `data` to `others` and `kwargs`.
     """
-    twin = _compiled(svi)
+    twin = compiled_twin(svi)
     chosen = svi if twin is None else twin
     state = strong(chosen.init(rng_key, *args, init_params=init_params, **kwargs))
     svi.constrain_fn = chosen.constrain_fn
@@ -71,7 +71,7 @@ def start_svi(
     return Started(twin, state, *twin.keep(plan, others, kwargs, make_now))
 
 
-def _compiled(svi: SVI) -> CompiledSVI | None:
+def compiled_twin(svi: SVI) -> CompiledSVI | None:
     """The CompiledSVI that keeps the programs of an SVI object."""
     if isinstance(svi, CompiledSVI):
         return svi

@@ -1,0 +1,144 @@
+"""The arrays of trained modules, checked against the parameters that a model reads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from pyrox_ppl._parameter import Parameter, Read, parameters_of, path_name
+
+# What a parameter that was read has become, if a draw decides its value.
+_SITES = ("sample", "deterministic", "param")
+
+
+class ModelRead:
+    """A parameter that the model reads.
+
+    Attributes:
+        parameter: The parameter.
+        root: The root of its name, with the prefixes of every scope.
+        kind: The type of the site that it has become, "constant", or "generated".
+        members: The axes of the plate on which its module was bound, if it was.
+    """
+
+    def __init__(self, parameter: Parameter, message: Mapping[str, Any]) -> None:
+        path, name = path_name(parameter.path), message["name"]
+        self.parameter, self.kind = parameter, message["type"]
+        if self.kind == "parameter":
+            is_stored = message["value"] is message["stored"]
+            self.kind = "constant" if is_stored else "generated"
+        self.root = name.removesuffix(f".{path}") if parameter.path else name
+        plate = message["plate"]
+        self.members = () if plate is None else (plate.subsample_size,)
+
+    def tied_names(self) -> list[str]:
+        """The names of the other places of the array."""
+        return [f"{self.root}.{path_name(path)}" for path in self.parameter.tied]
+
+
+def list_members(modules: Any) -> list[Any]:
+    """The modules of all members; those of a stacked module one by one."""
+    if isinstance(modules, Sequence):
+        return list(modules)
+    arrays, rest = eqx.partition(modules, eqx.is_array)
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arrays)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"one {type(modules).__name__} stands for all members if each of its "
+            "arrays has a leading axis of members; the leading axes here are of size "
+            f"{sorted(sizes)}: pass a list of modules."
+        )
+    (number,) = sizes.pop()
+    return [
+        eqx.combine(jax.tree.map(lambda leaf, i=i: leaf[i], arrays), rest)
+        for i in range(number)
+    ]
+
+
+def match_members(
+    named: Mapping[str, list[Any]], reads: Mapping[str, ModelRead]
+) -> dict[str, np.ndarray]:
+    """The arrays of all members by parameter, checked against those of the model."""
+    roots = {read.root for read in reads.values()}
+    unknown = [root for root in named if root not in roots]
+    if unknown:
+        raise ValueError(
+            f"the model reads the modules {sorted(roots)}, and none named "
+            f"{unknown}: pass name=, or a dictionary of modules by these names."
+        )
+    arrays = {}
+    for root, modules in named.items():
+        each = [_read_members(module, root) for module in modules]
+        wanted = {n: read for n, read in reads.items() if read.root == root}
+        for number, (module, found) in enumerate(zip(modules, each, strict=True)):
+            _check_member(number, module, found, wanted)
+        for site, read in wanted.items():
+            stacked = np.stack([np.asarray(found[site].stored) for found in each])
+            if read.kind in _SITES:
+                arrays[site] = stacked
+    return arrays
+
+
+def _read_members(module: Any, root: str) -> dict[str, Read]:
+    return {read.parameter.name: read for read in parameters_of(module, root)}
+
+
+def _check_member(
+    number: int,
+    module: Any,
+    found: Mapping[str, Read],
+    wanted: Mapping[str, ModelRead],
+) -> None:
+    tied = {site: read.tied_names() for site, read in wanted.items()}
+    known = {*wanted, *(name for names in tied.values() for name in names)}
+    wrong = sorted((wanted.keys() - found.keys()) | (found.keys() - known))
+    if wrong:
+        raise ValueError(
+            f"module {number} is a {type(module).__name__} with the parameters "
+            f"{list(found)}, and the model reads {list(wanted)}; they differ in "
+            f"{wrong}: pass modules of the class and sizes that the model reads."
+        )
+    for site, read in wanted.items():
+        value = np.asarray(found[site].stored)
+        own = read.parameter.shape
+        if value.shape not in (own, read.members + own):
+            raise ValueError(
+                f"{site!r} of module {number} has shape {value.shape}, and the model "
+                f"reads it with shape {read.members + own}."
+            )
+        for name in tied[site]:
+            if name in found and not np.array_equal(found[name].stored, value):
+                raise ValueError(
+                    f"{site!r} and {name!r} are one tied array in the model, and "
+                    f"differ in module {number}."
+                )
+        stored = read.parameter.stored
+        if read.kind == "constant" and not np.array_equal(value, stored):
+            raise ValueError(
+                f"{site!r} is a constant in the model, and module {number} has other "
+                "values: sample or learn it, or give the model this array."
+            )
+
+
+class _Recorder(Messenger):
+    """Records every parameter that is read inside it, by the name of its site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: dict[str, ModelRead] = {}
+
+    def record_read(self, parameter: Parameter, message: dict[str, Any]) -> None:
+        """Record a read."""
+        self.reads[message["name"]] = ModelRead(parameter, message)
+
+
+def find_reads(model: Callable, args: tuple, kwargs: Any) -> dict[str, ModelRead]:
+    """The parameters that a model reads, by the names of their sites."""
+    recorder = _Recorder()
+    with recorder, handlers.seed(rng_seed=0):
+        model(*args, **kwargs)
+    return recorder.reads
