@@ -15,6 +15,7 @@ from numpyro.distributions.transforms import UnpackTransform
 from numpyro.infer import HMC, MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoDiagonalNormal
 from numpyro.infer.hmc import hmc
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 # What HMC and NUTS keep of a run. Setting them up again finds all of it anew.
@@ -139,7 +140,7 @@ class AbstractFlattenedMCMC(MCMC):
         return self._states_flat
 
 
-def init_strategy(kernel: HMC) -> Callable:
+def init_strategy(kernel: Any) -> Callable:
     """The ``init_strategy`` that a kernel was made with."""
     return kernel._init_strategy
 
@@ -149,19 +150,19 @@ def uses_forward_mode(kernel: HMC) -> bool:
     return kernel._forward_mode_differentiation
 
 
-def copy_kernel(kernel: HMC) -> HMC:
+def copy_kernel(kernel: MCMCKernel) -> Any:
     """A kernel with the same settings, which runs without changing the first.
 
     A copy comes without the functions of a run, but NumPyro fills a mass matrix of
     blocks in place.
     """
-    fresh = copy.copy(kernel)
-    if isinstance(fresh._inverse_mass_matrix, dict):
+    fresh: Any = copy.copy(kernel)
+    if isinstance(fresh, HMC) and isinstance(fresh._inverse_mass_matrix, dict):
         fresh._inverse_mass_matrix = dict(fresh._inverse_mass_matrix)
     return fresh
 
 
-def replace_model(kernel: HMC, model: Callable) -> HMC:
+def replace_model(kernel: Any, model: Callable) -> Any:
     """A copy of a kernel for another model with the same sites.
 
     ``kernel.wrap_model`` would make a NUTS of a :class:`AbstractVectorNUTS`.

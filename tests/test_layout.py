@@ -72,7 +72,7 @@ ROOMS = {
     "data": SHARED,
     "losses": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
-    "resumable": {*SHARED, "compiled", "data"},
+    "resumable": {*SHARED, "compiled", "data", "kernels"},
     "__init__": {
         *SHARED,
         "guides",

@@ -9,6 +9,9 @@ from pyrox_ppl.infer.data import MinibatchLoader as MinibatchLoader
 from pyrox_ppl.infer.data import shard_data as shard_data
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
+from pyrox_ppl.infer.kernels import MCLMC as MCLMC
+from pyrox_ppl.infer.kernels import SGHMC as SGHMC
+from pyrox_ppl.infer.kernels import SGLD as SGLD
 from pyrox_ppl.infer.kernels import FlatNUTS as FlatNUTS
 from pyrox_ppl.infer.losses import Flipout_ELBO as Flipout_ELBO
 from pyrox_ppl.infer.losses import LocalReparam_ELBO as LocalReparam_ELBO
@@ -20,6 +23,9 @@ from pyrox_ppl.infer.resumable import run_svi as run_svi
 
 __all__ = [
     "IVON",
+    "MCLMC",
+    "SGHMC",
+    "SGLD",
     "AmortizedGuide",
     "AutoFlatNormal",
     "CompiledMCMC",

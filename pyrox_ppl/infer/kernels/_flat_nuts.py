@@ -3,12 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-from jax import lax
-from jax.core import Tracer
 from numpyro.infer import NUTS
-from numpyro.infer.util import ParamInfo, initialize_model
-from numpyro.util import is_prng_key
 
 from pyrox_ppl._numpyro import (
     AbstractVectorNUTS,
@@ -17,12 +12,7 @@ from pyrox_ppl._numpyro import (
     uses_forward_mode,
 )
 from pyrox_ppl.infer._init_to_stored import init_to_stored
-from pyrox_ppl.infer._vector import (
-    Unravel,
-    ravel,
-    search_uniformly,
-    uniform_radius,
-)
+from pyrox_ppl.infer.kernels._start import find_start
 
 
 class FlatNUTS(AbstractVectorNUTS):
@@ -113,46 +103,16 @@ class FlatNUTS(AbstractVectorNUTS):
     def _start(
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
     ) -> VectorStart:
-        radius, forward = uniform_radius(init_strategy(self)), uses_forward_mode(self)
-        compiled = isinstance(rng_key, Tracer)
-        searches = compiled and init_params is None and radius is not None
-        # NumPyro searches for initial values site by site. In a compiled program our
-        # search of the vector replaces it, and XLA drops it. Outside of one it stays,
-        # because it raises errors that name the site.
-        info = initialize_model(
+        start, _ = find_start(
             rng_key,
             self.model,
-            dynamic_args=True,
-            init_strategy=init_strategy(self),
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            forward_mode_differentiation=forward,
-            validate_grad=not (searches or (compiled and init_params is not None)),
+            model_args,
+            model_kwargs,
+            init_params,
+            strategy=init_strategy(self),
+            forward=uses_forward_mode(self),
         )
-        start = info.param_info
-        batched = not is_prng_key(rng_key)
-        join = jax.vmap(ravel) if batched else ravel
-        sites = jax.tree.map(lambda v: v[0], start.z) if batched else start.z
-        unravel = Unravel(sites, fused=forward)
-        potential_fn = _on_vector(info.potential_fn, unravel)
-        if init_params is not None:
-            state = _join_given(init_params, sites, join)
-        elif radius is None or not searches:
-            state = start._replace(z=join(start.z), z_grad=join(start.z_grad))
-        else:
-            like = jax.eval_shape(ravel, sites)
-            potential = potential_fn(*model_args, **model_kwargs)
-
-            def search(rng_key: Any) -> ParamInfo:
-                return search_uniformly(
-                    rng_key, potential, like, radius, forward=forward
-                )
-
-            # In turn for each chain: under vmap all would wait for the longest search.
-            state = lax.map(search, rng_key) if batched else search(rng_key)
-        return VectorStart(
-            potential_fn, _on_vector(info.postprocess_fn, unravel), state
-        )
+        return start
 
     def wrap_model(self, wrapper: Callable) -> NUTS:
         """NUTS with these settings for ``wrapper(self.model)``, its state by site.
@@ -161,25 +121,3 @@ class FlatNUTS(AbstractVectorNUTS):
         They look sites up in the state, and a vector has none.
         """
         return self._by_site().wrap_model(wrapper)
-
-
-def _join_given(init_params: Any, sites: dict[str, Any], join: Callable) -> Any:
-    """Initial values that the user gave, by site or as a vector, as a vector."""
-    if not isinstance(init_params, dict):
-        return init_params
-    if init_params.keys() != sites.keys():
-        raise ValueError(
-            "init_params must have an unconstrained value for each of the sites "
-            f"{sorted(sites)}, got {sorted(init_params)}."
-        )
-    return join(init_params)
-
-
-def _on_vector(make: Callable, unravel: Callable) -> Callable:
-    """Turn a maker of functions of sites into a maker of functions of the vector."""
-
-    def make_on_vector(*args: Any, **kwargs: Any) -> Callable:
-        on_sites = make(*args, **kwargs)
-        return lambda vector: on_sites(unravel(vector))
-
-    return make_on_vector
