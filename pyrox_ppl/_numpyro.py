@@ -180,11 +180,13 @@ class VectorStart(NamedTuple):
 
     The functions take the arguments of the model and return a function of the vector.
     The state is the vector, or NumPyro's ``ParamInfo``: vector, energy and gradient.
+    The algorithm makes the functions that NumPyro's ``hmc`` makes.
     """
 
     potential_fn: Callable
     postprocess_fn: Callable
     state: Any
+    algorithm: Callable = hmc
 
 
 class AbstractVectorNUTS(NUTS):
@@ -216,7 +218,7 @@ class AbstractVectorNUTS(NUTS):
         start = self._start(rng_key, model_args, model_kwargs, init_params)
         self._potential_fn_gen = start.potential_fn
         self._postprocess_fn = start.postprocess_fn
-        self._init_fn, self._sample_fn = hmc(
+        self._init_fn, self._sample_fn = start.algorithm(
             potential_fn_gen=start.potential_fn,
             kinetic_fn=self._kinetic_fn,
             algo=self._algo,

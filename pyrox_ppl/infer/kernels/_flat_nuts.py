@@ -12,7 +12,17 @@ from pyrox_ppl._numpyro import (
     uses_forward_mode,
 )
 from pyrox_ppl.infer._init_to_stored import init_to_stored
+from pyrox_ppl.infer.kernels._blackjax import import_blackjax
+from pyrox_ppl.infer.kernels._low_rank import low_rank_hmc
 from pyrox_ppl.infer.kernels._start import find_start
+
+# Arguments of NUTS that say how it finds its mass matrix, or that look at it.
+_OF_A_MATRIX = (
+    "adapt_mass_matrix",
+    "find_heuristic_step_size",
+    "kinetic_fn",
+    "regularize_mass_matrix",
+)
 
 
 class FlatNUTS(AbstractVectorNUTS):
@@ -44,16 +54,25 @@ class FlatNUTS(AbstractVectorNUTS):
         inverse_mass_matrix: An array of shape ``(D,)`` or ``(D, D)``, in the order of
             the vector.
         init_strategy: As in NUTS; the default is :func:`init_to_stored`.
+        adaptation: What the warm-up finds the mass matrix by. ``"numpyro"``: NumPyro's
+            own way, by the variance of the draws. ``"low_rank"``: by draws and
+            gradients, a diagonal matrix with a correction of rank ten, as nutpie and
+            BlackJAX have it (extra ``samplers``); the state then holds the draws and
+            gradients of a window. Its matrix is in ``state.adapt_state.mm_state``,
+            while ``adapt_state.inverse_mass_matrix`` is one.
         **kwargs: The other arguments of ``numpyro.infer.NUTS``.
 
     Raises:
-        TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, or if a
-            potential function is given.
+        TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, if one of them
+            comes with ``adaptation="low_rank"``, or if a potential function is given.
+        ImportError: If that needs BlackJAX, and it is not installed.
         ValueError: If ``init_params``, a dict of unconstrained values by site (or the
             vector itself), lacks a site or has one too many.
 
     References:
-        Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15.
+        Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15. Seyboldt,
+        A., Carlson, E. L. and Carpenter, B. (2026). Preconditioning Hamiltonian Monte
+        Carlo by Minimizing Fisher Divergence. arXiv:2603.18845.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -78,6 +97,7 @@ class FlatNUTS(AbstractVectorNUTS):
         dense_mass: bool = False,
         inverse_mass_matrix: Any = None,
         init_strategy: Callable = init_to_stored,
+        adaptation: str = "numpyro",
         **kwargs: Any,
     ) -> None:
         if not callable(model) or "potential_fn" in kwargs:
@@ -92,6 +112,23 @@ class FlatNUTS(AbstractVectorNUTS):
                 f"{type(inverse_mass_matrix).__name__}. For blocks of sites use "
                 "numpyro.infer.NUTS."
             )
+        if adaptation not in ("numpyro", "low_rank"):
+            raise ValueError(
+                f"adaptation must be 'numpyro' or 'low_rank', got {adaptation!r}."
+            )
+        if adaptation == "low_rank":
+            import_blackjax("adaptation.metric_recipes", "FlatNUTS")
+            given = {name for name in _OF_A_MATRIX if name in kwargs}
+            given |= {"dense_mass"} if dense_mass else set()
+            given |= (
+                {"inverse_mass_matrix"} if inverse_mass_matrix is not None else set()
+            )
+            if given:
+                raise TypeError(
+                    "adaptation='low_rank' finds a mass matrix of its own: leave out "
+                    f"{sorted(given)}."
+                )
+        self._adaptation = adaptation
         super().__init__(
             model,
             dense_mass=dense_mass,
@@ -112,6 +149,8 @@ class FlatNUTS(AbstractVectorNUTS):
             strategy=init_strategy(self),
             forward=uses_forward_mode(self),
         )
+        if self._adaptation == "low_rank":
+            return start._replace(algorithm=low_rank_hmc)
         return start
 
     def wrap_model(self, wrapper: Callable) -> NUTS:
@@ -119,5 +158,13 @@ class FlatNUTS(AbstractVectorNUTS):
 
         Kernels that change the model of another one (``HMCECS``, ``HMCGibbs``) call it.
         They look sites up in the state, and a vector has none.
+
+        Raises:
+            TypeError: If the mass matrix is of low rank, which NUTS does not have.
         """
+        if self._adaptation == "low_rank":
+            raise TypeError(
+                "FlatNUTS with adaptation='low_rank' cannot run inside another kernel, "
+                "which makes a NUTS of it: leave adaptation out there."
+            )
         return self._by_site().wrap_model(wrapper)
