@@ -13,6 +13,7 @@ from pyrox_ppl.infer.kernels import MCLMC as MCLMC
 from pyrox_ppl.infer.kernels import SGHMC as SGHMC
 from pyrox_ppl.infer.kernels import SGLD as SGLD
 from pyrox_ppl.infer.kernels import FlatNUTS as FlatNUTS
+from pyrox_ppl.infer.kernels import init_params_from_members as init_params_from_members
 from pyrox_ppl.infer.losses import Flipout_ELBO as Flipout_ELBO
 from pyrox_ppl.infer.losses import LocalReparam_ELBO as LocalReparam_ELBO
 from pyrox_ppl.infer.optim import IVON as IVON
@@ -36,6 +37,7 @@ __all__ = [
     "LocalReparam_ELBO",
     "MinibatchLoader",
     "MinibatchResult",
+    "init_params_from_members",
     "init_to_stored",
     "keep_compiled",
     "run_mcmc",

@@ -24,6 +24,7 @@ _STATS = {
     "num_steps": "n_steps",
     "accept_prob": "acceptance_rate",
     "adapt_state.step_size": "step_size",
+    "adapt_state.L": "L",
 }
 
 
@@ -92,7 +93,10 @@ def source_from_mcmc(mcmc: MCMC) -> Source:
         stats[_STATS.get(short, name)] = np.asarray(value)
     if "potential_energy" in stats:
         stats["lp"] = -stats.pop("potential_energy")
-    if "n_steps" in stats:
+    attrs = {"inference": "MCMC", "kernel": type(mcmc.sampler).__name__}
+    if getattr(mcmc.sampler, "is_unadjusted", False):
+        attrs |= _describe_unadjusted(mcmc)
+    elif "n_steps" in stats:
         # A trajectory of depth d has at most 2^d - 1 leapfrog steps.
         depth = np.ceil(np.log2(stats["n_steps"] + 1))
         stats["tree_depth"] = depth.astype(int)
@@ -100,8 +104,18 @@ def source_from_mcmc(mcmc: MCMC) -> Source:
         jax.device_get(mcmc.get_samples(group_by_chain=True)),
         stats=stats,
         is_warmup=_is_warmup(mcmc),
-        attrs={"inference": "MCMC", "kernel": type(mcmc.sampler).__name__},
+        attrs=attrs,
     )
+
+
+def _describe_unadjusted(mcmc: MCMC) -> dict[str, Any]:
+    """What `diagnose` needs to know of a kernel that accepts every step; its cost."""
+    state: Any = mcmc.last_state
+    attrs: dict[str, Any] = {"unadjusted": 1, "dimension": int(state.z.shape[-1])}
+    if hasattr(state, "energy_error"):  # else a gradient is that of a minibatch
+        steps = int(np.max(state.i)) * mcmc.num_chains
+        attrs["gradient_evaluations"] = steps * int(np.max(state.num_steps))
+    return attrs
 
 
 def _is_warmup(mcmc: MCMC) -> bool:
@@ -153,6 +167,7 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     }
     attrs = getattr(draws, "attrs", {})
     kept = ("inference", "kernel", "guide", "point_estimate")
+    kept += ("unadjusted", "dimension")
     kept += ("seconds", "gradient_evaluations")  # what the draws cost
     origin = {name: attrs[name] for name in kept if name in attrs}
     return Source(values, given.params, attrs={"inference": "draws"} | origin)
