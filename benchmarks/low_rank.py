@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from networks import NETWORKS, functions, setting
 from numpyro.diagnostics import effective_sample_size
-from side_by_side import report
+from side_by_side import Quartiles, report
 
 from pyrox_ppl.infer import CompiledMCMC, FlatNUTS
 
@@ -38,7 +38,7 @@ def measure(model, inputs, y, adaptation, warmup, draws, seed):
 
 
 def main(networks, warmup, draws, seeds, points):
-    rows = {}
+    rows = []
     for which in networks:
         model, (inputs, y) = setting(which, "ours", points)
         ratios = []
@@ -49,7 +49,7 @@ def main(networks, warmup, draws, seeds, points):
             )
             ratios.append(ours[0] / numpyros[0])
             print(which, seed, numpyros, ours, f"ratio {ratios[-1]:.2f}", flush=True)
-        rows[which] = {"ratio": [min(ratios), float(np.median(ratios)), max(ratios)]}
+        rows.append({"network": which, "ratio": Quartiles.of(ratios)})
     report("low_rank", rows)
 
 

@@ -27,11 +27,12 @@ def find_plates(trace: dict[str, Any], kernel: str) -> Plates:
     Raises:
         ValueError: If there is none, or if one has a latent site for each row.
     """
-    sizes = {
-        name: site["args"]
+    plates = {
+        name: (site["args"][0], len(site["value"]))
         for name, site in trace.items()
-        if site["type"] == "plate" and site["args"][0] > site["args"][1]
+        if site["type"] == "plate"
     }
+    sizes = {name: size for name, size in plates.items() if size[0] > size[1]}
     if not sizes:
         raise ValueError(
             f"{kernel} takes its gradients on minibatches, and the model has no "
