@@ -67,6 +67,7 @@ def sampled():
 def check_moments(draws, moments, bias=0.0, sigmas=4.5):
     for name, (mean, variance) in moments.items():
         values = np.asarray(draws[name], np.float64)
+        mean, variance = np.asarray(mean), np.asarray(variance)
         ess = effective_sample_size(values)
         assert np.all(ess > 100), (name, ess)
         spread = np.sqrt(variance)
