@@ -165,7 +165,7 @@ class Tuner:
         average = keep * tuning.average + weight * ratio / tuning.step_size**6
         # A step that diverged sets a limit, which rises slowly as steps succeed again.
         limit = jnp.where(
-            step.success, 1.01 * tuning.limit, 0.8 * tuning.step_size
+            step.success, 1.01 * tuning.limit, 0.5 * tuning.step_size
         ).astype(tuning.limit.dtype)
         found = jnp.where(
             total > 0.0, (average / total) ** (-1.0 / 6.0), tuning.step_size

@@ -1,4 +1,4 @@
-"""The kernels in each way to run: compiled once, continued bit for bit, over devices."""
+"""The kernels in each way to run: compiled, continued bit for bit, over devices."""
 
 import subprocess
 import sys
