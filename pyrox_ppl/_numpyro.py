@@ -14,6 +14,7 @@ from numpyro.distributions.transforms import UnpackTransform
 from numpyro.infer import HMC, MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoDiagonalNormal
 from numpyro.infer.hmc import hmc
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 # What HMC and NUTS keep of a run. Setting them up again finds all of it anew.
@@ -138,7 +139,7 @@ class AbstractFlattenedMCMC(MCMC):
         return self._states_flat
 
 
-def init_strategy(kernel: HMC) -> Callable:
+def init_strategy(kernel: Any) -> Callable:
     """The ``init_strategy`` that a kernel was made with."""
     return kernel._init_strategy
 
@@ -148,19 +149,19 @@ def uses_forward_mode(kernel: HMC) -> bool:
     return kernel._forward_mode_differentiation
 
 
-def copy_kernel(kernel: HMC) -> HMC:
+def copy_kernel(kernel: MCMCKernel) -> Any:
     """A kernel with the same settings, which runs without changing the first.
 
     A copy comes without the functions of a run, but NumPyro fills a mass matrix of
     blocks in place.
     """
-    fresh = copy.copy(kernel)
-    if isinstance(fresh._inverse_mass_matrix, dict):
+    fresh: Any = copy.copy(kernel)
+    if isinstance(fresh, HMC) and isinstance(fresh._inverse_mass_matrix, dict):
         fresh._inverse_mass_matrix = dict(fresh._inverse_mass_matrix)
     return fresh
 
 
-def replace_model(kernel: HMC, model: Callable) -> HMC:
+def replace_model(kernel: Any, model: Callable) -> Any:
     """A copy of a kernel for another model with the same sites.
 
     ``kernel.wrap_model`` would make a NUTS of a :class:`AbstractVectorNUTS`.
@@ -178,11 +179,13 @@ class VectorStart(NamedTuple):
 
     The functions take the arguments of the model and return a function of the vector.
     The state is the vector, or NumPyro's ``ParamInfo``: vector, energy and gradient.
+    The algorithm makes the functions that NumPyro's ``hmc`` makes.
     """
 
     potential_fn: Callable
     postprocess_fn: Callable
     state: Any
+    algorithm: Callable = hmc
 
 
 class AbstractVectorNUTS(NUTS):
@@ -214,7 +217,7 @@ class AbstractVectorNUTS(NUTS):
         start = self._start(rng_key, model_args, model_kwargs, init_params)
         self._potential_fn_gen = start.potential_fn
         self._postprocess_fn = start.postprocess_fn
-        self._init_fn, self._sample_fn = hmc(
+        self._init_fn, self._sample_fn = start.algorithm(
             potential_fn_gen=start.potential_fn,
             kinetic_fn=self._kinetic_fn,
             algo=self._algo,

@@ -76,7 +76,7 @@ ROOMS = {
     "data": SHARED,
     "losses": SHARED,
     "compiled": {*SHARED, "guides", "kernels"},
-    "resumable": {*SHARED, "compiled", "data"},
+    "resumable": {*SHARED, "compiled", "data", "kernels"},
     "ensembles": {*SHARED, "compiled", "data", "resumable"},
     "__init__": {
         *SHARED,

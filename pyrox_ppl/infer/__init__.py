@@ -12,7 +12,11 @@ from pyrox_ppl.infer.ensembles import run_ensemble as run_ensemble
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
 from pyrox_ppl.infer.guides import AutoSWAG as AutoSWAG
+from pyrox_ppl.infer.kernels import MCLMC as MCLMC
+from pyrox_ppl.infer.kernels import SGHMC as SGHMC
+from pyrox_ppl.infer.kernels import SGLD as SGLD
 from pyrox_ppl.infer.kernels import FlatNUTS as FlatNUTS
+from pyrox_ppl.infer.kernels import init_params_from_members as init_params_from_members
 from pyrox_ppl.infer.losses import Flipout_ELBO as Flipout_ELBO
 from pyrox_ppl.infer.losses import LocalReparam_ELBO as LocalReparam_ELBO
 from pyrox_ppl.infer.optim import IVON as IVON
@@ -23,6 +27,9 @@ from pyrox_ppl.infer.resumable import run_svi as run_svi
 
 __all__ = [
     "IVON",
+    "MCLMC",
+    "SGHMC",
+    "SGLD",
     "AmortizedGuide",
     "AutoFlatNormal",
     "AutoSWAG",
@@ -35,6 +42,7 @@ __all__ = [
     "LocalReparam_ELBO",
     "MinibatchLoader",
     "MinibatchResult",
+    "init_params_from_members",
     "init_to_stored",
     "keep_compiled",
     "run_ensemble",

@@ -14,6 +14,7 @@ from pyrox_ppl.posterior._functions import (
     function_statistics,
 )
 from pyrox_ppl.posterior._summary import summary
+from pyrox_ppl.posterior._unadjusted import check_unadjusted
 from pyrox_ppl.prediction._predict import bind_call
 
 
@@ -47,7 +48,9 @@ def diagnose(
 
     Other checks: divergences, the energy fraction (E-BFMI), PSIS-LOO with Pareto k; for
     a guide the PSIS k of its importance weights in float64, and whether the ELBO has
-    stopped rising.
+    stopped rising. For a kernel that accepts every step (``MCLMC``, ``SGLD``,
+    ``SGHMC``), the size of its energy errors; it says that the bias of such draws
+    cannot be seen in them.
 
     R-hat and ESS judge Markov chains. The tree's ``attrs["inference"]`` says what the
     draws are. ``"MCMC"``: Markov chains. ``"SVI"``: independent draws of a guide, about
@@ -153,8 +156,11 @@ def diagnose(
         else:
             checks += _checks.check_convergence(functions, chains, inference != "draws")
     if inference == "MCMC" and "sample_stats" in tree.children:
-        more, bfmi = _checks.check_sampler(stats)
-        checks += more
+        if tree.attrs.get("unadjusted"):
+            checks += check_unadjusted(stats, tree.attrs)
+        else:
+            more, bfmi = _checks.check_sampler(stats)
+            checks += more
     if inference == "SVI" and not is_point:
         check, pareto_k = _checks.check_guide(stats)
         checks.append(check)

@@ -26,6 +26,7 @@ _STATS = {
     "num_steps": "n_steps",
     "accept_prob": "acceptance_rate",
     "adapt_state.step_size": "step_size",
+    "adapt_state.L": "L",
 }
 
 
@@ -101,7 +102,10 @@ def source_from_mcmc(mcmc: MCMC) -> Source:
         stats[_STATS.get(short, name)] = np.asarray(value)
     if "potential_energy" in stats:
         stats["lp"] = -stats.pop("potential_energy")
-    if "n_steps" in stats:
+    attrs = {"inference": "MCMC", "kernel": type(mcmc.sampler).__name__}
+    if getattr(mcmc.sampler, "is_unadjusted", False):
+        attrs |= _describe_unadjusted(mcmc)
+    elif "n_steps" in stats:
         # A trajectory of depth d has at most 2^d - 1 leapfrog steps.
         depth = np.ceil(np.log2(stats["n_steps"] + 1))
         stats["tree_depth"] = depth.astype(int)
@@ -109,8 +113,7 @@ def source_from_mcmc(mcmc: MCMC) -> Source:
         jax.device_get(mcmc.get_samples(group_by_chain=True)),
         stats=stats,
         is_warmup=_is_warmup(mcmc),
-        attrs={"inference": "MCMC", "kernel": type(mcmc.sampler).__name__}
-        | _cost_of_mcmc(mcmc, stats),
+        attrs=attrs | _cost_of_mcmc(mcmc, stats),
     )
 
 
@@ -118,13 +121,24 @@ def _cost_of_mcmc(mcmc: MCMC, stats: dict[str, Any]) -> dict[str, Any]:
     """What is known of the cost of an MCMC.
 
     NumPyro's own ``run`` counts only the steps of draws that are kept, and these only
-    with ``extra_fields=("num_steps",)``.
+    with ``extra_fields=("num_steps",)``. MCLMC takes as many in every iteration.
     """
-    known = cost_of(mcmc).known()
-    if "gradient_evaluations" in known or "n_steps" not in stats or mcmc.thinning > 1:
+    known, state = cost_of(mcmc).known(), mcmc.last_state
+    if "gradient_evaluations" in known:
+        return known
+    if hasattr(state, "energy_error"):
+        steps = int(np.max(state.i)) * mcmc.num_chains
+        return known | {"gradient_evaluations": steps * int(np.max(state.num_steps))}
+    if "n_steps" not in stats or mcmc.thinning > 1:
         return known
     known["gradient_evaluations"] = int(np.sum(stats["n_steps"]))
     return known | {"gradient_evaluations_of": "draws without warmup"}
+
+
+def _describe_unadjusted(mcmc: MCMC) -> dict[str, Any]:
+    """What `diagnose` needs to know of a kernel that accepts every step."""
+    state: Any = mcmc.last_state
+    return {"unadjusted": 1, "dimension": int(state.z.shape[-1])}
 
 
 def _is_warmup(mcmc: MCMC) -> bool:
@@ -188,6 +202,7 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     }
     attrs = getattr(draws, "attrs", {})
     kept = ("inference", "kernel", "guide", "point_estimate")
+    kept += ("unadjusted", "dimension")
     # What the draws cost.
     kept += ("seconds", "gradient_evaluations", "gradient_evaluations_of")
     origin = {name: attrs[name] for name in kept if name in attrs}

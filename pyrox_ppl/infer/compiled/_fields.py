@@ -9,6 +9,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import nested_attrgetter
 
 from pyrox_ppl._numpyro import AbstractVectorNUTS
+from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
 
 
 class Fields(NamedTuple):
@@ -66,7 +67,7 @@ def choose_fields(kernel: MCMCKernel, extra_fields: Iterable[str]) -> Fields:
     removed = [name.removeprefix(drop) for name in asked if name.startswith(drop)]
     names = [name for name in asked if not name.startswith(drop)]
     of_sites = [name for name in names if name.startswith(f"{kernel.sample_field}.")]
-    if of_sites and isinstance(kernel, AbstractVectorNUTS):
+    if of_sites and isinstance(kernel, AbstractVectorNUTS | AbstractVectorKernel):
         raise ValueError(
             f"extra_fields has {of_sites}, but {type(kernel).__name__} keeps the "
             "unconstrained values of all sites in one vector: leave these fields out, "

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 from numpyro import handlers
-from numpyro.infer.hmc import HMC
 from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key
 
@@ -25,7 +24,7 @@ class _InitialValues(Messenger):
             self.values[msg["name"]] = dict(value) if isinstance(value, dict) else value
 
 
-def hold_params(kernel: HMC, origin: Any, args: tuple, kwargs: dict[str, Any]) -> HMC:
+def hold_params(kernel: Any, origin: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Fix the params and mutable sites of a kernel's model at the values of one key.
 
     A kernel draws them whenever it is initialised. A param with a random initial value

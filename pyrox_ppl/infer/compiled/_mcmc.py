@@ -9,6 +9,7 @@ import numpy as np
 import tqdm
 from jax.core import Tracer
 from numpyro.infer import HMC
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import is_prng_key
 
@@ -34,8 +35,10 @@ from pyrox_ppl.infer.compiled._nuts_program import (
     Plan,
     Shared,
     Source,
+    Valid,
 )
 from pyrox_ppl.infer.compiled._programs import Key
+from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
 
 
 class CompiledMCMC(AbstractFlattenedMCMC):
@@ -66,8 +69,8 @@ class CompiledMCMC(AbstractFlattenedMCMC):
     **Sites**: those of the model.
 
     Args:
-        sampler: A NumPyro ``NUTS`` or ``HMC``, or a :class:`FlatNUTS`, made from a
-            model.
+        sampler: A NumPyro ``NUTS`` or ``HMC``, or a kernel of ``pyrox_ppl.infer``,
+            made from a model.
         num_warmup: Warm-up steps.
         num_samples: Draws per chain, before thinning.
         num_chains: The number of chains.
@@ -110,7 +113,7 @@ class CompiledMCMC(AbstractFlattenedMCMC):
 
     def __init__(
         self,
-        sampler: HMC,
+        sampler: MCMCKernel,
         *,
         num_warmup: int,
         num_samples: int,
@@ -121,10 +124,12 @@ class CompiledMCMC(AbstractFlattenedMCMC):
         progress_bar: bool = True,
         progress_rate: int | None = None,
     ) -> None:
-        if not isinstance(sampler, HMC) or sampler.model is None:
+        known = isinstance(sampler, HMC | AbstractVectorKernel)
+        if not known or getattr(sampler, "model", None) is None:
             raise TypeError(
-                "CompiledMCMC takes a NUTS, HMC or FlatNUTS kernel made from a model, "
-                f"got {sampler!r}: run other kernels with numpyro.infer.MCMC."
+                "CompiledMCMC takes NUTS, HMC or a kernel of pyrox_ppl.infer, made "
+                f"from a model, got {sampler!r}: run other kernels with "
+                "numpyro.infer.MCMC."
             )
         if not isinstance(num_chains, int) or num_chains < 1:
             raise ValueError(
@@ -228,21 +233,24 @@ class CompiledMCMC(AbstractFlattenedMCMC):
                 bar.set_description(
                     name + (how if plan.num_chains > 1 else ""), refresh=False
                 )
-                bar.set_postfix_str(_diagnostics(carry.state), refresh=False)
+                text = _diagnostics(self.sampler, carry.state)
+                bar.set_postfix_str(text, refresh=False)
                 bar.update(stop - first)
         return self._programs.finish(key, carry)
 
     def _check_valid(
-        self, valid: Any, chains: ChainStart, args: tuple, kwargs: dict[str, Any]
+        self, valid: Valid, chains: ChainStart, args: tuple, kwargs: dict[str, Any]
     ) -> None:
         """Raise if a chain starts where the density or its gradient is not finite.
 
         NumPyro's own error comes first if it finds one: it names the site.
         """
-        if isinstance(valid, Tracer):
+        if isinstance(valid.finite, Tracer):
             return
-        bad = np.flatnonzero(~np.asarray(valid))
+        bad = np.flatnonzero(~np.asarray(valid.finite))
         if bad.size == 0:
+            if isinstance(self.sampler, AbstractVectorKernel):
+                self.sampler.check_start(valid.finite, valid.stable)
             return
         if chains.init_params is None:
             keys = chains.rng_key
@@ -265,11 +273,15 @@ class CompiledMCMC(AbstractFlattenedMCMC):
 
 def _set_by_init(value: Any) -> frozenset[str]:
     """The attributes of a kernel that a run finds anew, so they decide nothing."""
+    if isinstance(value, AbstractVectorKernel):
+        return value.set_by_init
     return SET_BY_KERNELS if isinstance(value, HMC) else frozenset()
 
 
-def _diagnostics(state: Any) -> str:
+def _diagnostics(kernel: Any, state: Any) -> str:
     """The text of NumPyro's progress bar, averaged over chains."""
+    if isinstance(kernel, AbstractVectorKernel):
+        return kernel.get_diagnostics_str(jax.device_get(state))
     steps, size, accepted = jax.device_get(
         (state.num_steps, state.adapt_state.step_size, state.mean_accept_prob)
     )

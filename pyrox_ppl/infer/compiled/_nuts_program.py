@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from numpyro.infer import HMC
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import ParamInfo
 
 from pyrox_ppl._numpyro import copy_kernel
@@ -20,6 +20,7 @@ from pyrox_ppl.infer.compiled._programs import (
     jit_quickly,
     jit_with_key,
 )
+from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
 
 
 class Plan(NamedTuple):
@@ -55,7 +56,7 @@ class Plan(NamedTuple):
 class Source(NamedTuple):
     """What the programs are made of: the kernel, and the user's map of its draws."""
 
-    kernel: HMC
+    kernel: MCMCKernel
     postprocess_fn: Callable | None
 
 
@@ -65,6 +66,18 @@ class ChainStart(NamedTuple):
     rng_key: Any
     start: Any
     init_params: Any
+
+
+class Valid(NamedTuple):
+    """Whether each chain can start.
+
+    Attributes:
+        finite: Whether its energy and gradient are finite.
+        stable: Whether its first steps do not all diverge.
+    """
+
+    finite: jax.Array
+    stable: jax.Array
 
 
 class Carry(NamedTuple):
@@ -102,7 +115,7 @@ class MCMCPrograms(Programs):
         self.flatten = jax.jit(self._flatten)
 
     def _begin(self, key: Key, chains: ChainStart, shared: Shared) -> tuple:
-        """Chains before the first iteration, and which start at finite density."""
+        """Chains before the first iteration, and which of them can start."""
         return _Iterations(key).begin(chains, shared)
 
     def _run(
@@ -146,7 +159,7 @@ class _Iterations:
         self._source: Source = key.source.value
         self._arguments = key.arguments
 
-    def begin(self, chains: ChainStart, shared: Shared) -> tuple[Carry, jax.Array]:
+    def begin(self, chains: ChainStart, shared: Shared) -> tuple[Carry, Valid]:
         return self._over_chains(self._begin)(chains, shared)
 
     def advance(self, carry: Carry, first: Any, stop: Any, shared: Shared) -> Carry:
@@ -155,27 +168,30 @@ class _Iterations:
     def _over_chains(self, one: Callable) -> Callable:
         return map_over_chains(one, self._plan.chain_method, self._plan.num_chains)
 
-    def _prepare(self, shared: Shared) -> tuple[HMC, tuple]:
+    def _prepare(self, shared: Shared) -> tuple[Any, tuple]:
         """A copy of the kernel, with the params of this run, and the data."""
         data = join_arguments(shared.arrays, self._arguments)
         kernel = copy_kernel(self._source.kernel)
         return hold_params(kernel, shared.origin, *data), data
 
-    def _init(self, kernel: HMC, rng_key: Any, init_params: Any, data: tuple) -> Any:
+    def _init(self, kernel: Any, rng_key: Any, init_params: Any, data: tuple) -> Any:
         return kernel.init(rng_key, self._plan.num_warmup, init_params, *data)
 
-    def _begin(self, chain: ChainStart, shared: Shared) -> tuple[Carry, jax.Array]:
+    def _begin(self, chain: ChainStart, shared: Shared) -> tuple[Carry, Valid]:
         kernel, data = self._prepare(shared)
         state = self._init(kernel, chain.rng_key, chain.init_params, data)
+        stable = jnp.ones(jnp.shape(state.diverging), bool)
         if chain.start is not None:
-            state = chain.start
-            valid = jnp.ones(jnp.shape(state.potential_energy), bool)
+            state, finite = chain.start, stable
+        elif isinstance(kernel, AbstractVectorKernel):
+            finite, stable = kernel.judge_start(state, *data)
         else:
-            valid = _finite(state, self._plan.num_vectorized)
+            finite = _finite(state, self._plan.num_vectorized)
         empty = self._no_draws(kernel, state, data)
-        return Carry(state, empty, jnp.zeros_like(state.num_steps)), valid
+        carry = Carry(state, empty, jnp.zeros_like(state.num_steps))
+        return carry, Valid(finite, stable)
 
-    def _no_draws(self, kernel: HMC, state: Any, data: tuple) -> Any:
+    def _no_draws(self, kernel: Any, state: Any, data: tuple) -> Any:
         shapes = jax.eval_shape(lambda s: self._collect(kernel, s, data), state)
         return jax.tree.map(
             lambda leaf: jnp.zeros((self._plan.size, *leaf.shape), leaf.dtype), shapes
@@ -185,11 +201,14 @@ class _Iterations:
         plan = self._plan
         first, stop, shared = given
         kernel, data = self._prepare(shared)
-        # `init` makes the functions that `sample` calls; its state is not needed, so
-        # XLA drops it. With a known gradient it is not even traced.
         state = carry.state
-        start = ParamInfo(state.z, state.potential_energy, state.z_grad)
-        self._init(kernel, state.rng_key, start, data)
+        if isinstance(kernel, AbstractVectorKernel):
+            kernel.set_up(state.rng_key, plan.num_warmup, state.z, *data)
+        else:
+            # `init` makes the functions that `sample` calls; its state is not needed,
+            # so XLA drops it. With a known gradient it is not even traced.
+            start = ParamInfo(state.z, state.potential_energy, state.z_grad)
+            self._init(kernel, state.rng_key, start, data)
         lowest = plan.lower + (plan.upper - plan.lower) % plan.thinning
         collects = plan.upper > plan.lower
 
@@ -216,7 +235,7 @@ class _Iterations:
         first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
         return lax.fori_loop(first, stop, body, carry)
 
-    def _collect(self, kernel: HMC, state: Any, data: tuple) -> tuple:
+    def _collect(self, kernel: Any, state: Any, data: tuple) -> tuple:
         """The collected fields of one state, the sites constrained."""
         constrain = self._source.postprocess_fn or kernel.postprocess_fn(*data)
         return self._plan.fields.collect(state, constrain, self._plan.num_vectorized)

@@ -3,12 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-from jax import lax
-from jax.core import Tracer
 from numpyro.infer import NUTS
-from numpyro.infer.util import ParamInfo, initialize_model
-from numpyro.util import is_prng_key
 
 from pyrox_ppl._numpyro import (
     AbstractVectorNUTS,
@@ -17,11 +12,16 @@ from pyrox_ppl._numpyro import (
     uses_forward_mode,
 )
 from pyrox_ppl.infer._init_to_stored import init_to_stored
-from pyrox_ppl.infer._vector import (
-    Unravel,
-    ravel,
-    search_uniformly,
-    uniform_radius,
+from pyrox_ppl.infer.kernels._blackjax import import_blackjax
+from pyrox_ppl.infer.kernels._low_rank import low_rank_hmc
+from pyrox_ppl.infer.kernels._start import find_start
+
+# Arguments of NUTS that say how it finds its mass matrix, or that look at it.
+_OF_A_MATRIX = (
+    "adapt_mass_matrix",
+    "find_heuristic_step_size",
+    "kinetic_fn",
+    "regularize_mass_matrix",
 )
 
 
@@ -54,16 +54,25 @@ class FlatNUTS(AbstractVectorNUTS):
         inverse_mass_matrix: An array of shape ``(D,)`` or ``(D, D)``, in the order of
             the vector.
         init_strategy: As in NUTS; the default is :func:`init_to_stored`.
+        adaptation: What the warm-up finds the mass matrix by. ``"numpyro"``: NumPyro's
+            own way, by the variance of the draws. ``"low_rank"``: by draws and
+            gradients, a diagonal matrix with a correction of rank ten, as nutpie and
+            BlackJAX have it (extra ``samplers``); the state then holds the draws and
+            gradients of a window. Its matrix is in ``state.adapt_state.mm_state``,
+            while ``adapt_state.inverse_mass_matrix`` is one.
         **kwargs: The other arguments of ``numpyro.infer.NUTS``.
 
     Raises:
-        TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, or if a
-            potential function is given.
+        TypeError: If `dense_mass` or `inverse_mass_matrix` names sites, if one of them
+            comes with ``adaptation="low_rank"``, or if a potential function is given.
+        ImportError: If that needs BlackJAX, and it is not installed.
         ValueError: If ``init_params``, a dict of unconstrained values by site (or the
             vector itself), lacks a site or has one too many.
 
     References:
-        Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15.
+        Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn Sampler. JMLR 15. Seyboldt,
+        A., Carlson, E. L. and Carpenter, B. (2026). Preconditioning Hamiltonian Monte
+        Carlo by Minimizing Fisher Divergence. arXiv:2603.18845.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -88,6 +97,7 @@ class FlatNUTS(AbstractVectorNUTS):
         dense_mass: bool = False,
         inverse_mass_matrix: Any = None,
         init_strategy: Callable = init_to_stored,
+        adaptation: str = "numpyro",
         **kwargs: Any,
     ) -> None:
         if not callable(model) or "potential_fn" in kwargs:
@@ -102,6 +112,23 @@ class FlatNUTS(AbstractVectorNUTS):
                 f"{type(inverse_mass_matrix).__name__}. For blocks of sites use "
                 "numpyro.infer.NUTS."
             )
+        if adaptation not in ("numpyro", "low_rank"):
+            raise ValueError(
+                f"adaptation must be 'numpyro' or 'low_rank', got {adaptation!r}."
+            )
+        if adaptation == "low_rank":
+            import_blackjax("adaptation.metric_recipes", "FlatNUTS")
+            given = {name for name in _OF_A_MATRIX if name in kwargs}
+            given |= {"dense_mass"} if dense_mass else set()
+            given |= (
+                {"inverse_mass_matrix"} if inverse_mass_matrix is not None else set()
+            )
+            if given:
+                raise TypeError(
+                    "adaptation='low_rank' finds a mass matrix of its own: leave out "
+                    f"{sorted(given)}."
+                )
+        self._adaptation = adaptation
         super().__init__(
             model,
             dense_mass=dense_mass,
@@ -113,73 +140,31 @@ class FlatNUTS(AbstractVectorNUTS):
     def _start(
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
     ) -> VectorStart:
-        radius, forward = uniform_radius(init_strategy(self)), uses_forward_mode(self)
-        compiled = isinstance(rng_key, Tracer)
-        searches = compiled and init_params is None and radius is not None
-        # NumPyro searches for initial values site by site. In a compiled program our
-        # search of the vector replaces it, and XLA drops it. Outside of one it stays,
-        # because it raises errors that name the site.
-        info = initialize_model(
+        start, _ = find_start(
             rng_key,
             self.model,
-            dynamic_args=True,
-            init_strategy=init_strategy(self),
-            model_args=model_args,
-            model_kwargs=model_kwargs,
-            forward_mode_differentiation=forward,
-            validate_grad=not (searches or (compiled and init_params is not None)),
+            model_args,
+            model_kwargs,
+            init_params,
+            strategy=init_strategy(self),
+            forward=uses_forward_mode(self),
         )
-        start = info.param_info
-        batched = not is_prng_key(rng_key)
-        join = jax.vmap(ravel) if batched else ravel
-        sites = jax.tree.map(lambda v: v[0], start.z) if batched else start.z
-        unravel = Unravel(sites, fused=forward)
-        potential_fn = _on_vector(info.potential_fn, unravel)
-        if init_params is not None:
-            state = _join_given(init_params, sites, join)
-        elif radius is None or not searches:
-            state = start._replace(z=join(start.z), z_grad=join(start.z_grad))
-        else:
-            like = jax.eval_shape(ravel, sites)
-            potential = potential_fn(*model_args, **model_kwargs)
-
-            def search(rng_key: Any) -> ParamInfo:
-                return search_uniformly(
-                    rng_key, potential, like, radius, forward=forward
-                )
-
-            # In turn for each chain: under vmap all would wait for the longest search.
-            state = lax.map(search, rng_key) if batched else search(rng_key)
-        return VectorStart(
-            potential_fn, _on_vector(info.postprocess_fn, unravel), state
-        )
+        if self._adaptation == "low_rank":
+            return start._replace(algorithm=low_rank_hmc)
+        return start
 
     def wrap_model(self, wrapper: Callable) -> NUTS:
         """NUTS with these settings for ``wrapper(self.model)``, its state by site.
 
         Kernels that change the model of another one (``HMCECS``, ``HMCGibbs``) call it.
         They look sites up in the state, and a vector has none.
+
+        Raises:
+            TypeError: If the mass matrix is of low rank, which NUTS does not have.
         """
+        if self._adaptation == "low_rank":
+            raise TypeError(
+                "FlatNUTS with adaptation='low_rank' cannot run inside another kernel, "
+                "which makes a NUTS of it: leave adaptation out there."
+            )
         return self._by_site().wrap_model(wrapper)
-
-
-def _join_given(init_params: Any, sites: dict[str, Any], join: Callable) -> Any:
-    """Initial values that the user gave, by site or as a vector, as a vector."""
-    if not isinstance(init_params, dict):
-        return init_params
-    if init_params.keys() != sites.keys():
-        raise ValueError(
-            "init_params must have an unconstrained value for each of the sites "
-            f"{sorted(sites)}, got {sorted(init_params)}."
-        )
-    return join(init_params)
-
-
-def _on_vector(make: Callable, unravel: Callable) -> Callable:
-    """Turn a maker of functions of sites into a maker of functions of the vector."""
-
-    def make_on_vector(*args: Any, **kwargs: Any) -> Callable:
-        on_sites = make(*args, **kwargs)
-        return lambda vector: on_sites(unravel(vector))
-
-    return make_on_vector

@@ -22,6 +22,7 @@ from pyrox_ppl._numpyro import takes_traced_arguments
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._chains import (
+    check_init_params,
     map_over_chains,
     put_chains_first,
     replicate,
@@ -29,6 +30,7 @@ from pyrox_ppl.infer.compiled._chains import (
 from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._held_params import hold_params
 from pyrox_ppl.infer.compiled._mcmc import CompiledMCMC
+from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
 
 
 class Segments:
@@ -55,7 +57,8 @@ class Segments:
         self._mcmc = mcmc
         # A kernel keeps the arguments that it was initialised with. A copy does not.
         self._kernel: Any = copy.copy(mcmc.sampler)
-        if isinstance(self._kernel, HMC) and self._kernel.model is not None:
+        has_sites = isinstance(self._kernel, HMC | AbstractVectorKernel)
+        if has_sites and self._kernel.model is not None:
             first = key if is_prng_key(key) else key[0]
             if mcmc.num_chains > 1 and is_prng_key(key):
                 first = jax.random.split(key, mcmc.num_chains)[0]
@@ -95,6 +98,7 @@ class Segments:
 
     def _start(self, key: jax.Array, init_params: Any) -> Any:
         mcmc = self._mcmc
+        check_init_params(init_params, mcmc.num_chains)
 
         def init(key: jax.Array, params: Any) -> Any:
             return self._kernel.init(

@@ -1,0 +1,196 @@
+"""SGLD and SGHMC: the bias that theory gives, and minibatches of the model's plate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.diagnostics import effective_sample_size
+from numpyro.infer import MCMC
+
+from pyrox_ppl.infer import SGHMC, SGLD, CompiledMCMC
+
+pytestmark = pytest.mark.rank_promotion
+KEY = jax.random.key(2)
+N, B = 23, 5
+Y = jnp.asarray(1.5 + np.sin(7.0 * np.arange(N)), jnp.float32)
+# Posterior precision and mean of the mean, under a standard normal prior.
+PRECISION, MEAN = 1.0 + N, float(Y.sum()) / (1.0 + N)
+
+
+def model(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with numpyro.plate("row", N, subsample_size=B) as rows:
+        numpyro.deterministic("residual", y[rows] - mean[0])
+        numpyro.sample("y", dist.Normal(mean[None], 1.0).to_event(1), obs=y[rows, None])
+    numpyro.deterministic("twice", 2.0 * mean)
+
+
+def run(kernel, *args, cls=CompiledMCMC, **settings):
+    given = {"num_warmup": 500, "num_samples": 10_000, "num_chains": 2} | settings
+    init_params = given.pop("init_params", None)
+    mcmc = cls(kernel, chain_method="vectorized", progress_bar=False, **given)
+    mcmc.run(KEY, *(args or (Y,)), init_params=init_params)
+    return mcmc
+
+
+def gradient_noise():
+    """The variance of the gradient of a minibatch drawn without replacement."""
+    return N**2 / B * (1 - (B - 1) / (N - 1)) * float(Y.var())
+
+
+def variance_of_sgld(step, noise):
+    return (1 + step * noise / 2) / (PRECISION * (1 - step * PRECISION / 2))
+
+
+def variance_of_sghmc(step, decay, noise):
+    """The stationary covariance of the linear map, by its Lyapunov equation."""
+    move = np.array([[1.0, step], [-step * PRECISION, 1.0 - decay]])
+    kick = np.diag([0.0, 2 * decay + step**2 * noise])
+    flat = np.linalg.solve(np.eye(4) - np.kron(move, move), kick.ravel())
+    return flat[0]
+
+
+def check(mcmc, variance):
+    draws = np.asarray(mcmc.get_samples(group_by_chain=True)["mean"], np.float64)
+    ess = effective_sample_size(draws)
+    assert np.all(ess > 100)
+    error = 4.5 * np.sqrt(variance / ess)
+    assert np.all(np.abs(draws.mean((0, 1)) - MEAN) < error)
+    # The coordinates share their minibatches, so they are not three estimates.
+    squares = (draws - MEAN) ** 2
+    error = 4.5 * np.sqrt(2.0 / effective_sample_size(squares).min())
+    found = squares.mean() / variance
+    assert abs(found - 1) < error, (found, error)
+    return found
+
+
+@pytest.mark.parametrize("step", [0.02, 0.005])
+def test_sgld_has_the_variance_of_its_step_size(step):
+    """Both terms of the bias: they double the variance at the larger step."""
+    exact = 1.0 / PRECISION
+    expected = variance_of_sgld(step, gradient_noise())
+    assert expected / exact > (1.5 if step == 0.02 else 1.1)
+    check(run(SGLD(model, step)), expected)
+
+
+def test_control_variates_take_the_noise_away():
+    """The gradients of a Gaussian differ by no more than a constant from row to row."""
+    start = {"mean": jnp.full((2, 3), MEAN)}
+    kernel = SGLD(model, 0.02, control_variates=True)
+    mcmc = run(kernel, init_params=start)
+    check(mcmc, variance_of_sgld(0.02, 0.0))
+    assert set(np.unique(mcmc.get_extra_fields()["num_steps"])) == {2}
+
+
+def test_the_gradient_on_all_data_is_that_of_the_whole_model():
+    """23 rows in blocks of 5: the rows left over count once."""
+    state = SGLD(model, 0.01, control_variates=True).init(KEY, 0, None, (Y,), {})
+
+    def whole(mean):
+        likelihood = dist.Normal(mean[None], 1.0).log_prob(Y[:, None]).sum()
+        return dist.Normal(0.0, 1.0).log_prob(mean).sum() + likelihood
+
+    expected = jax.grad(whole)(state.centre)
+    np.testing.assert_allclose(state.centre_grad, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0.06, 0.02])
+def test_sghmc_has_the_covariance_of_its_linear_map(step):
+    decay = 0.3
+    expected = variance_of_sghmc(step, decay, gradient_noise())
+    assert expected * PRECISION > (1.5 if step == 0.06 else 1.05)
+    check(run(SGHMC(model, step, momentum_decay=decay)), expected)
+
+
+def test_a_schedule_is_followed_from_the_first_step_on():
+    cycle = optax.cosine_decay_schedule(0.01, 10)
+    cycles = optax.join_schedules([cycle, cycle, cycle], [10, 20])
+    mcmc = run(SGHMC(model, cycles), num_warmup=5, num_samples=25)
+    sizes = mcmc.get_extra_fields(group_by_chain=True)["step_size"]
+    expected = [float(cycles(i)) for i in range(5, 30)]
+    np.testing.assert_allclose(sizes, [expected] * 2, rtol=1e-4, atol=1e-8)
+    assert np.all(np.isfinite(mcmc.get_samples()["mean"]))
+
+
+def test_chains_and_steps_have_minibatches_of_their_own():
+    """Without noise of its own, a gradient tells the minibatch that it was made on."""
+    kernel = SGLD(model, 1e-12)
+    kernel.init(KEY, 0, None, (Y,), {})
+    gradient = kernel._gradient((Y,), {})
+    keys = jax.random.split(KEY, 200)
+    found = jax.vmap(lambda k: gradient(jnp.zeros(3), k))(keys)
+    assert len(np.unique(found[:, 0])) > 150
+    expected = N * Y.mean()
+    error = 4 * np.sqrt(gradient_noise() / 200)
+    np.testing.assert_allclose(found.mean(0), expected, atol=error)
+    np.testing.assert_allclose(found[:, 0].var(), gradient_noise(), rtol=0.5)
+
+
+def test_deterministic_sites_of_a_minibatch_are_left_out():
+    mcmc = run(SGLD(model, 0.01), num_warmup=0, num_samples=3, cls=MCMC)
+    draws = mcmc.get_samples()
+    assert set(draws) == {"mean", "twice"}
+    np.testing.assert_allclose(draws["twice"], 2.0 * draws["mean"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "cls"), [(SGLD, MCMC), (SGHMC, CompiledMCMC)])
+def test_a_step_size_that_diverges_at_once_is_an_error(kind, cls):
+    with pytest.raises(ValueError, match="diverges within the first 100 steps"):
+        run(kind(model, 1.0), cls=cls)
+
+
+def test_a_step_that_diverges_later_is_counted():
+    def late(i):
+        return jnp.where(i < 150, 0.01, 1e30)
+
+    mcmc = run(SGLD(model, late), num_warmup=150, num_samples=20)
+    assert np.all(mcmc.get_extra_fields()["diverging"][-10:])
+    assert np.all(np.isfinite(mcmc.get_samples()["mean"]))
+
+
+def whole_rows(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", N):
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def latent_rows(y):
+    with numpyro.plate("row", N, subsample_size=B) as rows:
+        local = numpyro.sample("local", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(local, 1.0), obs=y[rows])
+
+
+def two_plates(y):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    for name in ("row", "other"):
+        with numpyro.plate(name, N, subsample_size=B) as rows:
+            numpyro.sample(f"y_{name}", dist.Normal(mean, 1.0), obs=y[rows])
+
+
+def counts(y):
+    numpyro.sample("k", dist.Poisson(1.0))
+    model(y)
+
+
+def test_models_that_it_cannot_sample_are_an_error():
+    with pytest.raises(ValueError, match="no subsampled plate"):
+        run(SGLD(whole_rows, 0.01), cls=MCMC)
+    with pytest.raises(ValueError, match=r"sites \['local'\] stand in a subsampled"):
+        run(SGHMC(latent_rows, 0.01))
+    with pytest.raises(ValueError, match=r"one subsampled plate.*'other', 'row'"):
+        run(SGLD(two_plates, 0.001, control_variates=True))
+    with pytest.raises(RuntimeError, match="enumerate support"):
+        run(SGLD(counts, 0.01))
+
+
+@pytest.mark.wrong_types
+def test_bad_settings_say_what_was_expected():
+    with pytest.raises(ValueError, match="positive step_size"):
+        SGLD(model, 0.0)
+    with pytest.raises(ValueError, match="momentum_decay"):
+        SGHMC(model, 0.1, momentum_decay=1.5)
+    with pytest.raises(TypeError, match="takes a NumPyro model"):
+        SGLD(None, 0.1)
