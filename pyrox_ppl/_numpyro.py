@@ -8,7 +8,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpyro
 from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.transforms import UnpackTransform
@@ -295,6 +294,6 @@ def batch_shape(predictive: Predictive) -> tuple[int, ...]:
     return predictive._batch_shape
 
 
-def mask_of_distribution(fn: MaskedDistribution) -> np.ndarray:
+def mask_of_distribution(fn: MaskedDistribution) -> Any:
     """The mask of a masked distribution, which has no public attribute for it."""
-    return np.asarray(fn._mask)
+    return fn._mask

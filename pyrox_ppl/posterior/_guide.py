@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import Delta, Independent
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 
-from pyrox_ppl.prediction._dependence import find_dependence, mark
+from pyrox_ppl._dependence import find_dependence, mark
 from pyrox_ppl.prediction._full_data import is_factor
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall

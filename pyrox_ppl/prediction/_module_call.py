@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pyrox_ppl._bind import AbstractModule, _mark_bound
 from pyrox_ppl._dict_order import rebuild, unwrap_dicts
-from pyrox_ppl.prediction._dependence import find_dependence, mark
+from pyrox_ppl._dependence import find_dependence, mark
 from pyrox_ppl.prediction._points import Points
 
 # What layers raise that lack a key (RuntimeError), a state or a named axis (NameError).

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl._dependence import abstract_trace, find_dependence
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._full_data import redraw
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
