@@ -18,8 +18,11 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of the others: arrows point one way (DESIGN, layout).
 CORE = {
+    "_dependence",
     "_dict_order",
+    "_distribution_parameters",
     "_files",
+    "_full_data",
     "_message",
     "_numpyro",
     "_parameter",
@@ -34,8 +37,11 @@ TOPS = {"handlers", "nn", "priors", "explanation", "prediction", "infer", "poste
 TOPS |= {"scores"}
 ALLOWED = {
     "_version": set(),
+    "_dependence": set(),
     "_dict_order": set(),
+    "_distribution_parameters": {"_numpyro"},
     "_files": set(),
+    "_full_data": {"_dependence"},
     "_parameter": set(),
     "_message": {"_numpyro", "_parameter"},
     "_numpyro": set(),

@@ -100,7 +100,11 @@ def _values_of_model(
     batch_size: int | None,
 ) -> _Values:
     draws = Draws.read(tree)
-    call = dataclasses.replace(call, params={**draws.params, **call.params})
+    call = dataclasses.replace(
+        call,
+        params={**draws.params, **call.params},
+        linearized_at=draws.latents_linearized_at,
+    )
     # The sample sites of a model are its functions blurred by noise.
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
     values = SiteValues(call, draws, jax.random.key(0), sites, kinds)

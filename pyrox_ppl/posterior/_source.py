@@ -13,7 +13,7 @@ from numpyro.infer import MCMC
 
 from pyrox_ppl._numpyro import has_collected
 from pyrox_ppl._version import __version__
-from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
+from pyrox_ppl.posterior._guide import GuideDraws, autoguides_of, draw_guide
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._model_call import ModelCall
 
@@ -38,6 +38,8 @@ class Source:
         is_warmup: Whether the draws are those of the warmup.
         losses: The losses of SVI, step by step.
         guide: The draws as the guide made them.
+        linearized_at: The values of latent sites around which the model of the draws is
+            linearised; empty where it is the model itself.
         attrs: The attributes of the tree's root: the kind of inference and its source.
     """
 
@@ -47,6 +49,7 @@ class Source:
     is_warmup: bool = False
     losses: np.ndarray | None = None
     guide: GuideDraws | None = None
+    linearized_at: dict[str, Any] = dataclasses.field(default_factory=dict)
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -130,12 +133,30 @@ def source_from_guide(
         params=params,
         losses=None if losses is None else np.asarray(losses),
         guide=drawn,
+        linearized_at=jax.device_get(_linearized_at(guide, params)),
         attrs={
             "inference": "SVI",
             "guide": getattr(guide, "__name__", type(guide).__name__),
             "point_estimate": int(drawn.is_point),
         },
     )
+
+
+def _linearized_at(guide: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """The mode of a guide whose draws are those of the linearised model.
+
+    Raises:
+        ValueError: If only a part of the guide linearises.
+    """
+    if getattr(guide, "linearized", False):
+        return guide.median(params)
+    if any(getattr(part, "linearized", False) for part in autoguides_of(guide)):
+        raise ValueError(
+            "a part of this AutoGuideList linearises the model, but the others have no "
+            "mode to do it at: make that part with linearized=False, or give the whole "
+            "model to it and say with `where` which sites have a spread."
+        )
+    return {}
 
 
 def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
@@ -155,7 +176,12 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
     kept = ("inference", "kernel", "guide", "point_estimate")
     kept += ("seconds", "gradient_evaluations")  # what the draws cost
     origin = {name: attrs[name] for name in kept if name in attrs}
-    return Source(values, given.params, attrs={"inference": "draws"} | origin)
+    return Source(
+        values,
+        given.params,
+        linearized_at=given.latents_linearized_at,
+        attrs={"inference": "draws"} | origin,
+    )
 
 
 def provenance(source: Source, rng_key: PRNGKeyArray) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpyro import handlers
 
-from pyrox_ppl.prediction._full_data import full_data
+from pyrox_ppl._full_data import full_data
+from pyrox_ppl.handlers import linearize
 from pyrox_ppl.prediction._trained import with_params
 
 
@@ -22,12 +23,15 @@ class ModelCall:
         kwargs: Its keyword arguments.
         params: The trained values of its ``param`` and ``mutable`` sites, and of those
             of its guide.
+        linearized_at: Values of latent sites around which the model is linearised
+            (:func:`~pyrox_ppl.linearize`); empty for the model as it is.
     """
 
     model: Callable[..., Any]
     args: tuple
     kwargs: Mapping[str, Any]
     params: Mapping[str, Any]
+    linearized_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def run(self) -> Callable[[], Any]:
@@ -59,7 +63,10 @@ class ModelCall:
     @functools.cached_property
     def _given(self) -> Callable[[], Any]:
         """The call with the trained values, on the data that it is given."""
-        run = with_params(self.model, self.params)
+        model = self.model
+        if self.linearized_at:
+            model = linearize(model, self.linearized_at)
+        run = with_params(model, self.params)
         return functools.partial(run, *self.args, **self.kwargs)
 
 

@@ -69,6 +69,12 @@ def predict(
     own; typed keys, one for each point, are split for the draws. A key that `call`
     closes over, or that the module holds, is the same at every draw.
 
+    A tree of a guide that linearises (:class:`~pyrox_ppl.infer.AutoLaplace`) remembers
+    its mode. A model is then linearised there by :func:`~pyrox_ppl.linearize`, and a
+    module, or `call`, is replaced by its tangent
+    :math:`f_{\theta^*}(x) + J(x) (\theta_s - \theta^*)`. So let `call` return logits,
+    not probabilities: a tangent may leave [0, 1].
+
     A value that is not finite at some draw makes its mean and standard deviation not
     finite as well.
 
@@ -166,7 +172,11 @@ def predict(
                 f"{type(model).__name__}, or read `std`, which is all epistemic."
             )
         return predict_module(bound, given, options)
-    bound = dataclasses.replace(bound, params={**given.params, **bound.params})
+    bound = dataclasses.replace(
+        bound,
+        params={**given.params, **bound.params},
+        linearized_at=given.latents_linearized_at,
+    )
     if not given.values and not bound.params:
         raise ValueError(
             "there are no draws and no params to predict from: give "
