@@ -72,7 +72,8 @@ SHARED = {
 }
 ROOMS = {
     **SHARED,
-    "guides": SHARED,
+    "curvature": SHARED,
+    "guides": {*SHARED, "curvature"},
     "kernels": SHARED,
     "optim": SHARED,
     "data": SHARED,
