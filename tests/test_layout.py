@@ -73,7 +73,7 @@ SHARED = {
 ROOMS = {
     **SHARED,
     "curvature": SHARED,
-    "guides": {*SHARED, "curvature"},
+    "guides": {*SHARED, "curvature", "data"},
     "kernels": SHARED,
     "optim": SHARED,
     "data": SHARED,

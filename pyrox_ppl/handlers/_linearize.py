@@ -53,12 +53,12 @@ def linearize(model: Callable, at: Mapping[str, Any]) -> Callable:
 
     Raises:
         TypeError: If `model` is a module.
-        ValueError: If `at` is empty. On a call, if `at` names a site that the model lacks, or that is
-            discrete or has another shape; if a value that is to be linearised is an
-            integer, or belongs to a distribution whose parameters are not known; if
-            a site depends on the value of another sample site that `at` does not name
-            (an autoregression on an observation); or if an observation is inside a
-            ``scan`` or ``cond``.
+        ValueError: If `at` is empty. On a call, if `at` names a site that the model
+            lacks, or that is discrete or has another shape; if a value that is to be
+            linearised is an integer, or belongs to a distribution whose parameters are
+            not known; if a site depends on the value of another sample site that `at`
+            does not name (an autoregression on an observation); or if an observation is
+            inside a ``scan`` or ``cond``.
 
     References:
         Immer, A., Korzepa, M., Bauer, M. (2021). Improving predictions of Bayesian

@@ -9,6 +9,7 @@ from pyrox_ppl.infer.data import MinibatchLoader as MinibatchLoader
 from pyrox_ppl.infer.data import shard_data as shard_data
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
+from pyrox_ppl.infer.guides import AutoLaplace as AutoLaplace
 from pyrox_ppl.infer.kernels import FlatNUTS as FlatNUTS
 from pyrox_ppl.infer.losses import Flipout_ELBO as Flipout_ELBO
 from pyrox_ppl.infer.losses import LocalReparam_ELBO as LocalReparam_ELBO
@@ -22,6 +23,7 @@ __all__ = [
     "IVON",
     "AmortizedGuide",
     "AutoFlatNormal",
+    "AutoLaplace",
     "CompiledMCMC",
     "CompiledPredictive",
     "CompiledSVI",

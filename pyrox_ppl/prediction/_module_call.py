@@ -93,8 +93,8 @@ def evaluate_draws(
 def _add_tangent(value: Any, tangent: Any) -> Any:
     if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
         raise ValueError(
-            "the draws are those of a guide that linearises, and the module, or `call`, "
-            f"returns values of type {jnp.result_type(value)}, which cannot be "
+            "the draws are those of a guide that linearises, and the module, or "
+            f"`call`, returns values of type {jnp.result_type(value)}, which cannot be "
             "linearised: return the numbers that they are computed from (logits, not "
             "their argmax)."
         )

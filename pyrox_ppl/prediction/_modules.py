@@ -185,9 +185,9 @@ def _read_sampled(draws: Any, batch_ndims: int | None) -> Draws:
         raise ValueError(
             "these draws are weights of the network's tangent at a mode, and the "
             "network itself at them predicts something else (Immer et al., 2021). "
-            "`predict` and `diagnose` use the tangent, and `module_from_mean` gives the "
-            "network at the mode. For networks of sampled weights make the tree with "
-            "AutoLaplace(..., linearized=False)."
+            "`predict` and `diagnose` use the tangent, and `module_from_mean` gives "
+            "the network at the mode. For networks of sampled weights make the tree "
+            "with AutoLaplace(..., linearized=False)."
         )
     return given
 

@@ -32,11 +32,12 @@ from pyrox_ppl.infer.compiled._programs import (
     jit_with_key,
 )
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
+from pyrox_ppl.infer.guides._auto_laplace import AutoLaplace
 
 # These guides keep messages, arrays and bound functions of the model's first run, which
 # a program can return. NumPyro's guides over a vector would order their sites otherwise
 # in a compiled run.
-RETURNABLE = (AutoDelta, AutoNormal, AutoFlatNormal)
+RETURNABLE = (AutoDelta, AutoNormal, AutoFlatNormal, AutoLaplace)
 
 _VALUES = ("value", "args", "kwargs", "fn")
 

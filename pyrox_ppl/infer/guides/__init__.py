@@ -2,3 +2,4 @@
 
 from pyrox_ppl.infer.guides._amortized import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal as AutoFlatNormal
+from pyrox_ppl.infer.guides._auto_laplace import AutoLaplace as AutoLaplace

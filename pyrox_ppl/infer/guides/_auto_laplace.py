@@ -1,0 +1,329 @@
+"""AutoLaplace: a normal posterior at the mode, from the curvature of the likelihood."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from pyrox_ppl.infer._init_to_stored import init_to_stored
+from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit
+from pyrox_ppl.infer.guides._laplace_pass import go_through
+from pyrox_ppl.infer.guides._mode_guide import AbstractModeGuide, Draws
+from pyrox_ppl.infer.guides._select_sites import select_sites
+from pyrox_ppl.infer.guides._tune_prior import find_scales
+
+Structure = Literal["kron", "diag", "low_rank", "full"]
+
+
+class AutoLaplace(AbstractModeGuide):
+    r"""A normal posterior around the mode, of the inverse curvature there.
+
+    .. math::
+        q(u) = \mathcal{N}\big(u^*, (H + P)^{-1}\big), \qquad \theta = T(u), \qquad
+        H = \sum_n J_n^\top \Lambda_n J_n
+
+    SVI trains the mode :math:`u^*` of the joint density in unconstrained space. Then
+    :meth:`add_curvature` adds :math:`H`, the generalised Gauss-Newton (Fisher) matrix
+    of the observed sites, and :math:`P`, minus the second derivative of the log prior::
+
+        guide = AutoLaplace(model)
+        svi = SVI(model, guide, optim, Trace_ELBO())
+        fit = svi.run(key, 10_000, x, y)
+        fit = guide.add_curvature(fit, x, y)
+        tree = px.to_datatree(fit, x, y, guide=guide)
+        px.predict(model, tree, x_new)
+
+    :math:`H` is the curvature of the model whose likelihood is linear in the latents
+    (:func:`~pyrox_ppl.linearize`), and by default that model makes the predictions:
+    the tree remembers the mode, and ``to_datatree``, ``predict``, ``diagnose`` and
+    what they compute later use the tangent there. With ``linearized=False`` they use
+    the model itself at the draws, which is usually much worse. Draws of
+    ``sample_posterior`` do not say which they are for: pass them to ``Predictive`` with
+    ``px.linearize(model, guide.median(params))``. A call of the guide, and so NumPyro's
+    ``Predictive(model, guide=guide)``, is the mode alone.
+
+    **Structures**: ``"full"``, one matrix over all entries; ``"kron"``, for each weight
+    the Kronecker product of two small matrices (Ritter et al., 2018), the usual choice
+    for networks; ``"low_rank"``, the leading eigenvectors; ``"diag"``, the diagonal.
+
+    **Sites**: the model's latent sites, at the mode; a ``param`` site
+    ``<site>_auto_loc`` for each, constrained. :meth:`add_curvature` adds arrays to
+    ``params`` whose names begin with ``auto_laplace``, so that a fit that was saved
+    draws and predicts without its data.
+
+    Args:
+        model: The NumPyro model.
+        structure: The structure of the curvature.
+        where: The sites that have a spread: a glob on their names, a sequence of globs,
+            or a predicate on :class:`~pyrox_ppl.Parameter`. The others stay at the mode
+            (last-layer and subnetwork Laplace).
+        linearized: Whether predictions are those of the linearised model.
+        rank: The rank of ``"low_rank"``.
+        damping: A number that is added to the diagonal of the precision.
+        prefix: The beginning of the names of ``param`` sites.
+        init_loc_fn: Where SVI starts, as in ``AutoNormal``; the default is
+            :func:`init_to_stored`.
+
+    Raises:
+        ValueError: If `structure` is unknown. At the first call, if a latent site is
+            discrete, or stands in a subsampled plate, or if `where` matches no site.
+        RuntimeError: At the first call, if the model has no latent sites.
+
+    References:
+        MacKay, D. J. C. (1992). A Practical Bayesian Framework for Backpropagation
+        Networks. Neural Computation 4(3).
+        Ritter, H., Botev, A., Barber, D. (2018). A Scalable Laplace Approximation for
+        Neural Networks. ICLR.
+        Immer, A., Korzepa, M., Bauer, M. (2021). Improving predictions of Bayesian
+        neural nets via local linearization. AISTATS.
+        Daxberger, E. et al. (2021). Laplace Redux. NeurIPS.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from pyrox_ppl.infer import AutoLaplace
+        >>> def model(x, y=None):
+        ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", len(x)):
+        ...         numpyro.sample("y", dist.Normal(slope * x, 0.5), obs=y)
+        >>> x = jnp.linspace(-1.0, 1.0, 8)
+        >>> guide = AutoLaplace(model, "full")
+        >>> svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+        >>> fit = svi.run(jax.random.key(0), 500, x, 2.0 * x, progress_bar=False)
+        >>> fit = guide.add_curvature(fit, x, 2.0 * x)
+        >>> key = jax.random.key(1)
+        >>> draws = guide.sample_posterior(key, fit.params, sample_shape=(4000,))
+        >>> exact = (1.0 + jnp.sum(x**2) / 0.5**2) ** -0.5
+        >>> abs(float(draws["slope"].std() / exact) - 1.0) < 0.05
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        structure: Structure = "kron",
+        *,
+        where: Any = None,
+        linearized: bool = True,
+        rank: int = 20,
+        damping: float = 0.0,
+        prefix: str = "auto",
+        init_loc_fn: Callable = init_to_stored,
+    ) -> None:
+        if structure not in ("kron", "diag", "low_rank", "full"):
+            raise ValueError(
+                "structure must be 'kron', 'diag', 'low_rank' or 'full', got "
+                f"{structure!r}."
+            )
+        if rank < 1 or not 0 <= damping < math.inf:
+            raise ValueError(
+                "rank must be at least 1 and damping finite and not negative, got "
+                f"rank={rank} and damping={damping}."
+            )
+        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
+        self.structure: Structure = structure
+        self.where = where
+        self.linearized = linearized
+        self.rank = rank
+        self.damping = damping
+
+    def add_curvature(
+        self,
+        fit: Any,
+        *args: Any,
+        max_decrement: float = 0.1,
+        rng_key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        r"""Add the curvature at the mode to the parameters of a fit.
+
+        It goes through the data once (three times for ``"low_rank"``). With arguments
+        as in the fit, a plate that draws minibatches takes all rows. With a
+        :class:`MinibatchLoader` in place of positional arguments, the model is called
+        with its batches, as in :func:`run_minibatches`, and all rows count once.
+
+        The Newton decrement :math:`g^\top (H + P)^{-1} g`, with the gradient :math:`g`
+        of the log joint, is the squared distance to the mode in standard deviations of
+        the posterior. It must be at most `max_decrement` times the number of weights:
+        a draw is at a squared distance of about that number.
+
+        Args:
+            fit: What SVI returned: a result with ``params``, or these alone.
+            *args: The arguments of the model, data included, or one loader.
+            max_decrement: How far from the mode the fit may be, per weight.
+            rng_key: The key of sampled labels, for a likelihood whose Fisher
+                information has no formula; ``jax.random.key(0)`` if not given.
+            **kwargs: The keyword arguments of the model.
+
+        Returns:
+            The same kind of fit, with more ``params``.
+
+        Raises:
+            ValueError: If the fit is of another guide; if the parameters are no mode
+                for these data; if the precision is not positive; if the model sees a
+                part of the data, or does not scale a batch up to all data; or if a
+                likelihood or a prior has no curvature of this structure.
+        """
+        params = _params_of(fit)
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        added = go_through(
+            self.model,
+            self._unconstrained(params),
+            params,
+            args,
+            kwargs,
+            structure=self.structure,
+            sites=select_sites(self.where, self._latents(params)),
+            rank=self.rank,
+            damping=self.damping,
+            rng_key=rng_key,
+            max_decrement=max_decrement,
+        ).to_params(self._prefix)
+        if isinstance(fit, Mapping):
+            return {**fit, **added}
+        return fit._replace(params={**fit.params, **added})
+
+    def sample_posterior(
+        self,
+        rng_key: jax.Array,
+        params: dict[str, Any],
+        *args: Any,
+        sample_shape: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> Draws:
+        """Draws of all latent sites.
+
+        Args:
+            rng_key: A PRNG key.
+            params: The parameters of a fit with curvature.
+            *args: Ignored.
+            sample_shape: The shape of the draws.
+            **kwargs: Ignored.
+
+        Returns:
+            The draws by site name, `sample_shape` in front.
+
+        Raises:
+            ValueError: If there is no curvature among the parameters.
+        """
+        mode = self._unconstrained(params)
+        deviations = (
+            self._fit(params).posterior(self.damping).sample(rng_key, sample_shape)
+        )
+        return self._constrain(
+            {
+                name: (
+                    value + deviations[name].astype(value.dtype)
+                    if name in deviations
+                    else jnp.broadcast_to(value, sample_shape + value.shape)
+                )
+                for name, value in mode.items()
+            }
+        )
+
+    def quantiles(self, params: dict[str, Any], quantiles: Any) -> Draws:
+        """Quantiles of every latent site, along the first axis.
+
+        Args:
+            params: The parameters of a fit with curvature.
+            quantiles: Probabilities.
+        """
+        mode = self._unconstrained(params)
+        variances = self._fit(params).posterior(self.damping).diagonal()
+        levels = jnp.asarray(quantiles)
+
+        def at(name: str, value: jax.Array) -> jax.Array:
+            level = levels.reshape(levels.shape + (1,) * value.ndim)
+            spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
+            noise = dist.Normal().icdf(level)
+            return value[(None,) * levels.ndim] + noise * spread[(None,) * levels.ndim]
+
+        return self._constrain({name: at(name, value) for name, value in mode.items()})
+
+    def log_evidence(self, fit: Any) -> jax.Array:
+        r"""Laplace's estimate of the log marginal likelihood, in nats.
+
+        .. math::
+            \log p(y, u^*) + \frac{D}{2} \log 2 \pi - \frac12 \log \det (H + P)
+
+        Args:
+            fit: A fit with curvature, or its ``params``.
+
+        Returns:
+            The estimate. Sites that `where` leaves out count with their prior density
+            at the mode.
+        """
+        return self._fit(_params_of(fit)).log_evidence(self.damping)
+
+    def tune_prior(
+        self,
+        fit: Any,
+        *args: Any,
+        groups: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, dist.Distribution]:
+        r"""Prior scales that maximise the evidence of the linearised model.
+
+        .. math::
+            \log p(y \mid \tau) = \max_\delta \Big[ g^\top \delta
+            - \tfrac12 \delta^\top H \delta + \log p_\tau(u^* + \delta) \Big]
+            - \tfrac12 \log \det (H + P_\tau) + \mathrm{const}
+
+        The mode of the linearised model moves with the scales :math:`\tau`. For a model
+        that is linear with normal noise this is the exact evidence; for a network, fit
+        again with the new prior, and repeat. Each group of sites has one factor, by
+        which the scales of its priors are multiplied.
+
+        Args:
+            fit: A fit with curvature, or its ``params``.
+            *args: The arguments of the model as in the fit, or one loader; only shapes
+                and priors are looked at.
+            groups: Globs on the names of sites, each of which is one group; sites that
+                none matches keep their prior. By default each site is one.
+            **kwargs: The keyword arguments of the model.
+
+        Returns:
+            The new priors by name, for ``bayesianize(prior=...)``.
+
+        Raises:
+            ValueError: If a prior is not a Normal whose scale is fixed, if a glob
+                matches nothing, or if the fit has no curvature.
+
+        References:
+            MacKay, D. J. C. (1992). Bayesian Interpolation. Neural Computation 4(3).
+        """
+        params = _params_of(fit)
+        return find_scales(
+            self._fit(params),
+            self.model,
+            self._unconstrained(params),
+            params,
+            args,
+            kwargs,
+            groups=groups,
+            damping=self.damping,
+        )
+
+    def added_params(self, params: Mapping[str, Any]) -> list[str]:
+        """The names of what :meth:`add_curvature` added to parameters."""
+        return [name for name in params if name.startswith(f"{self._prefix}.")]
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.prefix}_laplace"
+
+    def _check_latents(self, latents: Mapping[str, Any]) -> None:
+        """Refuse a `where` that matches none of the latent sites."""
+        select_sites(self.where, latents)
+
+    def _fit(self, params: Mapping[str, Any]) -> LaplaceFit:
+        return LaplaceFit.from_params(params, self._prefix, self.structure)
+
+
+def _params_of(fit: Any) -> dict[str, Any]:
+    """The parameters of a fit, with the state of the model's layers."""
+    state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
+    return {**state, **(fit if isinstance(fit, Mapping) else fit.params)}
