@@ -66,6 +66,7 @@ SHARED = {
     "_arrays": set(),
     "_content_key": {"_arrays", "_names_read"},
     "_init_to_stored": set(),
+    "_jaxpr": set(),
     "_mutable_state": set(),
     "_names_read": set(),
     "_vector": set(),

@@ -1,9 +1,9 @@
-r"""The Fisher information of a distribution, as a square root applied to its parameters.
+r"""The Fisher information of a distribution: a square root, applied to its parameters.
 
 A distribution with the parameters :math:`\eta` has the Fisher information
 :math:`\Lambda = S^\top S` at :math:`\eta_0`. This file computes
-:math:`z = S(\eta_0)\, \eta`, with :math:`S` held constant. If :math:`\eta` is a function
-of :math:`u`, the generalised Gauss-Newton matrix is
+:math:`z = S(\eta_0)\, \eta`, with :math:`S` held constant. If :math:`\eta` is a
+function of :math:`u`, the generalised Gauss-Newton matrix is
 :math:`\sum_n J_n^\top \Lambda_n J_n = (\partial z / \partial u)^\top
 (\partial z / \partial u)`: a product of Jacobians of one array, positive semi-definite
 whatever the model is.
@@ -135,7 +135,7 @@ def _student_t(fn: Any, shape: tuple) -> jax.Array:
     df, scale = _float(fn.df, shape), _float(fn.scale, shape)
     n, s = _held(df, scale)
     loc = jnp.sqrt((n + 1) / (n + 3)) * _float(fn.loc, shape) / s
-    # Scale and degrees of freedom share information: the Cholesky factor of their block.
+    # Scale and degrees of freedom share information: take their block's Cholesky root.
     root = jnp.sqrt(2 * n / (n + 3))
     cross = -2 / ((n + 1) * (n + 3)) / root
     trigamma = polygamma(1, n / 2) - polygamma(1, (n + 1) / 2)

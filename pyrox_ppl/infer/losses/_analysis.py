@@ -11,6 +11,14 @@ attention and a multivariate likelihood are all judged by what they compute.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pyrox_ppl.infer._jaxpr import (
+    CALLS,
+    CHECKPOINTS,
+    OWN_DERIVATIVE,
+    inner_jaxpr,
+    open_jaxpr,
+    scan_counts,
+)
 from pyrox_ppl.infer.losses._array_rules import dependence_of_results
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import (
@@ -21,11 +29,9 @@ from pyrox_ppl.infer.losses._dependence import (
 )
 from pyrox_ppl.infer.losses._loops import (
     carried_states,
-    scan_counts,
     slice_value,
     stacked_state,
 )
-from pyrox_ppl.infer.losses._primitives import CALLS, CHECKPOINTS, OWN_DERIVATIVE
 from pyrox_ppl.infer.losses._uses import (
     Lazy,
     Path,
@@ -33,8 +39,6 @@ from pyrox_ppl.infer.losses._uses import (
     Use,
     Value,
     count_readers,
-    inner_jaxpr,
-    open_jaxpr,
     whole,
 )
 from pyrox_ppl.infer.losses._weight_rules import apply_weight_rule, draw, draw_value

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from pyrox_ppl.infer._jaxpr import CONTRACTIONS
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import (
     Dependence,
@@ -17,7 +18,6 @@ from pyrox_ppl.infer.losses._dependence import (
     reshape_rows,
 )
 from pyrox_ppl.infer.losses._primitives import (
-    CONTRACTIONS,
     axis_map,
     gather_map,
     is_linear,

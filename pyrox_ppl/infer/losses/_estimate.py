@@ -21,24 +21,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pyrox_ppl.infer._jaxpr import (
+    CHECKPOINTS,
+    ELEMENTWISE,
+    bind_eqn,
+    inner_jaxpr,
+    open_jaxpr,
+    scan_counts,
+)
 from pyrox_ppl.infer.losses._analysis import Plan
 from pyrox_ppl.infer.losses._gaussian import (
     Gaussian,
     Pending,
     add_gaussians,
     apply_without_weights,
-    bind_eqn,
     drawn,
     shorten,
 )
-from pyrox_ppl.infer.losses._loops import scan_counts
 from pyrox_ppl.infer.losses._noise import random_signs
-from pyrox_ppl.infer.losses._primitives import CHECKPOINTS, ELEMENTWISE, axis_map
+from pyrox_ppl.infer.losses._primitives import axis_map
 from pyrox_ppl.infer.losses._uses import (
     Path,
     count_readers,
-    inner_jaxpr,
-    open_jaxpr,
 )
 
 

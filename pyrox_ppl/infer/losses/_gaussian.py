@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pyrox_ppl.infer._jaxpr import bind_eqn
 from pyrox_ppl.infer.losses._noise import standard_normal
 
 
@@ -74,11 +75,3 @@ def drawn(value: Any) -> Any:
 def shorten(shape: Sequence[int], keep: Sequence[bool]) -> tuple[int, ...]:
     """The shape with size 1 along the axes that share their noise."""
     return tuple(size if k else 1 for size, k in zip(shape, keep, strict=True))
-
-
-def bind_eqn(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Apply the operation itself."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn.ctx.manager:
-        results = eqn.primitive.bind(*operands, **params)
-    return list(results) if eqn.primitive.multiple_results else [results]

@@ -8,14 +8,6 @@ from pyrox_ppl.infer.losses._uses import Lazy, Part, Path, Value
 from pyrox_ppl.infer.losses._weight_rules import draw_value
 
 
-def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """The numbers of constants and of carried values of a scan."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    constants, carry, _ = params["ft_in"].unpack()
-    return len(constants), len(carry)
-
-
 def slice_value(book: Book, value: Value, var: Any, level: int, path: Path) -> Value:
     """One iteration's part of an array that a loop runs over."""
     shape = tuple(var.aval.shape)

@@ -8,35 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pyrox_ppl.infer._jaxpr import (
+    ELEMENTWISE,
+    LINEAR_ELEMENTWISE,
+    STRUCTURAL,
+    names,
+)
 from pyrox_ppl.infer.losses._dependence import AxisMap
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-LINEAR_ELEMENTWISE = _names(
-    "add add_any sub neg copy copy_p real imag name optimization_barrier"
-)
-ELEMENTWISE = LINEAR_ELEMENTWISE | _names(
-    "abs acos acosh and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil "
-    "clamp conj convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 "
-    "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p "
-    "logistic lt max min mul ne nextafter not one_minus_square or polygamma pow "
-    "reduce_precision "
-    "regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square "
-    "stop_gradient tan tanh xor zeta pyrox_ppl_sin pyrox_ppl_cos"
-)
-# Functions with a derivative of their own, and calls that mean what their body means.
-OWN_DERIVATIVE = _names("custom_jvp_call custom_vjp_call")
-CHECKPOINTS = _names("checkpoint remat2")
-CALLS = OWN_DERIVATIVE | CHECKPOINTS | _names("jit pjit closed_call")
-# They move the entries of an array, or leave some out.
-STRUCTURAL = _names(
-    "transpose squeeze broadcast_in_dim reshape slice rev convert_element_type copy "
-    "copy_p gather dynamic_slice"
-)
-CONTRACTIONS = _names("dot_general conv_general_dilated")
 
 Shape = tuple[int, ...]
 _Rule = Callable[[dict[str, Any], list[Shape], Shape, int], AxisMap]
@@ -190,7 +168,7 @@ for _name in ("reduce_window", "reduce_window_max", "reduce_window_sum"):
     _RULES[_name] = _in_place(_windows, _nothing)
 
 # They are linear in the operands that hold numbers; the others hold places.
-_LINEAR = STRUCTURAL | _names(
+_LINEAR = STRUCTURAL | names(
     "concatenate split dynamic_update_slice pad reduce_sum cumsum reduce_window_sum "
     "scatter scatter-add select_n"
 )

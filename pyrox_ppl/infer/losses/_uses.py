@@ -91,17 +91,6 @@ def whole(weight: str, shape: tuple[int, ...]) -> Lazy:
     return Lazy((True,) * len(shape), (part,))
 
 
-def inner_jaxpr(params: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """The body of a call, with its constants."""
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    return open_jaxpr(next(params[name] for name in names if name in params))
-
-
-def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
-    """A jaxpr and its constants; the class differs from version to version of JAX."""
-    return getattr(closed, "jaxpr", closed), list(getattr(closed, "consts", ()))
-
-
 def count_readers(jaxpr: Any) -> dict[Any, int]:
     """How often each variable of a jaxpr is read."""
     counts: dict[Any, int] = {}

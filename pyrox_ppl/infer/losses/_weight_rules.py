@@ -2,13 +2,11 @@
 
 from typing import Any
 
+from pyrox_ppl.infer._jaxpr import CONTRACTIONS, ELEMENTWISE, STRUCTURAL
 from pyrox_ppl.infer.losses._array_rules import dependence_of_results
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import AxisMap, apply_nonlinear, group_axes
 from pyrox_ppl.infer.losses._primitives import (
-    CONTRACTIONS,
-    ELEMENTWISE,
-    STRUCTURAL,
     axis_map,
     gather_map,
     is_linear,
