@@ -58,8 +58,8 @@ class ModuleValues:
             self._module, self._values = give_members(
                 module, self._module, self._values, members
             )
-        self._mode = self._find_mode(draws, members)
-        self._of, self._call = call, call.call
+        self._mode = self._find_mode(call, draws, members)
+        self._call = call.call
         self._programs: dict[Any, Callable[[Any], Any]] = {}
         self._batched = call.takes_all_points
         check_call(call)
@@ -75,11 +75,12 @@ class ModuleValues:
         self._refuse_ambiguous_inputs()
         check_reads_draws(call, self._module, self._values, self._inputs)
 
-    def _find_mode(self, draws: Draws, members: int | None) -> dict[int, jax.Array]:
+    def _find_mode(
+        self, call: ModuleCall, draws: Draws, members: int | None
+    ) -> dict[int, jax.Array]:
         """The values around which the module is linearised, by position."""
         if not draws.linearized_at:
             return {}
-        call = self._of
         trained, values = match_draws(
             call.module, draws.at_linearization(), call.name, call.params
         )

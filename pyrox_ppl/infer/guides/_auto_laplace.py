@@ -134,6 +134,7 @@ class AutoLaplace(AbstractModeGuide):
         self,
         fit: Any,
         *args: Any,
+        model: Callable | None = None,
         max_decrement: float = 0.1,
         rng_key: jax.Array | None = None,
         **kwargs: Any,
@@ -153,6 +154,8 @@ class AutoLaplace(AbstractModeGuide):
         Args:
             fit: What SVI returned: a result with ``params``, or these alone.
             *args: The arguments of the model, data included, or one loader.
+            model: A model to use instead of the guide's, with the same sites, such as a
+                network in inference mode.
             max_decrement: How far from the mode the fit may be, per weight.
             rng_key: The key of sampled labels, for a likelihood whose Fisher
                 information has no formula; ``jax.random.key(0)`` if not given.
@@ -170,7 +173,7 @@ class AutoLaplace(AbstractModeGuide):
         params = _params_of(fit)
         rng_key = jax.random.key(0) if rng_key is None else rng_key
         added = go_through(
-            self.model,
+            self.model if model is None else model,
             self._unconstrained(params),
             params,
             args,
