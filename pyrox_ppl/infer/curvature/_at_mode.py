@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 
-from pyrox_ppl.infer.curvature._fisher import whiten
+from pyrox_ppl.infer.curvature._fisher import Whitened, whiten
 
 Values = dict[str, jax.Array]
 
@@ -71,8 +71,8 @@ class ModelAtMode(eqx.Module):
 
     def whitened(
         self, u: Values, key: jax.Array | None, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The whitened parameters of the observed sites, and the weights of rows.
+    ) -> dict[str, Whitened]:
+        """The whitened parameters of the observed sites.
 
         Raises:
             ValueError: If nothing is observed.
@@ -87,11 +87,20 @@ class ModelAtMode(eqx.Module):
         keys: Any = [None] * len(observed)
         if key is not None:
             keys = jax.random.split(key, len(observed))
-        pairs = {
+        return {
             name: whiten(trace[name], k, self.num_samples)
             for name, k in zip(observed, keys, strict=True)
         }
-        return {n: p[0] for n, p in pairs.items()}, {n: p[1] for n, p in pairs.items()}
+
+    def restrict(self, sites: tuple[str, ...]) -> "ModelAtMode":
+        """The same model with fewer sites that vary."""
+        return ModelAtMode(
+            self.model,
+            self.mode,
+            params=self.params,
+            sites=sites,
+            num_samples=self.num_samples,
+        )
 
     def log_likelihood(
         self, u: Values, args: tuple, kwargs: dict[str, Any]

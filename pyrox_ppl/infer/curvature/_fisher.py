@@ -14,7 +14,7 @@ batch axes of the distribution.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,27 @@ from numpyro.distributions import (
 
 from pyrox_ppl._numpyro import mask_of_distribution
 
+Parts = list[jax.Array]
 
-def whiten(
-    site: dict[str, Any], key: jax.Array | None, num_samples: int
-) -> tuple[jax.Array, jax.Array]:
+
+class Whitened(NamedTuple):
+    """The whitened parameters of an observed site.
+
+    Attributes:
+        parts: Arrays z, with the site's scale and mask applied: the batch axes, then
+            one of columns. Parameters that may not depend on latent sites stand apart.
+        weight: The weight of each row: the scale where the mask is true, else zero.
+        event_dim: The number of axes of one datum that are no batch axes here.
+        batch_dim: The number of axes that are batch axes of the site as well.
+    """
+
+    parts: list[jax.Array]
+    weight: jax.Array
+    event_dim: int
+    batch_dim: int
+
+
+def whiten(site: dict[str, Any], key: jax.Array | None, num_samples: int) -> Whitened:
     """Compute the whitened parameters of an observed site, and the weights of its rows.
 
     Args:
@@ -41,8 +58,7 @@ def whiten(
         num_samples: How many labels are sampled for each datum.
 
     Returns:
-        The array z, with the site's scale and mask applied, and the weight of each row,
-        which is the scale where the mask is true and zero elsewhere.
+        The whitened parameters.
 
     Raises:
         ValueError: If the Fisher information is neither known nor can be sampled.
@@ -62,24 +78,26 @@ def whiten(
     shape = lax.broadcast_shapes(tuple(shape), batch)
     closed = closed_form(fn)
     if closed is not None:
-        z = closed(fn, shape)
+        parts = closed(fn, shape)
     elif key is None:
         raise ValueError(
             f"the Fisher information of the site {name!r} ({type(fn).__name__}) has no "
             "closed form here and is estimated from sampled labels: pass a `key`."
         )
     else:
-        z = _score_samples(fn, shape, key, num_samples, name)
-    weight = jnp.ones(shape, z.dtype)
+        parts = [_score_samples(fn, shape, key, num_samples, name)]
+    weight = jnp.ones(shape, parts[0].dtype)
     if site["scale"] is not None:
-        scale = jnp.asarray(site["scale"], z.dtype)
+        scale = jnp.asarray(site["scale"], weight.dtype)
         events = outer.event_dim - fn.event_dim
         weight = weight * scale.reshape(scale.shape + (1,) * events)
     for mask in masks:
         weight = jnp.where(mask, weight, 0.0)
     weight = lax.stop_gradient(jnp.broadcast_to(weight, shape))
     root = jnp.sqrt(weight)[..., None]
-    return jnp.where(root > 0, z, 0.0) * root, weight
+    parts = [jnp.where(root > 0, z, 0.0) * root for z in parts]
+    batch_dim = len(shape) - (outer.event_dim - fn.event_dim)
+    return Whitened(parts, weight, fn.event_dim, batch_dim)
 
 
 def closed_form(fn: dist.Distribution) -> Callable | None:
@@ -108,30 +126,32 @@ def _float(array: Any, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(array.astype(dtype), shape)
 
 
-def _stack(*columns: jax.Array) -> jax.Array:
-    return jnp.stack(columns, -1)
+def _parts(*columns: jax.Array) -> list[jax.Array]:
+    return [column[..., None] for column in columns]
 
 
 def _held(*arrays: jax.Array) -> Any:
     return lax.stop_gradient(arrays)
 
 
-def _location_scale(loc: Any, scale: Any, shape: tuple, by_loc: Any, by_scale: Any):
+def _location_scale(
+    loc: Any, scale: Any, shape: tuple, by_loc: float, by_scale: float
+) -> Parts:
     """Whiten a location and a scale with the information / scale^2."""
     loc, scale = _float(loc, shape), _float(scale, shape)
     (s,) = _held(scale)
-    return _stack(jnp.sqrt(by_loc) * loc / s, jnp.sqrt(by_scale) * scale / s)
+    return _parts(math.sqrt(by_loc) * loc / s, math.sqrt(by_scale) * scale / s)
 
 
-def _normal(fn: Any, shape: tuple) -> jax.Array:
+def _normal(fn: Any, shape: tuple) -> Parts:
     return _location_scale(fn.loc, fn.scale, shape, 1.0, 2.0)
 
 
-def _laplace(fn: Any, shape: tuple) -> jax.Array:
+def _laplace(fn: Any, shape: tuple) -> Parts:
     return _location_scale(fn.loc, fn.scale, shape, 1.0, 1.0)
 
 
-def _student_t(fn: Any, shape: tuple) -> jax.Array:
+def _student_t(fn: Any, shape: tuple) -> Parts:
     df, scale = _float(fn.df, shape), _float(fn.scale, shape)
     n, s = _held(df, scale)
     loc = jnp.sqrt((n + 1) / (n + 3)) * _float(fn.loc, shape) / s
@@ -141,31 +161,31 @@ def _student_t(fn: Any, shape: tuple) -> jax.Array:
     trigamma = polygamma(1, n / 2) - polygamma(1, (n + 1) / 2)
     own = trigamma / 4 - (n + 5) / (2 * n * (n + 1) * (n + 3)) - cross**2
     own = jnp.sqrt(jnp.where(own > 0, own, 0.0))
-    return _stack(loc, root * scale / s + cross * df, own * df)
+    return _parts(loc, root * scale / s + cross * df, own * df)
 
 
-def _bernoulli(fn: Any, shape: tuple) -> jax.Array:
+def _bernoulli(fn: Any, shape: tuple) -> Parts:
     logits = _float(fn.logits, shape)
     return _logistic(logits, jnp.ones(()))
 
 
-def _binomial(fn: Any, shape: tuple) -> jax.Array:
+def _binomial(fn: Any, shape: tuple) -> Parts:
     logits = _float(fn.logits, shape)
     return _logistic(logits, _float(fn.total_count, shape))
 
 
-def _logistic(logits: jax.Array, count: jax.Array) -> jax.Array:
+def _logistic(logits: jax.Array, count: jax.Array) -> Parts:
     (at,) = _held(logits)
     root = jnp.sqrt(count * jax.nn.sigmoid(at) * jax.nn.sigmoid(-at))
-    return (root * logits)[..., None]
+    return _parts(root * logits)
 
 
-def _categorical(fn: Any, shape: tuple) -> jax.Array:
+def _categorical(fn: Any, shape: tuple) -> Parts:
     logits = jnp.asarray(fn.logits)
-    return _softmax(_float(logits, (*shape, logits.shape[-1])))
+    return [_softmax(_float(logits, (*shape, logits.shape[-1])))]
 
 
-def _multinomial(fn: Any, shape: tuple) -> jax.Array:
+def _multinomial(fn: Any, shape: tuple) -> Parts:
     logits = jnp.asarray(fn.logits)
     count = _float(fn.total_count, shape)
     return (
@@ -183,22 +203,22 @@ def _softmax(logits: jax.Array) -> jax.Array:
     return jnp.sqrt(p) * (logits - jnp.sum(p * logits, -1, keepdims=True))
 
 
-def _poisson(fn: Any, shape: tuple) -> jax.Array:
+def _poisson(fn: Any, shape: tuple) -> Parts:
     return _by_rate(fn.rate, shape, lambda rate: 1 / jnp.sqrt(rate))
 
 
-def _exponential(fn: Any, shape: tuple) -> jax.Array:
+def _exponential(fn: Any, shape: tuple) -> Parts:
     return _by_rate(fn.rate, shape, lambda rate: 1 / rate)
 
 
-def _by_rate(rate: Any, shape: tuple, root: Callable) -> jax.Array:
+def _by_rate(rate: Any, shape: tuple, root: Callable) -> Parts:
     rate = _float(rate, shape)
     # A rate that underflows to zero has the derivative zero as well.
     (at,) = _held(jnp.maximum(rate, jnp.finfo(rate.dtype).tiny))
-    return (root(at) * rate)[..., None]
+    return _parts(root(at) * rate)
 
 
-def _multivariate_normal(fn: Any, shape: tuple) -> jax.Array:
+def _multivariate_normal(fn: Any, shape: tuple) -> Parts:
     """The mean by the root of the precision, the covariance by both sides of it."""
     loc = jnp.asarray(fn.loc)
     event = loc.shape[-1]
@@ -212,10 +232,10 @@ def _multivariate_normal(fn: Any, shape: tuple) -> jax.Array:
     mean = solve(loc[..., None])[..., 0]
     inner = solve(tril)
     spread = inner @ jnp.swapaxes(inner, -1, -2) / jnp.sqrt(2.0)
-    return jnp.concatenate([mean, spread.reshape(*shape, -1)], -1)
+    return [mean, spread.reshape(*shape, -1)]
 
 
-def _log_normal(fn: Any, shape: tuple) -> jax.Array:
+def _log_normal(fn: Any, shape: tuple) -> Parts:
     return _normal(fn, shape)
 
 

@@ -45,7 +45,7 @@ class Full(AbstractCurvature):
         """Add the weighted curvature of one batch."""
         jacobian = jacobian_at_mode(at_mode, self.layout, key, args, kwargs)
         before = self.arrays["full"]
-        matrix = _gram(jacobian, self.layout.size, before.dtype)
+        matrix = gram(jacobian, self.layout.size, before.dtype)
         return type(self)({"full": before + weight * matrix}, self.layout)
 
     def posterior(self, prior: DensePrior, *, damping: Any = 0.0) -> "FullPosterior":
@@ -104,8 +104,8 @@ class FullPosterior(AbstractPosterior):
         raise_not_positive(site, f"has the relative eigenvalue {values[0]:.2g}")
 
 
-def _gram(jacobian: Jacobian, size: int, dtype: Any) -> jax.Array:
-    """J^T J in pieces that fit in memory."""
+def gram(jacobian: Jacobian, size: int, dtype: Any) -> jax.Array:
+    """Compute J^T J in pieces that fit in memory."""
     if jacobian.num_outputs <= size:
         return _sum_of_rows(jacobian, size, dtype)
     basis = jnp.eye(size, dtype=dtype)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from pyrox_ppl.infer.curvature._at_mode import ModelAtMode
@@ -32,6 +33,15 @@ class Jacobian(NamedTuple):
         """J^T J v."""
         return self.backward(self.forward(vector))
 
+    def diagonal(self, size: int, dtype: Any) -> jax.Array:
+        """The diagonal of J^T J, one product forward for each entry."""
+
+        def entry(index: jax.Array) -> jax.Array:
+            column = self.forward((jnp.arange(size) == index).astype(dtype))
+            return jnp.sum(jnp.square(column))
+
+        return lax.map(entry, jnp.arange(size), batch_size=16)
+
 
 def jacobian_at_mode(
     at_mode: ModelAtMode,
@@ -44,7 +54,8 @@ def jacobian_at_mode(
 
     def outputs(vector: jax.Array) -> jax.Array:
         u = layout.unravel(vector)
-        return ravel_pytree(at_mode.whitened(u, key, args, kwargs)[0])[0]
+        found = at_mode.whitened(u, key, args, kwargs)
+        return ravel_pytree([whitened.parts for whitened in found.values()])[0]
 
     start = layout.ravel(at_mode.start)
     z, pullback = jax.vjp(outputs, start)

@@ -7,9 +7,11 @@ import jax
 
 from pyrox_ppl.infer.curvature._at_mode import ModelAtMode, Values
 from pyrox_ppl.infer.curvature._curvature import AbstractCurvature
+from pyrox_ppl.infer.curvature._factored import Factored
 from pyrox_ppl.infer.curvature._full import Full
 from pyrox_ppl.infer.curvature._layout import Layout
 from pyrox_ppl.infer.curvature._low_rank import LowRank
+from pyrox_ppl.infer.curvature._plan import plan_sites
 from pyrox_ppl.infer.curvature._prior import (
     DensePrior,
     DiagonalPrior,
@@ -18,7 +20,12 @@ from pyrox_ppl.infer.curvature._prior import (
 )
 
 STRUCTURES = ("diag", "kron", "low_rank", "full")
-_CLASSES: dict[str, Any] = {"full": Full, "low_rank": LowRank}
+_CLASSES: dict[str, Any] = {
+    "full": Full,
+    "low_rank": LowRank,
+    "diag": Factored,
+    "kron": Factored,
+}
 
 
 def make_curvature(
@@ -54,7 +61,8 @@ def make_curvature(
         case "low_rank":
             return LowRank.zeros(layout, rank)
         case _:
-            raise NotImplementedError(structure)
+            plan, arrays = plan_sites(structure, at_mode, args, kwargs, key)
+            return Factored(arrays, layout, plan)
 
 
 def restore_curvature(
