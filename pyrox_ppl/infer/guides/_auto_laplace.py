@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from pyrox_ppl.infer._init_to_stored import init_to_stored
-from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit
+from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of
 from pyrox_ppl.infer.guides._laplace_pass import go_through
 from pyrox_ppl.infer.guides._mode_guide import AbstractModeGuide, Draws
 from pyrox_ppl.infer.guides._select_sites import select_sites
@@ -36,23 +36,21 @@ class AutoLaplace(AbstractModeGuide):
         tree = px.to_datatree(fit, x, y, guide=guide)
         px.predict(model, tree, x_new)
 
-    :math:`H` is the curvature of the model whose likelihood is linear in the latents
-    (:func:`~pyrox_ppl.linearize`), and by default that model makes the predictions:
-    the tree remembers the mode, and ``to_datatree``, ``predict``, ``diagnose`` and
-    what they compute later use the tangent there. With ``linearized=False`` they use
-    the model itself at the draws, which is usually much worse. Draws of
-    ``sample_posterior`` do not say which they are for: pass them to ``Predictive`` with
-    ``px.linearize(model, guide.median(params))``. A call of the guide, and so NumPyro's
-    ``Predictive(model, guide=guide)``, is the mode alone.
+    :math:`H` is the curvature of a model that is linear in the latents
+    (:func:`~pyrox_ppl.linearize`), and by default that model makes the predictions: the
+    tree remembers the mode, and ``to_datatree``, ``predict`` and ``diagnose`` use the
+    tangent there. With ``linearized=False`` they use the model itself at the draws,
+    which is usually much worse. The draws of ``sample_posterior`` are for
+    ``Predictive(px.linearize(model, guide.median(params)), draws)``. A call of the
+    guide, and so NumPyro's ``Predictive(model, guide=guide)``, is the mode alone.
 
     **Structures**: ``"full"``, one matrix over all entries; ``"kron"``, for each weight
     the Kronecker product of two small matrices (Ritter et al., 2018), the usual choice
     for networks; ``"low_rank"``, the leading eigenvectors; ``"diag"``, the diagonal.
 
-    **Sites**: the model's latent sites, at the mode; a ``param`` site
-    ``<site>_auto_loc`` for each, constrained. :meth:`add_curvature` adds arrays to
-    ``params`` whose names begin with ``auto_laplace``, so that a fit that was saved
-    draws and predicts without its data.
+    **Sites**: the model's latent sites; a ``param`` site ``<site>_auto_loc`` for each.
+    :meth:`add_curvature` adds arrays to ``params`` whose names begin with
+    ``auto_laplace``, so that a saved fit draws and predicts without its data.
 
     Args:
         model: The NumPyro model.
@@ -73,8 +71,7 @@ class AutoLaplace(AbstractModeGuide):
         RuntimeError: At the first call, if the model has no latent sites.
 
     References:
-        MacKay, D. J. C. (1992). A Practical Bayesian Framework for Backpropagation
-        Networks. Neural Computation 4(3).
+        MacKay, D. J. C. (1992). Bayesian Interpolation. Neural Computation 4(3).
         Ritter, H., Botev, A., Barber, D. (2018). A Scalable Laplace Approximation for
         Neural Networks. ICLR.
         Immer, A., Korzepa, M., Bauer, M. (2021). Improving predictions of Bayesian
@@ -120,8 +117,8 @@ class AutoLaplace(AbstractModeGuide):
             )
         if rank < 1 or not 0 <= damping < math.inf:
             raise ValueError(
-                "rank must be at least 1 and damping finite and not negative, got "
-                f"rank={rank} and damping={damping}."
+                "rank must be at least 1, and damping finite and not negative, got "
+                f"{rank} and {damping}."
             )
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
         self.structure: Structure = structure
@@ -141,10 +138,9 @@ class AutoLaplace(AbstractModeGuide):
     ) -> Any:
         r"""Add the curvature at the mode to the parameters of a fit.
 
-        It goes through the data once (three times for ``"low_rank"``). With arguments
-        as in the fit, a plate that draws minibatches takes all rows. With a
-        :class:`MinibatchLoader` in place of positional arguments, the model is called
-        with its batches, as in :func:`run_minibatches`, and all rows count once.
+        With arguments as in the fit, a plate that draws minibatches takes all rows.
+        With a :class:`MinibatchLoader` in their place, the model is called with its
+        batches, as in :func:`run_minibatches`, and all rows count once.
 
         The Newton decrement :math:`g^\top (H + P)^{-1} g`, with the gradient :math:`g`
         of the log joint, is the squared distance to the mode in standard deviations of
@@ -170,8 +166,7 @@ class AutoLaplace(AbstractModeGuide):
                 part of the data, or does not scale a batch up to all data; or if a
                 likelihood or a prior has no curvature of this structure.
         """
-        params = _params_of(fit)
-        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        params = params_of(fit)
         added = go_through(
             self.model if model is None else model,
             self._unconstrained(params),
@@ -182,7 +177,7 @@ class AutoLaplace(AbstractModeGuide):
             sites=select_sites(self.where, self._latents(params)),
             rank=self.rank,
             damping=self.damping,
-            rng_key=rng_key,
+            rng_key=jax.random.key(0) if rng_key is None else rng_key,
             max_decrement=max_decrement,
         ).to_params(self._prefix)
         if isinstance(fit, Mapping):
@@ -202,30 +197,22 @@ class AutoLaplace(AbstractModeGuide):
         Args:
             rng_key: A PRNG key.
             params: The parameters of a fit with curvature.
-            *args: Ignored.
-            sample_shape: The shape of the draws.
-            **kwargs: Ignored.
-
-        Returns:
-            The draws by site name, `sample_shape` in front.
+            *args: Not needed.
+            sample_shape: The shape of the draws, which comes first.
+            **kwargs: Not needed.
 
         Raises:
             ValueError: If there is no curvature among the parameters.
         """
         mode = self._unconstrained(params)
-        deviations = (
-            self._fit(params).posterior(self.damping).sample(rng_key, sample_shape)
-        )
-        return self._constrain(
-            {
-                name: (
-                    value + deviations[name].astype(value.dtype)
-                    if name in deviations
-                    else jnp.broadcast_to(value, sample_shape + value.shape)
-                )
-                for name, value in mode.items()
-            }
-        )
+        posterior = self._fit(params).posterior(self.damping)
+        values = {
+            name: jnp.broadcast_to(value, sample_shape + value.shape)
+            for name, value in mode.items()
+        }
+        for name, away in posterior.sample(rng_key, sample_shape).items():
+            values[name] += away.astype(values[name].dtype)
+        return self._constrain(values)
 
     def quantiles(self, params: dict[str, Any], quantiles: Any) -> Draws:
         """Quantiles of every latent site, along the first axis.
@@ -241,8 +228,8 @@ class AutoLaplace(AbstractModeGuide):
         def at(name: str, value: jax.Array) -> jax.Array:
             level = levels.reshape(levels.shape + (1,) * value.ndim)
             spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
-            noise = dist.Normal().icdf(level)
-            return value[(None,) * levels.ndim] + noise * spread[(None,) * levels.ndim]
+            first = (None,) * levels.ndim
+            return value[first] + dist.Normal().icdf(level) * spread[first]
 
         return self._constrain({name: at(name, value) for name, value in mode.items()})
 
@@ -256,10 +243,9 @@ class AutoLaplace(AbstractModeGuide):
             fit: A fit with curvature, or its ``params``.
 
         Returns:
-            The estimate. Sites that `where` leaves out count with their prior density
-            at the mode.
+            The estimate. Sites outside `where` count with their prior density.
         """
-        return self._fit(_params_of(fit)).log_evidence(self.damping)
+        return self._fit(params_of(fit)).log_evidence(self.damping)
 
     def tune_prior(
         self,
@@ -270,15 +256,10 @@ class AutoLaplace(AbstractModeGuide):
     ) -> dict[str, dist.Distribution]:
         r"""Prior scales that maximise the evidence of the linearised model.
 
-        .. math::
-            \log p(y \mid \tau) = \max_\delta \Big[ g^\top \delta
-            - \tfrac12 \delta^\top H \delta + \log p_\tau(u^* + \delta) \Big]
-            - \tfrac12 \log \det (H + P_\tau) + \mathrm{const}
-
-        The mode of the linearised model moves with the scales :math:`\tau`. For a model
-        that is linear with normal noise this is the exact evidence; for a network, fit
-        again with the new prior, and repeat. Each group of sites has one factor, by
-        which the scales of its priors are multiplied.
+        The mode of the linearised model moves with the scales. For a model that is
+        linear with normal noise this is the exact evidence; for a network, fit again
+        with the new prior, and repeat. Each group of sites has one factor, by which the
+        scales of its priors are multiplied (MacKay, 1992).
 
         Args:
             fit: A fit with curvature, or its ``params``.
@@ -294,11 +275,8 @@ class AutoLaplace(AbstractModeGuide):
         Raises:
             ValueError: If a prior is not a Normal whose scale is fixed, if a glob
                 matches nothing, or if the fit has no curvature.
-
-        References:
-            MacKay, D. J. C. (1992). Bayesian Interpolation. Neural Computation 4(3).
         """
-        params = _params_of(fit)
+        params = params_of(fit)
         return find_scales(
             self._fit(params),
             self.model,
@@ -324,9 +302,3 @@ class AutoLaplace(AbstractModeGuide):
 
     def _fit(self, params: Mapping[str, Any]) -> LaplaceFit:
         return LaplaceFit.from_params(params, self._prefix, self.structure)
-
-
-def _params_of(fit: Any) -> dict[str, Any]:
-    """The parameters of a fit, with the state of the model's layers."""
-    state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
-    return {**state, **(fit if isinstance(fit, Mapping) else fit.params)}

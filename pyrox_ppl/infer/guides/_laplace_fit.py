@@ -13,6 +13,12 @@ from pyrox_ppl.infer.curvature import restore_curvature, restore_prior
 Values = dict[str, jax.Array]
 
 
+def params_of(fit: Any) -> dict[str, Any]:
+    """The parameters of a fit, with the state of the model's layers."""
+    state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
+    return {**state, **(fit if isinstance(fit, Mapping) else fit.params)}
+
+
 @dataclasses.dataclass(frozen=True)
 class LaplaceFit:
     """The curvature of the likelihood and the prior at a mode.
