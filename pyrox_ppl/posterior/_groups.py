@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray
@@ -82,7 +83,8 @@ def _mode(fitted: Fitted) -> dict[str, Any]:
     mode = fitted.call.linearized_at
     if not mode:
         return {}
-    trace = fitted.call.trace(mode)
+    # JAX arrays, because a scan indexes them with a traced step.
+    trace = fitted.call.trace({n: jnp.asarray(value) for n, value in mode.items()})
     parameters = (n for n in fitted.sites.deterministic if n in fitted.sites.parameters)
     return {**mode, **{name: trace[name]["value"] for name in parameters}}
 
