@@ -49,12 +49,13 @@ def solution(x=X, y=Y, std=PRIOR_STD):
     return covariance @ x.T @ y / NOISE**2, covariance, float(evidence)
 
 
-def at_mode(model, structure, *args, where=None, start=None, **kwargs):
+def at_mode(model, structure, *args, where=None, **kwargs):
     """A guide, and its parameters at a mode that SciPy found."""
     guide = AutoLaplace(model, structure, where=where, rank=kwargs.pop("rank", 20))
     with handlers.seed(rng_seed=0), handlers.block():
         first = guide(*args, **kwargs)
-    values = start or {n: jnp.zeros(jnp.shape(v)) for n, v in first.items()}
+    # NumPyro's Bernoulli has no derivative where the logits are exactly zero.
+    values = {n: jnp.full(jnp.shape(v), 0.1) for n, v in first.items()}
     flat, unravel = jax.flatten_util.ravel_pytree(values)
 
     @jax.jit

@@ -81,7 +81,7 @@ def test_a_part_of_the_data_is_refused(guide):
         guide.add_curvature(FIT, loader)
     with pytest.raises(ValueError, match=r"sees a part of its data.*'row'"):
         guide.add_curvature(FIT, X[:5], Y[:5], rows=12)
-    with pytest.raises(ValueError, match="no observed site"):
+    with pytest.raises(ValueError, match="pass them as in the fit"):
         guide.add_curvature(FIT, X)
 
 
@@ -109,6 +109,7 @@ def test_models_without_a_mode_are_refused():
         seen(model, X, Y, where=lambda parameter: True)
 
 
+@pytest.mark.wrong_types
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="structure must be"):
         AutoLaplace(model, "dense")
