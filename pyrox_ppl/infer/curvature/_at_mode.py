@@ -15,6 +15,11 @@ from pyrox_ppl.infer.curvature._fisher import Whitened, whiten
 
 Values = dict[str, jax.Array]
 
+_NOT_OBSERVED = (
+    "the model has no observed site, so there is no likelihood whose curvature could "
+    "be computed: pass the data, as in the fit."
+)
+
 
 class ModelAtMode(eqx.Module):
     r"""A model at a mode, as functions of the unconstrained values :math:`u`.
@@ -80,10 +85,7 @@ class ModelAtMode(eqx.Module):
         trace = self._trace(u, args, kwargs)
         observed = [n for n, site in trace.items() if _is_observed(site)]
         if not observed:
-            raise ValueError(
-                "the model has no observed site, so there is no likelihood whose "
-                "curvature could be computed: pass the data, as in the fit."
-            )
+            raise ValueError(_NOT_OBSERVED)
         keys: Any = [None] * len(observed)
         if key is not None:
             keys = jax.random.split(key, len(observed))
@@ -153,9 +155,12 @@ class ModelAtMode(eqx.Module):
 
 
 def _check_latent(trace: Any, values: Values) -> None:
+    observed = any(_is_observed(site) for site in trace.values())
     for name, site in trace.items():
         if site["type"] != "sample" or site["is_observed"]:
             continue
+        if name not in values and not observed:
+            raise ValueError(_NOT_OBSERVED)
         if name not in values:
             kind = "discrete" if site["fn"].support.is_discrete else "latent"
             raise ValueError(

@@ -122,7 +122,7 @@ def diagonal_prior(
 def _diagonals(
     at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The products of each site's own block with ones, and with signs, by entry.
+    """The products of each site's own block with ones, and with a random vector over it.
 
     The two agree if the block is diagonal.
     """
@@ -137,9 +137,9 @@ def _diagonals(
 
         _, pullback = jax.vjp(gradient, start[name])
         key, shape = jax.random.key(0), start[name].shape
-        signs = jax.random.rademacher(key, shape, start[name].dtype)
-        ones = pullback(jnp.ones_like(signs))[0]
-        return ones, signs * pullback(signs)[0]
+        factors = jax.random.uniform(key, shape, start[name].dtype, 1.0, 2.0)
+        ones = pullback(jnp.ones_like(factors))[0]
+        return ones, pullback(factors)[0] / factors
 
     pairs = [pair(name) for name in layout.names]
     return [p[0] for p in pairs], [p[1] for p in pairs]
