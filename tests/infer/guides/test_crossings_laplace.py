@@ -12,8 +12,9 @@ from pyrox_ppl.infer import AutoLaplace
 
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
-OFTEN = ("mlp-NonCentered", "plate-normal", "ties-normal", "learned-normal")
-OFTEN += ("noisy-fan_in", "convolution-normal", "gru-normal", "walk-normal")
+# Each as often as the time allows; the others are slow.
+FULL = ("mlp-NonCentered", "plate-normal", "noisy-fan_in", "walk-normal")
+KRON = ("ties-normal", "convolution-normal")
 DRAWS = 5
 
 
@@ -52,12 +53,18 @@ def tangent(crossing, x, mode, draw, state):
     return f(0.0) + (f(1e-5) - f(-1e-5)) / 2e-5
 
 
-@over(often=OFTEN)
-@pytest.mark.parametrize("structure", ["full", "low_rank"])
-def test_a_saved_tree_predicts_by_the_tangent(own, structure, tmp_path):
-    crossing = own.crossing
-    if structure == "low_rank" and crossing.kind.log_prior:
-        return  # the prior of a walk couples the entries of one site
+@over(often=FULL)
+def test_a_saved_tree_predicts_by_the_tangent(own, tmp_path):
+    check(own.crossing, "full", tmp_path)
+
+
+@over(often=KRON, where=lambda crossing: crossing.kind.log_prior is None)
+def test_so_does_one_of_kronecker_factors(own, tmp_path):
+    check(own.crossing, "kron", tmp_path)
+
+
+def check(crossing, structure, folder):
+    """The tree, its diagnosis, and predictions before and after a file."""
     guide, fit = fitted(crossing, structure)
     state = (fit.state.mutable_state or {}).get("state")
     tree = px.to_datatree(
@@ -77,8 +84,8 @@ def test_a_saved_tree_predicts_by_the_tangent(own, structure, tmp_path):
         np.testing.assert_allclose(
             tree.posterior["f"][0, i], f, rtol=1e-3, atol=1e-3 * np.abs(f).max()
         )
-    px.save(tmp_path / "fit.nc", tree)
-    loaded = px.load(tmp_path / "fit.nc").posterior
+    px.save(folder / "fit.nc", tree)
+    loaded = px.load(folder / "fit.nc").posterior
     expected = None
     for one in (tree, loaded):
         px.diagnose(one, crossing.model, crossing.new_x, loo=False)
