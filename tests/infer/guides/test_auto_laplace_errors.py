@@ -81,7 +81,7 @@ def test_a_part_of_the_data_is_refused(guide):
         guide.add_curvature(FIT, loader)
     with pytest.raises(ValueError, match=r"sees a part of its data.*'row'"):
         guide.add_curvature(FIT, X[:5], Y[:5], rows=12)
-    with pytest.raises(ValueError, match="pass them as in the fit"):
+    with pytest.raises(ValueError, match="as in the fit"):
         guide.add_curvature(FIT, X)
 
 
