@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from numpyro import handlers
 from numpyro.primitives import apply_stack
 
@@ -126,7 +127,7 @@ def _linear_sites(run: Callable[[], Any], first: FirstRun) -> list[dict[str, Any
     causes |= {variable: {_LATENTS} for variable in jaxpr.invars}
     reached = follow(jaxpr, causes)[marked:]
     values, tangents = jax.jvp(
-        jax.extend.core.jaxpr_as_fun(closed),
+        jaxpr_as_fun(closed),
         jax.tree.leaves(first.mode),
         jax.tree.leaves(first.direction),
     )

@@ -184,8 +184,10 @@ class ModuleValues:
         if (size, number) not in self._programs:
 
             def run(arrays: Any) -> Any:
-                parts = eqx.combine(arrays, rest)
-                return evaluate_draws(*parts, number, True, self._call)
+                module, values, mode, points = eqx.combine(arrays, rest)
+                return evaluate_draws(
+                    module, values, mode, points, number, True, self._call
+                )
 
             self._programs[size, number] = jax.jit(run)
         return self._programs[size, number](arrays)
