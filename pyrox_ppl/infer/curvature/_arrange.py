@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pyrox_ppl.infer.curvature._uses import Index, Use, lookup_axis, own_axes
+from pyrox_ppl.infer.curvature._indices import Index, lookup_axis, own_axes
+from pyrox_ppl.infer.curvature._uses import Use
 
 
 class Arranged(NamedTuple):
     """A use in the common form.
 
     Attributes:
-        index: The flat index of the site's entry at ``(block, input, output)``.
+        entries: The flat index of the site's entry at ``(block, input, output)``.
         positions: The sizes of the axes of positions, before they are joined.
         gradient: From the derivative by the zero to ``(position, block, output)``.
         inputs: From the other operand to ``(position, block, input)``; or, for a
@@ -32,7 +33,7 @@ class Arranged(NamedTuple):
         lookup: Whether the inputs are places.
     """
 
-    index: Index
+    entries: Index
     positions: tuple[int, ...]
     gradient: Callable[[Any], jax.Array]
     inputs: Callable[[Any], jax.Array] | None
@@ -41,7 +42,7 @@ class Arranged(NamedTuple):
 
 def arrange(use: Use, site: str, size: int) -> Arranged | None:
     """Arrange a use for one of its sites of a size; None if it has no such form."""
-    index = use.lazy.index[site]
+    index = use.lazy.entries[site]
     match use.kind:
         case "broadcast":
             arranged = _broadcast(use, index)
@@ -53,7 +54,7 @@ def arrange(use: Use, site: str, size: int) -> Arranged | None:
             arranged = _conv(use, index)
     if arranged is None:
         return None
-    flat = np.sort(arranged.index.reshape(-1))
+    flat = np.sort(arranged.entries.reshape(-1))
     # Each entry must stand in exactly one place.
     if not np.array_equal(flat, np.arange(size)):
         return None

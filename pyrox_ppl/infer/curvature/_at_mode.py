@@ -79,16 +79,19 @@ class ModelAtMode(eqx.Module):
     ) -> dict[str, Whitened]:
         """The whitened parameters of the observed sites.
 
+        The key also seeds the model: a plate that subsamples by itself takes other rows
+        under another key.
+
         Raises:
             ValueError: If nothing is observed.
         """
-        trace = self._trace(u, args, kwargs)
+        trace = self._trace(u, args, kwargs, key)
         observed = [n for n, site in trace.items() if _is_observed(site)]
         if not observed:
             raise ValueError(_NOT_OBSERVED)
         keys: Any = [None] * len(observed)
         if key is not None:
-            keys = jax.random.split(key, len(observed))
+            keys = jax.random.split(jax.random.fold_in(key, 1), len(observed))
         return {
             name: whiten(trace[name], k, self.num_samples)
             for name, k in zip(observed, keys, strict=True)
@@ -133,7 +136,13 @@ class ModelAtMode(eqx.Module):
         """The gradient of the log-prior at the mode, by site."""
         return jax.grad(self.log_prior)(self.start, args, kwargs)
 
-    def _trace(self, u: Values, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _trace(
+        self,
+        u: Values,
+        args: tuple,
+        kwargs: dict[str, Any],
+        key: jax.Array | None = None,
+    ) -> Any:
         values = {**self.mode, **u}
 
         def constrain(site: dict[str, Any]) -> Any:
@@ -146,8 +155,8 @@ class ModelAtMode(eqx.Module):
                 return None
             return _transform(site, values[name])[0]
 
-        # The model's own randomness, such as a subsample, is the same in every call.
-        seeded = handlers.seed(self.model, 0)
+        # Without a key the model's own randomness is the same in every call.
+        seeded = handlers.seed(self.model, 0 if key is None else key)
         run = handlers.substitute(seeded, substitute_fn=constrain)
         trace = handlers.trace(run).get_trace(*args, **kwargs)
         _check_latent(trace, values)

@@ -70,7 +70,7 @@ def _sum_of_single_positions(use: SiteUse) -> jax.Array:
     if form.inputs is None:
         total = jnp.sum(squares, 0)[:, None, :]
     elif form.lookup:
-        total = jnp.zeros(form.index.shape, squares.dtype)
+        total = jnp.zeros(form.entries.shape, squares.dtype)
         total = total.at[0, form.inputs(use.data)].add(squares[:, 0])
     else:
         x = form.inputs(use.data).astype(squares.dtype)
@@ -102,7 +102,7 @@ def _outer(use: SiteUse, data: jax.Array, gradient: jax.Array) -> jax.Array:
     """The gradient of each datum as ``(row, block, input, output)``."""
     if not use.form.lookup:
         return jnp.einsum("ntbi,ntbo->nbio", data, gradient)
-    shape = (len(data), *use.form.index.shape)
+    shape = (len(data), *use.form.entries.shape)
     place = jnp.arange(len(data))[:, None]
     return jnp.zeros(shape, gradient.dtype).at[place, 0, data].add(gradient[:, :, 0])
 
@@ -114,7 +114,7 @@ def _to_site(use: SiteUse, gradient: jax.Array) -> jax.Array:
 
 def _take(flat: jax.Array, form: Arranged) -> jax.Array:
     """Put the entries into the site's own order."""
-    order = np.argsort(form.index.reshape(-1))
+    order = np.argsort(form.entries.reshape(-1))
     if np.array_equal(order, np.arange(order.size)):
         return flat
     return flat[:, order]

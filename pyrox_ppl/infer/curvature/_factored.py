@@ -101,7 +101,7 @@ class Factored(AbstractCurvature):
             kron = f"{name}.outputs" in self.arrays
             kind = KronPosterior if kron else DiagonalPosterior
             parts[name] = kind.of(name, self.arrays, precision, shape)
-        return FactoredPosterior(parts, self.layout)
+        return FactoredPosterior(parts=parts, layout=self.layout)
 
 
 class FactoredPosterior(AbstractPosterior):
@@ -253,7 +253,6 @@ class _Work(NamedTuple):
 
     def _active(self, path: Path, parts: tuple[PartPlan, ...]) -> jax.Array:
         """Which positions belong to rows that no mask leaves out."""
-        positions = math.prod(self.program.uses.by_path[path].loops)
         form = next(f for (p, _), f in self.program.arranged.items() if p == path)
         positions = math.prod(form.positions)
         found = []

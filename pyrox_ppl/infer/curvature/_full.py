@@ -71,7 +71,12 @@ class FullPosterior(AbstractPosterior):
         held = lax.stop_gradient((curvature, prior))
         root = lax.cond(proper, _root_by_prior, _root_of_sum, *held)
         log_det = lax.cond(proper, _log_det_by_prior, _log_det_of_sum, curvature, prior)
-        return cls(root, log_det, curvature + prior, layout)
+        return cls(
+            root=root,
+            log_determinant=log_det,
+            precision=curvature + prior,
+            layout=layout,
+        )
 
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> Values:
         """Draw deviations from the mode."""

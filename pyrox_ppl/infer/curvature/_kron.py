@@ -32,7 +32,7 @@ def start_kron(
     name: str, form: Arranged, axes: tuple[int, ...], dtype: Any
 ) -> dict[str, jax.Array]:
     """Factors of no data."""
-    blocks, inputs, outputs = form.index.shape
+    blocks, inputs, outputs = form.entries.shape
     arrays = {f"{name}.outputs": jnp.zeros((blocks, outputs, outputs), dtype)}
     if form.inputs is not None:
         shape = (blocks, inputs) if form.lookup else (blocks, inputs, inputs)
@@ -48,7 +48,7 @@ def sum_outputs(form: Arranged, gradient: Any, slope: Any) -> jax.Array:
     if slope is not None:
         g = g * jnp.mean(slope)
     if form.inputs is None:
-        g = g[..., np.argsort(form.index.reshape(-1))]
+        g = g[..., np.argsort(form.entries.reshape(-1))]
     return jnp.einsum("pbo,pbq->boq", g, g)
 
 
@@ -58,7 +58,7 @@ def sum_inputs(form: Arranged, data: Any, active: jax.Array, dtype: Any) -> jax.
         raise TypeError("a use without inputs has no such factor.")
     x = form.inputs(data)
     if form.lookup:
-        total = jnp.zeros(form.index.shape[:2], dtype)
+        total = jnp.zeros(form.entries.shape[:2], dtype)
         return total.at[0, x].add(active.astype(dtype))
     x = x.astype(dtype)
     return jnp.einsum("pbi,pbj->bij", x * active[:, None, None], x)
@@ -224,13 +224,15 @@ def _separate(
     """A precision as s d_in d_out, and how far it is from that product."""
     blocks, num_in, num_out = sizes
     if prior.ndim == 0:
-        ones = [jnp.ones((blocks, n)) for n in (num_in, num_out)]
-        return prior.reshape(1, 1, 1), *ones, jnp.zeros(())
+        d_in, d_out = jnp.ones((blocks, num_in)), jnp.ones((blocks, num_out))
+        return prior.reshape(1, 1, 1), d_in, d_out, jnp.zeros(())
     log = jnp.log(arrange(prior))
     centre = jnp.mean(log, (1, 2), keepdims=True)
     by_in = jnp.mean(log - centre, 2, keepdims=True)
     by_out = jnp.mean(log - centre, 1, keepdims=True)
     residual = jnp.max(jnp.abs(log - centre - by_in - by_out))
-    d_in, d_out = jnp.exp(by_in[:, :, 0]), jnp.exp(by_out[:, 0])
-    held = (lax.stop_gradient(d) for d in (d_in, d_out))
-    return jnp.exp(centre), *held, residual
+    # A tuned prior scales all entries alike: a derivative by these would pass through
+    # eigenvectors, which have none where eigenvalues agree.
+    d_in = lax.stop_gradient(jnp.exp(by_in[:, :, 0]))
+    d_out = lax.stop_gradient(jnp.exp(by_out[:, 0]))
+    return jnp.exp(centre), d_in, d_out, residual

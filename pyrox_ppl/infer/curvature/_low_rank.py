@@ -108,7 +108,7 @@ class LowRank(AbstractCurvature):
         precision = self.layout.ravel(prior.full()) + damping
         values, vectors = self.arrays["values"], self.arrays["vectors"]
         factor = vectors * jnp.sqrt(values) / jnp.sqrt(precision)[:, None]
-        return LowRankPosterior(precision, factor, self.layout)
+        return LowRankPosterior(prior=precision, factor=factor, layout=self.layout)
 
 
 class LowRankPosterior(AbstractPosterior):

@@ -46,7 +46,8 @@ def plan_sites(
         send_back = _sender(at_mode, key, args, kwargs)
         for position in program.parts:
             parts.append(plan_part(program, position, send_back, reasons))
-    scales = _slopes(at_mode, key, args, kwargs)
+    changed = any(not use.lazy.identity for use in program.uses.by_path.values())
+    scales = _slopes(at_mode, key, args, kwargs) if changed else {}
     kinds, arrays = {}, {}
     for site, start in at_mode.start.items():
         kind, axes = "products", None
@@ -132,16 +133,16 @@ def _kron_axes(
             slope = np.asarray(slope)
             if np.ptp(slope) > 1e-5 * np.abs(slope).max():
                 return None
-        _, inputs, outputs = form.index.shape
+        _, inputs, outputs = form.entries.shape
         if outputs > _WIDEST or (inputs > _WIDEST and not form.lookup):
             return None
         if form.inputs is None:
-            found.add(((), form.index.shape, False))
+            found.add(((), form.entries.shape, False))
             continue
-        axes = axes_of(form.index, shape)
+        axes = axes_of(form.entries, shape)
         if axes is None:
             return None
-        found.add((axes, form.index.shape, form.lookup))
+        found.add((axes, form.entries.shape, form.lookup))
     return next(iter(found))[0] if len(found) == 1 else None
 
 

@@ -122,9 +122,9 @@ def diagonal_prior(
 def _diagonals(
     at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The products of each site's own block with ones, and with a random vector over it.
+    """Two estimates of the diagonal of each site's own block, from two products.
 
-    The two agree if the block is diagonal.
+    They agree if the block is diagonal.
     """
     start = at_mode.start
 

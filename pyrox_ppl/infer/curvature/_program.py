@@ -90,7 +90,7 @@ def make_program(
     without_rule = dict(uses.without_rule)
     arranged: dict[tuple[Path, str], Arranged] = {}
     for path, use in uses.by_path.items():
-        for site in use.lazy.index:
+        for site in use.lazy.entries:
             form = None
             if site not in without_rule:
                 form = arrange(use, site, start[site].size)

@@ -106,7 +106,7 @@ def plan_part(
         shared = [p for p in coupled if math.prod(forms[p].positions) % rows]
         if len(shared) < len(coupled):
             continue
-        cost = sum(forms[path].index.size for path in shared)
+        cost = sum(forms[path].entries.size for path in shared)
         if best is None or cost < best[0]:
             best = cost, axes, shared, probe
         if cost == 0:
@@ -125,7 +125,7 @@ def plan_part(
         )
     _, axes, shared, probe = best
     for path in shared:
-        for site in program.uses.by_path[path].lazy.index:
+        for site in program.uses.by_path[path].lazy.entries:
             dropped.setdefault(site, f"data that all rows of {part.site!r} share")
     align = []
     for path, form in forms.items():

@@ -23,20 +23,27 @@ from pyrox_ppl.infer._jaxpr import (
     open_jaxpr,
     scan_counts,
 )
+from pyrox_ppl.infer.curvature._indices import (
+    Index,
+    count_distinct,
+    lookup_axis,
+    move_entries,
+    own_axes,
+    repeat,
+)
 
 Path = tuple[int, ...]
-Index = np.ndarray
 
 
 class Lazy(NamedTuple):
     """An array each of whose entries is a function of one entry of each of some sites.
 
     Attributes:
-        index: The flat index of that entry, by site.
+        entries: The flat index of that entry, by site.
         identity: Whether the entries are the sites' own, unchanged.
     """
 
-    index: dict[str, Index]
+    entries: dict[str, Index]
     identity: bool = True
 
 
@@ -96,10 +103,9 @@ def find_uses(closed: Any, sites: list[str]) -> Uses:
     inputs += [Fact()] * (len(jaxpr.invars) - len(inputs))
     facts = walk.body(jaxpr, [Fact()] * len(constants), inputs, (), ())
     for fact in facts:
-        walk.give_up(fact, "the likelihood itself")
+        walk.give_up(fact, "the likelihood")
     entered = {path[:n] for path in walk.uses for n in range(1, len(path) - 1)}
-    active = [fact.used for fact in facts]
-    return Uses(walk.uses, entered, walk.without_rule, active)
+    return Uses(walk.uses, entered, walk.without_rule, [fact.used for fact in facts])
 
 
 class _Walk:
@@ -112,7 +118,7 @@ class _Walk:
     def give_up(self, fact: Fact, by: str) -> None:
         """Note that sites are used in a way that has no rule."""
         if fact.lazy is not None:
-            for site in fact.lazy.index:
+            for site in fact.lazy.entries:
                 self.without_rule.setdefault(site, by)
 
     def body(
@@ -146,9 +152,9 @@ class _Walk:
         if name == "scan" and (used or _lazy(operands)):
             return self._scan(eqn, operands, path, loops)
         lazy = _lazy(operands)
+        result = None
         if not lazy:
             return [Fact(used=used)] * len(eqn.outvars)
-        result = None
         if len(lazy) == 1 and lazy[0] == 0 and name in STRUCTURAL:
             result = self._move(eqn, operands, path, loops)
         elif name in ("dot_general", "conv_general_dilated") and len(lazy) == 1:
@@ -170,8 +176,8 @@ class _Walk:
         path: Path,
         loops: tuple[int, ...],
     ) -> Fact:
-        shape = tuple(eqn.outvars[0].aval.shape)
-        self.uses[*path, k] = Use(kind, k, lazy, shape, loops, dict(eqn.params))
+        shape, params = tuple(eqn.outvars[0].aval.shape), dict(eqn.params)
+        self.uses[*path, k] = Use(kind, k, lazy, shape, loops, params)
         return Fact(used=True)
 
     def _move(
@@ -189,8 +195,8 @@ class _Walk:
             inexact = jax.numpy.issubdtype(eqn.params["new_dtype"], jax.numpy.inexact)
             return operands[0] if inexact else None
         moved: dict[str, Index] = {}
-        for site, array in lazy.index.items():
-            index = _apply(eqn, array)
+        for site, array in lazy.entries.items():
+            index = move_entries(eqn, array)
             if index is None:
                 return None
             moved[site] = index
@@ -205,11 +211,8 @@ class _Walk:
         loops: tuple[int, ...],
     ) -> Fact | None:
         lazy, name = operands[k].lazy, eqn.primitive.name
-        if lazy is None:
-            return None
-        if name == "conv_general_dilated" and (
-            k == 0 or eqn.params["batch_group_count"] != 1
-        ):
+        conv = name == "conv_general_dilated"
+        if lazy is None or (conv and (k == 0 or eqn.params["batch_group_count"] != 1)):
             return None
         return self._add(eqn, name, k, lazy, path, loops)
 
@@ -224,19 +227,18 @@ class _Walk:
             lazy = operands[k].lazy
             if lazy is None:
                 continue
-            for site, array in lazy.index.items():
-                index = _repeat(array, shape)
+            for site, array in lazy.entries.items():
+                index = repeat(array, shape)
                 before = merged.get(site, index)
                 if not np.array_equal(before, index):
                     return None
                 merged[site] = index
-                repeated |= _distinct(index) < index.size
-        others = [
-            fact
+                repeated |= count_distinct(index) < index.size
+        others = any(
+            fact.lazy is None and not hasattr(atom, "val") and atom.aval.shape
             for fact, atom in zip(operands, eqn.invars, strict=True)
-            if fact.lazy is None and not hasattr(atom, "val") and atom.aval.shape
-        ]
-        meets = any(fact.used for fact in operands) or (repeated and bool(others))
+        )
+        meets = any(fact.used for fact in operands) or (repeated and others)
         if not meets:
             # An entry that stands where others vary has no slope of its own.
             axes = {site: set(own_axes(index)) for site, index in merged.items()}
@@ -251,8 +253,10 @@ class _Walk:
         for k in lazies:
             lazy = operands[k].lazy
             if lazy is not None:
-                index = {s: _repeat(a, shape) for s, a in lazy.index.items()}
-                self._add(eqn, "broadcast", k, lazy._replace(index=index), path, loops)
+                index = {s: repeat(a, shape) for s, a in lazy.entries.items()}
+                self._add(
+                    eqn, "broadcast", k, lazy._replace(entries=index), path, loops
+                )
         return Fact(used=True)
 
     def _scan(
@@ -289,62 +293,6 @@ class _Walk:
 
 def _lazy(operands: list[Fact]) -> list[int]:
     return [k for k, fact in enumerate(operands) if fact.lazy is not None]
-
-
-def _apply(eqn: Any, array: Index) -> Index | None:
-    """Move the indices of entries as an operation moves the entries."""
-    params, shape = eqn.params, tuple(eqn.outvars[0].aval.shape)
-    match eqn.primitive.name:
-        case "transpose":
-            return array.transpose(params["permutation"])
-        case "reshape" | "squeeze":
-            return array.reshape(shape)
-        case "rev":
-            return np.flip(array, params["dimensions"])
-        case "broadcast_in_dim":
-            sizes = [1] * len(shape)
-            for axis, place in enumerate(params["broadcast_dimensions"]):
-                sizes[place] = array.shape[axis]
-            return np.broadcast_to(array.reshape(sizes), shape)
-        case "slice":
-            steps = params["strides"] or (1,) * array.ndim
-            limits = (params["start_indices"], params["limit_indices"], steps)
-            return array[tuple(slice(*part) for part in zip(*limits, strict=True))]
-        case "copy" | "copy_p":
-            return array
-        case _:
-            return None
-
-
-def _repeat(index: Index, shape: tuple[int, ...]) -> Index:
-    return np.broadcast_to(index, shape)
-
-
-def _distinct(index: Index) -> int:
-    """How many entries along the axes that do not repeat the array."""
-    return int(np.prod([index.shape[a] for a in own_axes(index)]))
-
-
-def own_axes(index: Index) -> tuple[int, ...]:
-    """The axes along which other entries stand; along the others all is repeated."""
-    return tuple(
-        axis
-        for axis, size in enumerate(index.shape)
-        if size > 1 and not np.array_equal(index, np.roll(index, 1, axis))
-    )
-
-
-def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
-    """The axis that a gather looks up; None if it is no look-up along one axis."""
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    axes = [a for a, n in enumerate(sizes) if n != shape[a]]
-    if len(axes) > 1 or numbers.operand_batching_dims:
-        return None
-    if not axes:  # one row alone
-        axes = [a for a in numbers.start_index_map if shape[a] == 1]
-    if not axes or sizes[axes[0]] != 1 or axes[0] not in numbers.start_index_map:
-        return None
-    return axes[0]
 
 
 def _is_lookup(eqn: Any) -> bool:
