@@ -54,13 +54,13 @@ def test_the_spread_grows_between_two_clusters_and_mean_field_does_not_show_it()
         model(net, x, y)
 
     guide = AutoLaplace(own, "full")
-    svi = CompiledSVI(own, guide, Adam(0.003), Trace_ELBO())
-    fit = svi.run(KEY, 20_000, x, y, progress_bar=False)
+    svi = CompiledSVI(own, guide, Adam(0.01), Trace_ELBO())
+    fit = svi.run(KEY, 6_000, x, y, progress_bar=False)
     fit = guide.add_curvature(fit, x, y)
     laplace = px.to_datatree(fit, x, y, guide=guide, num_samples=500)
     normal = AutoNormal(own, init_loc_fn=init_to_stored, init_scale=0.01)
-    svi = CompiledSVI(own, normal, Adam(0.003), TraceMeanField_ELBO())
-    mean_field = svi.run(KEY, 20_000, x, y, progress_bar=False)
+    svi = CompiledSVI(own, normal, Adam(0.01), TraceMeanField_ELBO())
+    mean_field = svi.run(KEY, 6_000, x, y, progress_bar=False)
     mean_field = px.to_datatree(mean_field, x, y, guide=normal, num_samples=500)
     gap = np.linspace(-0.4, 0.2, 20, dtype=np.float32)[:, None]
     ratios = []
