@@ -151,6 +151,7 @@ def test_predictive_of_a_network_draws_around_its_derivative():
     assert site["scale"] == 4.0
 
 
+@pytest.mark.slow
 def test_nuts_samples_the_linear_model():
     def line(x, y):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
