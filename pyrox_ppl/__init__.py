@@ -15,6 +15,7 @@ from pyrox_ppl.explanation import explain as explain
 from pyrox_ppl.handlers import amortize as amortize
 from pyrox_ppl.handlers import bayesianize as bayesianize
 from pyrox_ppl.handlers import learn as learn
+from pyrox_ppl.handlers import linearize as linearize
 from pyrox_ppl.handlers import scope as scope
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ __all__ = [
     "is_backbone",
     "is_generator",
     "learn",
+    "linearize",
     "load",
     "module_from_draw",
     "module_from_mean",

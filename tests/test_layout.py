@@ -19,8 +19,11 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the others: arrows point one way (DESIGN, layout).
 CORE = {
     "_cost",
+    "_dependence",
     "_dict_order",
+    "_distribution_parameters",
     "_files",
+    "_full_data",
     "_message",
     "_numpyro",
     "_parameter",
@@ -36,8 +39,11 @@ TOPS |= {"scores"}
 ALLOWED = {
     "_version": set(),
     "_cost": set(),
+    "_dependence": set(),
     "_dict_order": set(),
+    "_distribution_parameters": {"_numpyro"},
     "_files": set(),
+    "_full_data": {"_dependence"},
     "_parameter": set(),
     "_message": {"_numpyro", "_parameter"},
     "_numpyro": set(),
@@ -70,7 +76,7 @@ SHARED = {
 ROOMS = {
     **SHARED,
     "curvature": SHARED,
-    "guides": {*SHARED, "curvature"},
+    "guides": {*SHARED, "curvature", "data"},
     "kernels": SHARED,
     "optim": SHARED,
     "data": SHARED,

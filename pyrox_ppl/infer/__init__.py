@@ -11,6 +11,7 @@ from pyrox_ppl.infer.ensembles import EnsembleResult as EnsembleResult
 from pyrox_ppl.infer.ensembles import run_ensemble as run_ensemble
 from pyrox_ppl.infer.guides import AmortizedGuide as AmortizedGuide
 from pyrox_ppl.infer.guides import AutoFlatNormal as AutoFlatNormal
+from pyrox_ppl.infer.guides import AutoLaplace as AutoLaplace
 from pyrox_ppl.infer.guides import AutoSWAG as AutoSWAG
 from pyrox_ppl.infer.kernels import MCLMC as MCLMC
 from pyrox_ppl.infer.kernels import SGHMC as SGHMC
@@ -32,6 +33,7 @@ __all__ = [
     "SGLD",
     "AmortizedGuide",
     "AutoFlatNormal",
+    "AutoLaplace",
     "AutoSWAG",
     "CompiledMCMC",
     "CompiledPredictive",

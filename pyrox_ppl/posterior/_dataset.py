@@ -19,6 +19,7 @@ _WITHOUT_DRAWS = (
     "predictions_constant_data",
     "params",
     "guide_params",
+    "linearized_at",
     "uncertainty",
 )
 # Groups whose variables say what kind of outcome they are.

@@ -42,6 +42,7 @@ _ORDER = (
     "predictions_constant_data",
     "params",
     "guide_params",
+    "linearized_at",
 )
 
 
@@ -106,6 +107,10 @@ def to_datatree(
       sites of the model, and of the ``param`` sites of its guide. A value that is a
       tree of arrays (the state of a network's layers) is stored array by array, as
       ``<site>.<path>``;
+    - ``linearized_at``: for a guide that linearises
+      (:class:`~pyrox_ppl.infer.AutoLaplace`) its mode. All groups but the prior's are
+      then those of the model that :func:`~pyrox_ppl.linearize` makes there, and so are
+      the predictions that are made from the tree later;
     - ``optimization``: for SVI the ``loss`` of every ``step``, and of every member;
     - ``warmup_posterior``, ``warmup_sample_stats``: what ``mcmc.warmup(...,
       collect_warmup=True)`` collected. Straight after it, the tree holds only these.
@@ -233,7 +238,9 @@ def to_datatree(
             is_ensemble=given.is_ensemble,
         )
     else:
-        call = ModelCall(model, args, kwargs, params or {})
+        call = ModelCall(
+            model, args, kwargs, params or {}, linearized_at=given.linearized_at
+        )
         call = call.with_trained(given.params, given.by_chain)
         fitted = Fitted.join(given, call)
         sites = fitted.sites

@@ -10,9 +10,9 @@ import numpy as np
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from pyrox_ppl._full_data import is_factor
 from pyrox_ppl.posterior._model_sites import ModelSites, names_of_type
 from pyrox_ppl.posterior._source import Source
-from pyrox_ppl.prediction._full_data import is_factor
 from pyrox_ppl.prediction._model_call import ModelCall
 
 

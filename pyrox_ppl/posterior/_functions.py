@@ -109,7 +109,10 @@ def _values_of_model(
     batch_size: int | None,
 ) -> _Values:
     draws = Draws.read(tree)
-    call = call.with_trained(draws.params, draws.by_chain)
+    call = dataclasses.replace(
+        call.with_trained(draws.params, draws.by_chain),
+        linearized_at=draws.latents_linearized_at,
+    )
     # The sample sites of a model are its functions blurred by noise.
     kinds = ("deterministic",) if sites is None else ("sample", "deterministic")
     values = SiteValues(call, draws, jax.random.key(0), sites, kinds)

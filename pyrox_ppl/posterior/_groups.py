@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray
@@ -68,6 +69,7 @@ def posterior_groups(
         "constant_data": _constant_data(fitted.call, sites.observed),
         "params": own,
         "guide_params": guide_params,
+        "linearized_at": _mode(fitted),
     }
     by_chain = frozenset(fitted.call.by_chain)
     is_ensemble = source.is_ensemble
@@ -78,12 +80,25 @@ def posterior_groups(
     return datasets
 
 
+def _mode(fitted: Fitted) -> dict[str, Any]:
+    """The values around which the model is linearised, parameters among them."""
+    mode = fitted.call.linearized_at
+    if not mode:
+        return {}
+    # JAX arrays, because a scan indexes them with a traced step.
+    trace = fitted.call.trace({n: jnp.asarray(value) for n, value in mode.items()})
+    parameters = (n for n in fitted.sites.deterministic if n in fitted.sites.parameters)
+    return {**mode, **{name: trace[name]["value"] for name in parameters}}
+
+
 def prior_groups(
     fitted: Fitted, rng_key: PRNGKeyArray, number: int
 ) -> dict[str, xr.Dataset]:
     """Draws from the prior."""
     sites = ModelSites.inspect(fitted.call, {}, check=False)
-    prior = draw_prior(fitted.call, rng_key, number)
+    # Around a mode, a linear model says nothing of the prior far away from it.
+    own = dataclasses.replace(fitted.call, linearized_at={})
+    prior = draw_prior(own, rng_key, number)
     observed = {n: v for n, v in prior.items() if n in sites.observed}
     latent = {n: v for n, v in prior.items() if n not in observed}
     return make_datasets({"prior": latent, "prior_predictive": observed}, sites)

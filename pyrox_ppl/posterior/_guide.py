@@ -12,8 +12,8 @@ from numpyro import handlers
 from numpyro.distributions import Delta, Independent
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 
-from pyrox_ppl.prediction._dependence import find_dependence, mark
-from pyrox_ppl.prediction._full_data import is_factor
+from pyrox_ppl._dependence import find_dependence, mark
+from pyrox_ppl._full_data import is_factor
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._trained import check_trained, with_params
@@ -52,8 +52,8 @@ def draw_guide(
 
     The draws are those of NumPyro's ``Predictive(model, guide=guide, params=params,
     num_samples=num_samples)``. Where a call of an autoguide is a point and its
-    posterior is not (``AutoLaplaceApproximation``), they are those of its
-    ``sample_posterior(rng_key, params, sample_shape=(num_samples,))``.
+    posterior is not (``AutoLaplace``, ``AutoLaplaceApproximation``), they are those of
+    its ``sample_posterior(rng_key, params, sample_shape=(num_samples,))``.
 
     Args:
         guide: The guide.
@@ -91,8 +91,11 @@ def draw_guide(
         return {name: jnp.asarray(site["value"]) for name, site in drawn.items()}
 
     points = set(jax.eval_shape(draw, (rng_key, 0))) - random - auxiliary
+    for part in autoguides_of(guide):
+        added = getattr(part, "added_params", None)
+        trained.update(added(call.params) if added else ())
     samplers = [
-        part for part in _autoguides(guide) if _draws_only_when_asked(part, at(0))
+        part for part in autoguides_of(guide) if _draws_only_when_asked(part, at(0))
     ]
     number = num_samples if random or samplers else 1
     each = [rng_key] if members is None else list(jax.random.split(rng_key, members))
@@ -128,10 +131,10 @@ def draw_guide(
     )
 
 
-def _autoguides(guide: Any) -> list[AutoGuide]:
+def autoguides_of(guide: Any) -> list[AutoGuide]:
     """The autoguides that a guide consists of."""
     if isinstance(guide, AutoGuideList):
-        return [part for each in guide for part in _autoguides(each)]
+        return [part for each in guide for part in autoguides_of(each)]
     return [guide] if isinstance(guide, AutoGuide) else []
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl._dependence import abstract_trace, find_dependence
 
 
 @dataclass(frozen=True)

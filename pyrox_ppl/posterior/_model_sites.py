@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
+from pyrox_ppl._full_data import is_factor
 from pyrox_ppl._numpyro import mask_of_distribution
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl.posterior._axes import (
@@ -20,7 +21,6 @@ from pyrox_ppl.posterior._axes import (
     variable_name,
 )
 from pyrox_ppl.posterior._marginal import UndrawnDiscrete
-from pyrox_ppl.prediction._full_data import is_factor
 from pyrox_ppl.prediction._model_call import ModelCall, check_draws
 from pyrox_ppl.prediction._outcome import Outcome, outcome_of
 

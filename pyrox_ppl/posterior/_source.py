@@ -14,7 +14,7 @@ from numpyro.infer import MCMC
 from pyrox_ppl._cost import cost_of
 from pyrox_ppl._numpyro import has_collected
 from pyrox_ppl._version import __version__
-from pyrox_ppl.posterior._guide import GuideDraws, draw_guide
+from pyrox_ppl.posterior._guide import GuideDraws, autoguides_of, draw_guide
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._trained import arrays_by_path
@@ -42,6 +42,8 @@ class Source:
         losses: The losses of SVI, step by step; of an ensemble ``(member, step)``.
         guide: The draws as the guide made them.
         by_chain: Of an ensemble, the trained values of all members, along one axis.
+        linearized_at: The values of latent sites around which the model of the draws is
+            linearised; empty where it is the model itself.
         attrs: The attributes of the tree's root: the kind of inference and its source.
     """
 
@@ -52,6 +54,7 @@ class Source:
     losses: np.ndarray | None = None
     guide: GuideDraws | None = None
     by_chain: dict[str, Any] = dataclasses.field(default_factory=dict)
+    linearized_at: dict[str, Any] = dataclasses.field(default_factory=dict)
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -183,8 +186,34 @@ def source_from_guide(
         losses=losses,
         guide=drawn,
         by_chain={} if members is None else arrays_by_path(params),
+        linearized_at=jax.device_get(_linearized_at(guide, params, members)),
         attrs=attrs,
     )
+
+
+def _linearized_at(
+    guide: Any, params: dict[str, Any], members: int | None
+) -> dict[str, Any]:
+    """The mode of a guide whose draws are those of the linearised model.
+
+    Raises:
+        ValueError: If only a part of the guide linearises, or one of an ensemble does.
+    """
+    linearizes = any(getattr(p, "linearized", False) for p in autoguides_of(guide))
+    if linearizes and members is not None:
+        raise ValueError(
+            "the members of this ensemble linearise the model at modes of their own, "
+            "and a tree has one: make the guide with linearized=False."
+        )
+    if getattr(guide, "linearized", False):
+        return guide.median(params)
+    if linearizes:
+        raise ValueError(
+            "a part of this AutoGuideList linearises the model, but the others have no "
+            "mode to do it at: make that part with linearized=False, or give the whole "
+            "model to it and say with `where` which sites have a spread."
+        )
+    return {}
 
 
 def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
@@ -212,6 +241,7 @@ def source_from_draws(draws: Any, batch_ndims: int | None) -> Source:
         values,
         given.params,
         by_chain=dict(given.by_chain),
+        linearized_at=given.latents_linearized_at,
         attrs={"inference": "draws"} | origin,
     )
 

@@ -26,6 +26,8 @@ class Draws:
             array, under ``<site>.<path>``.
         attrs: The ``attrs`` of a DataTree's sites.
         guide_params: The trained values of a DataTree's guide.
+        linearized_at: Values of sites around which the function of the draws is linear:
+            those of a DataTree of a guide that linearises. Empty for all others.
         may_be_grouped: Whether the draws of a dictionary may be grouped by chain: the
             user did not say how many sample axes there are, and all sites have the
             first two axes in common.
@@ -42,6 +44,22 @@ class Draws:
     may_be_grouped: bool = False
     by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     guide_by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    linearized_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def latents_linearized_at(self) -> dict[str, Any]:
+        """Those of the values that belong to latent sites, not to computed ones."""
+        return {
+            site: value
+            for site, value in self.linearized_at.items()
+            if not self.attrs.get(site, {}).get("deterministic")
+        }
+
+    def at_linearization(self) -> Self:
+        """The point around which the function is linear, as a single draw."""
+        values = {site: self.linearized_at.get(site) for site in self.values}
+        one = {s: np.asarray(v)[None] for s, v in values.items() if v is not None}
+        return dataclasses.replace(self, values=one, shape=(1,))
 
     @property
     def number(self) -> int:
@@ -68,6 +86,7 @@ class Draws:
         guide_params: dict[str, Any] = {}
         by_chain: dict[str, Any] = {}
         guide_by_chain: dict[str, Any] = {}
+        mode: dict[str, Any] = {}
         attrs: dict[str, Mapping[str, Any]] = {}
         may_be_grouped = False
         if hasattr(draws, "children"):
@@ -86,6 +105,8 @@ class Draws:
                 attrs = _attrs(draws["params"]) | attrs
             if "guide_params" in draws.children:
                 guide_params, guide_by_chain = _trained(draws["guide_params"])
+            if "linearized_at" in draws.children:
+                mode = variables(draws["linearized_at"])
         elif isinstance(draws, Mapping) and not hasattr(draws, "data_vars"):
             second = {np.shape(value)[1:2] for value in draws.values()}
             may_be_grouped = (
@@ -132,6 +153,7 @@ class Draws:
             may_be_grouped,
             by_chain,
             guide_by_chain,
+            mode,
         )
 
     def on_device(self) -> dict[str, jax.Array]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
+from pyrox_ppl._full_data import full_data
+from pyrox_ppl.handlers import linearize
 from pyrox_ppl.prediction._draws import CHAIN
-from pyrox_ppl.prediction._full_data import full_data
 from pyrox_ppl.prediction._trained import with_params
 
 
@@ -25,6 +26,8 @@ class ModelCall:
         params: The trained values of its ``param`` and ``mutable`` sites, and of those
             of its guide. Of an ensemble, those of the first member.
         by_chain: Of an ensemble, the trained values of all members, along one axis.
+        linearized_at: Values of latent sites around which the model is linearised
+            (:func:`~pyrox_ppl.linearize`); empty for the model as it is.
     """
 
     model: Callable[..., Any]
@@ -32,6 +35,7 @@ class ModelCall:
     kwargs: Mapping[str, Any]
     params: Mapping[str, Any]
     by_chain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    linearized_at: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def with_trained(
         self, params: Mapping[str, Any], by_chain: Mapping[str, Any]
@@ -83,7 +87,10 @@ class ModelCall:
     @functools.cached_property
     def _given(self) -> Callable[[], Any]:
         """The call with the trained values, on the data that it is given."""
-        run = with_params(self.model, self.params)
+        model = self.model
+        if self.linearized_at:
+            model = linearize(model, self.linearized_at)
+        run = with_params(model, self.params)
         return functools.partial(run, *self.args, **self.kwargs)
 
 

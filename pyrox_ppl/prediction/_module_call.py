@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pyrox_ppl._bind import AbstractModule, _mark_bound
+from pyrox_ppl._dependence import find_dependence, mark
 from pyrox_ppl._dict_order import rebuild, unwrap_dicts
-from pyrox_ppl.prediction._dependence import find_dependence, mark
 from pyrox_ppl.prediction._points import Points
 
 # What layers raise that lack a key (RuntimeError), a state or a named axis (NameError).
@@ -48,6 +48,7 @@ class ModuleCall:
 def evaluate_draws(
     module: Any,
     values: dict[int, jax.Array],
+    mode: dict[int, jax.Array],
     points: Points,
     number: int,
     batched: bool,
@@ -58,6 +59,8 @@ def evaluate_draws(
     Args:
         module: The module, with the values that no draw replaces.
         values: The draws of its leaves by position.
+        mode: Values of the same leaves, around which the module is linearised; empty
+            for the module as it is.
         points: The inputs.
         number: The number of draws.
         batched: Whether one call takes all points.
@@ -66,8 +69,7 @@ def evaluate_draws(
     module = unwrap_dicts(module)
     leaves = jax.tree.leaves(module)
 
-    def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> Any:
-        index, values = draw
+    def at(values: dict[int, jax.Array], index: jax.Array) -> Any:
         of_draw = [values.get(position, leaf) for position, leaf in enumerate(leaves)]
         net = _mark_bound(rebuild(module, of_draw))
         given = points.with_keys_of_draw(index)
@@ -75,9 +77,28 @@ def evaluate_draws(
             return given.map(net)
         return given.call(net if call is None else functools.partial(call, net))
 
+    def one(draw: tuple[jax.Array, dict[int, jax.Array]]) -> Any:
+        index, values = draw
+        if not mode:
+            return at(values, index)
+        away = {position: value - mode[position] for position, value in values.items()}
+        out, tangent = jax.jvp(lambda values: at(values, index), (mode,), (away,))
+        return jax.tree.map(_add_tangent, out, tangent)
+
     if not values and not points.has_keys:
         return jax.tree.map(lambda leaf: leaf[None], one((jnp.array(0), {})))
     return jax.lax.map(one, (jnp.arange(number), values))
+
+
+def _add_tangent(value: Any, tangent: Any) -> Any:
+    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+        raise ValueError(
+            "the draws are those of a guide that linearises, and the module, or "
+            f"`call`, returns values of type {jnp.result_type(value)}, which cannot be "
+            "linearised: return the numbers that they are computed from (logits, not "
+            "their argmax)."
+        )
+    return value + tangent
 
 
 def check_call(call: ModuleCall) -> None:

@@ -58,6 +58,7 @@ class ModuleValues:
             self._module, self._values = give_members(
                 module, self._module, self._values, members
             )
+        self._mode = self._find_mode(call, draws, members)
         self._call = call.call
         self._programs: dict[Any, Callable[[Any], Any]] = {}
         self._batched = call.takes_all_points
@@ -73,6 +74,25 @@ class ModuleValues:
         self.block = 1 if self.points is None else self._block_size(batch_size)
         self._refuse_ambiguous_inputs()
         check_reads_draws(call, self._module, self._values, self._inputs)
+
+    def _find_mode(
+        self, call: ModuleCall, draws: Draws, members: int | None
+    ) -> dict[int, jax.Array]:
+        """The values around which the module is linearised, by position."""
+        if not draws.linearized_at:
+            return {}
+        trained, values = match_draws(
+            call.module, draws.at_linearization(), call.name, call.params
+        )
+        if members is not None:
+            _, values = give_members(call.module, trained, values, members)
+        if values.keys() != self._values.keys():
+            raise ValueError(
+                "the tree says around which values the module is linearised, but not "
+                "for all of its drawn parameters: keep the group 'linearized_at' as "
+                "`to_datatree` made it."
+            )
+        return {position: value[0] for position, value in values.items()}
 
     def _block_size(self, batch_size: int | None) -> int:
         points = self.points or 0
@@ -148,7 +168,7 @@ class ModuleValues:
     def _evaluate(
         self, values: dict[int, jax.Array], points: Points, number: int
     ) -> Any:
-        parts = (wrap_dicts(self._module), values, points)
+        parts = (wrap_dicts(self._module), values, self._mode, points)
         if self._call is None:
             return _evaluate_draws(*parts, number, self._batched)
         return self._evaluate_call(parts, number)
@@ -164,8 +184,10 @@ class ModuleValues:
         if (size, number) not in self._programs:
 
             def run(arrays: Any) -> Any:
-                module, values, points = eqx.combine(arrays, rest)
-                return evaluate_draws(module, values, points, number, True, self._call)
+                module, values, mode, points = eqx.combine(arrays, rest)
+                return evaluate_draws(
+                    module, values, mode, points, number, True, self._call
+                )
 
             self._programs[size, number] = jax.jit(run)
         return self._programs[size, number](arrays)

@@ -62,7 +62,8 @@ def modules_from_draws[Module](
             module; if there are draws of the noise behind a parameter
             (``<parameter>_decentered``) but not of the parameter; if no trained value
             belongs to a parameter; if a shape differs, or an axis may be either a plate
-            or the draws of a chain.
+            or the draws of a chain; or if the DataTree is that of a guide that
+            linearises, whose draws are not those of networks.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -74,7 +75,7 @@ def modules_from_draws[Module](
         >>> eqx.filter_vmap(lambda net: net(jnp.ones(2)))(modules).shape
         (5, 3)
     """
-    return _stack(module, Draws.read(draws, batch_ndims), name, params)
+    return _stack(module, _read_sampled(draws, batch_ndims), name, params)
 
 
 def module_from_draw[Module](
@@ -111,7 +112,7 @@ def module_from_draw[Module](
         >>> float(px.module_from_draw(linear, draws, 3).bias[0])
         3.0
     """
-    given = Draws.read(draws, batch_ndims)
+    given = _read_sampled(draws, batch_ndims)
     if isinstance(i, tuple):
         if len(i) != len(given.shape):
             raise IndexError(
@@ -140,7 +141,8 @@ def module_from_mean[Module](
 
     :math:`\bar\theta = \frac1S \sum_s \theta_s`. A network's symmetries make this a
     poor summary of several chains: its function is *not* the mean of the functions,
-    which :func:`~pyrox_ppl.predict` gives.
+    which :func:`~pyrox_ppl.predict` gives. Of a guide that linearises it is the module
+    at the mode, whose function is that mean.
 
     Args:
         module: The module that the model read, with its stored values.
@@ -163,11 +165,31 @@ def module_from_mean[Module](
         2.0
     """
     given = Draws.read(draws, batch_ndims)
+    if given.linearized_at:
+        given = given.at_linearization()
     mean = {
         site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
         for site, value in jax.device_get(given.values).items()
     }
     return _unstack(module, _with_one_draw(given, mean), name, params)
+
+
+def _read_sampled(draws: Any, batch_ndims: int | None) -> Draws:
+    """Draws, each of which is a network.
+
+    Raises:
+        ValueError: If they are those of a tangent.
+    """
+    given = Draws.read(draws, batch_ndims)
+    if given.linearized_at:
+        raise ValueError(
+            "these draws are weights of the network's tangent at a mode, and the "
+            "network itself at them predicts something else (Immer et al., 2021). "
+            "`predict` and `diagnose` use the tangent, and `module_from_mean` gives "
+            "the network at the mode. For networks of sampled weights make the tree "
+            "with AutoLaplace(..., linearized=False)."
+        )
+    return given
 
 
 def _with_one_draw(draws: Draws, one: dict[str, Any]) -> Draws:

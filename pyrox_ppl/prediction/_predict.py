@@ -1,5 +1,6 @@
 """predict: means, spreads and quantiles of predictions in bounded memory."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,12 @@ def predict(
     ``jax.random.PRNGKey``) is split, so that every draw and every mapped point has its
     own; typed keys, one for each point, are split for the draws. A key that `call`
     closes over, or that the module holds, is the same at every draw.
+
+    A tree of a guide that linearises (:class:`~pyrox_ppl.infer.AutoLaplace`) remembers
+    its mode. A model is then linearised there by :func:`~pyrox_ppl.linearize`, and a
+    module, or `call`, is replaced by its tangent
+    :math:`f_{\theta^*}(x) + J(x) (\theta_s - \theta^*)`. So let `call` return logits,
+    not probabilities: a tangent may leave [0, 1].
 
     A value that is not finite at some draw makes its mean and standard deviation not
     finite as well.
@@ -165,7 +172,10 @@ def predict(
                 f"{type(model).__name__}, or read `std`, which is all epistemic."
             )
         return predict_module(bound, given, options)
-    bound = bound.with_trained(given.params, given.by_chain)
+    bound = dataclasses.replace(
+        bound.with_trained(given.params, given.by_chain),
+        linearized_at=given.latents_linearized_at,
+    )
     if not given.values and not bound.params:
         raise ValueError(
             "there are no draws and no params to predict from: give "

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl._dependence import abstract_trace, find_dependence
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._outcome import class_probabilities, outcome_of

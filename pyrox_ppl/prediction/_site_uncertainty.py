@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence
+from pyrox_ppl._dependence import abstract_trace, find_dependence
+from pyrox_ppl._full_data import redraw
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._full_data import redraw
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._site_values import site_function

@@ -10,8 +10,8 @@ from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from tqdm.auto import tqdm
 
+from pyrox_ppl._full_data import is_factor, redraw
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._full_data import is_factor, redraw
 from pyrox_ppl.prediction._loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
 from pyrox_ppl.prediction._trained import check_trained

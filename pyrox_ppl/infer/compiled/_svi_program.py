@@ -32,12 +32,13 @@ from pyrox_ppl.infer.compiled._programs import (
     jit_with_key,
 )
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
+from pyrox_ppl.infer.guides._auto_laplace import AutoLaplace
 from pyrox_ppl.infer.guides._auto_swag import AutoSWAG
 
 # These guides keep messages, arrays and bound functions of the model's first run, which
 # a program can return. NumPyro's guides over a vector would order their sites otherwise
 # in a compiled run.
-RETURNABLE = (AutoDelta, AutoNormal, AutoFlatNormal, AutoSWAG)
+RETURNABLE = (AutoDelta, AutoNormal, AutoFlatNormal, AutoLaplace, AutoSWAG)
 
 _VALUES = ("value", "args", "kwargs", "fn")
 

@@ -113,6 +113,10 @@ class MinibatchLoader(ByParts):
                 rows = rows[self.batch_size :]
                 left -= 1
 
+    def rows(self, numbers: range) -> tuple[np.ndarray, ...]:
+        """The rows of these numbers of every array, in the order on disk."""
+        return self._read(np.asarray(numbers))
+
     def content_parts(self) -> tuple:
         """What a compiled model that reads the loader depends on.
 

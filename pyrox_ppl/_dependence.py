@@ -39,21 +39,29 @@ def find_dependence(
     for name in sorted(causes):
         for _ in jax.tree.leaves(causes[name]):
             reached.setdefault(next(out), set()).add(name)
-    for equation in closed.jaxpr.eqns:
+    of_output = iter(follow(closed.jaxpr, reached)[len(jax.tree.leaves(causes)) :])
+    return {
+        name: set().union(*(next(of_output) for _ in jax.tree.leaves(results[name])))
+        for name in sorted(results)
+    }
+
+
+def follow(jaxpr: Any, causes: Mapping[Any, set[str]]) -> list[set[str]]:
+    """Say for each output of a program which causes it depends on.
+
+    Args:
+        jaxpr: The program.
+        causes: The names of the causes of some of its variables.
+    """
+    reached = dict(causes)
+    for equation in jaxpr.eqns:
         sources = [v for v in equation.invars if isinstance(v, Var)]
         names = set().union(*(reached.get(v, set()) for v in sources))
         for variable in equation.outvars:
             reached[variable] = reached.get(variable, set()) | names
-    return {
-        name: set().union(
-            *(
-                reached.get(v, set())
-                for v in (next(out) for _ in jax.tree.leaves(results[name]))
-                if isinstance(v, Var)
-            )
-        )
-        for name in sorted(results)
-    }
+    return [
+        reached.get(v, set()) if isinstance(v, Var) else set() for v in jaxpr.outvars
+    ]
 
 
 def abstract_trace(run: Callable[[], Any]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from numpyro import handlers
 from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.primitives import Messenger
 
-from pyrox_ppl.prediction._dependence import abstract_trace, find_dependence, mark
+from pyrox_ppl._dependence import abstract_trace, find_dependence, mark
 
 
 def full_data(

@@ -1,0 +1,105 @@
+"""What a Laplace approximation adds to the parameters of a fit."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from pyrox_ppl.infer.curvature import restore_curvature, restore_prior
+
+Values = dict[str, jax.Array]
+
+
+def params_of(fit: Any) -> dict[str, Any]:
+    """The parameters of a fit, with the state of the model's layers."""
+    state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
+    return {**state, **(fit if isinstance(fit, Mapping) else fit.params)}
+
+
+@dataclasses.dataclass(frozen=True)
+class LaplaceFit:
+    """The curvature of the likelihood and the prior at a mode.
+
+    Attributes:
+        structure: The structure of the curvature.
+        curvature: That of the likelihood.
+        prior: The precision of the prior.
+        gradient: The gradient of the log likelihood, for the sites with a spread.
+        log_joint: The log joint density at the mode, in unconstrained space.
+    """
+
+    structure: str
+    curvature: Any
+    prior: Any
+    gradient: Values
+    log_joint: jax.Array
+
+    def to_params(self, prefix: str) -> Values:
+        """The arrays under names that begin with a prefix."""
+        parts = {
+            f"curvature.{self.structure}": self.curvature.arrays,
+            f"prior.{self.structure}": self.prior.arrays,
+            "gradient": self.gradient,
+        }
+        named = {
+            f"{prefix}.{part}.{name}": array
+            for part, arrays in parts.items()
+            for name, array in arrays.items()
+        }
+        return {**named, f"{prefix}.log_joint": self.log_joint}
+
+    @classmethod
+    def from_params(
+        cls, params: Mapping[str, Any], prefix: str, structure: str
+    ) -> Self:
+        """Undo :meth:`to_params`.
+
+        Raises:
+            ValueError: If the parameters hold no curvature of this structure.
+        """
+
+        def part(name: str) -> Values:
+            start = f"{prefix}.{name}."
+            return {
+                key.removeprefix(start): jnp.asarray(value)
+                for key, value in params.items()
+                if key.startswith(start)
+            }
+
+        gradient, arrays = part("gradient"), part(f"curvature.{structure}")
+        if not gradient:
+            raise ValueError(
+                "the fit has a mode and no curvature yet, so there is no spread to "
+                "draw from: call fit = guide.add_curvature(fit, *args, **kwargs) with "
+                "the arguments of the fit, or with its loader."
+            )
+        if not arrays:
+            raise ValueError(
+                f"the fit has a curvature of another structure than {structure!r}: use "
+                "the guide that added it, or call guide.add_curvature again."
+            )
+        shapes = {name: value.shape for name, value in gradient.items()}
+        return cls(
+            structure,
+            restore_curvature(structure, arrays, shapes),
+            restore_prior(structure, part(f"prior.{structure}"), shapes),
+            gradient,
+            jnp.asarray(params[f"{prefix}.log_joint"]),
+        )
+
+    @property
+    def size(self) -> int:
+        """The number of weights with a spread."""
+        return sum(value.size for value in self.gradient.values())
+
+    def posterior(self, damping: float) -> Any:
+        """The normal distribution of the deviations from the mode."""
+        return self.curvature.posterior(self.prior, damping=damping)
+
+    def log_evidence(self, damping: float) -> jax.Array:
+        """Laplace's estimate of the log marginal likelihood."""
+        volume = 0.5 * self.size * math.log(2 * math.pi)
+        return self.log_joint + volume - 0.5 * self.posterior(damping).log_det()
