@@ -152,8 +152,7 @@ def uses_forward_mode(kernel: HMC) -> bool:
 def copy_kernel(kernel: MCMCKernel) -> Any:
     """A kernel with the same settings, which runs without changing the first.
 
-    A copy comes without the functions of a run, but NumPyro fills a mass matrix of
-    blocks in place.
+    NumPyro fills a mass matrix of blocks in place, so the copy has its own.
     """
     fresh: Any = copy.copy(kernel)
     if isinstance(fresh, HMC) and isinstance(fresh._inverse_mass_matrix, dict):
@@ -177,9 +176,8 @@ def replace_model(kernel: Any, model: Callable) -> Any:
 class VectorStart(NamedTuple):
     """Where a kernel over one vector begins, and its functions of that vector.
 
-    The functions take the arguments of the model and return a function of the vector.
-    The state is the vector, or NumPyro's ``ParamInfo``: vector, energy and gradient.
-    The algorithm makes the functions that NumPyro's ``hmc`` makes.
+    The functions take the model's arguments and return a function of the vector. The
+    state is it or a ``ParamInfo``; the algorithm makes what NumPyro's ``hmc`` makes.
     """
 
     potential_fn: Callable
