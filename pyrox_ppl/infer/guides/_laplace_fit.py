@@ -64,7 +64,8 @@ class LaplaceFit:
         def part(name: str) -> Values:
             start = f"{prefix}.{name}."
             return {
-                key.removeprefix(start): jnp.asarray(value)
+                # As it is: the axes among the factors must not become tracers.
+                key.removeprefix(start): value
                 for key, value in params.items()
                 if key.startswith(start)
             }
