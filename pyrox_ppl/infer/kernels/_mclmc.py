@@ -12,9 +12,9 @@ from pyrox_ppl.infer.kernels._blackjax import import_blackjax
 from pyrox_ppl.infer.kernels._mclmc_tuning import Step, Tuner, Tuning
 from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
 
-# A step whose squared energy error, per dimension, is above this diverges. A stable
-# chain has at most the desired variance, which is well below one.
-_LARGEST_ERROR = 1000.0
+# A step diverges at the energy error at which one of NUTS does. In many dimensions the
+# errors of a stable chain are larger: they have a variance below one for each.
+_LARGEST_ERROR, _LARGEST_VARIANCE = 1000.0, 1000.0
 # The integrator of BlackJAX's MCLMC (McLachlan's) evaluates the gradient twice a step.
 _GRADIENTS = 2
 
@@ -213,8 +213,9 @@ class MCLMC(AbstractVectorKernel):
     ) -> MCLMCState:
         mclmc = import_blackjax("mcmc.mclmc", "MCLMC")
         tuning, size = state.adapt_state, state.z.size
+        largest = max(_LARGEST_ERROR**2 / size, _LARGEST_VARIANCE)
         kernel = mclmc.build_kernel(
-            desired_energy_var_max_ratio=_LARGEST_ERROR, desired_energy_var=1.0
+            desired_energy_var_max_ratio=largest, desired_energy_var=1.0
         )
         before = mclmc.IntegratorState(
             state.z, state.r, -state.potential_energy, -state.z_grad
