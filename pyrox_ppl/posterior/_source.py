@@ -126,7 +126,8 @@ def _cost_of_mcmc(mcmc: MCMC, stats: dict[str, Any]) -> dict[str, Any]:
     NumPyro's own ``run`` counts only the steps of draws that are kept, and these only
     with ``extra_fields=("num_steps",)``. MCLMC takes as many in every iteration.
     """
-    known, state = cost_of(mcmc).known(), mcmc.last_state
+    known: dict[str, Any] = cost_of(mcmc).known()
+    state: Any = mcmc.last_state
     if "gradient_evaluations" in known:
         return known
     if hasattr(state, "energy_error"):

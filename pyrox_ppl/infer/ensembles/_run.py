@@ -44,7 +44,7 @@ class EnsembleResult(NamedTuple):
     params: dict[str, Any]
     state: Any
     losses: jax.Array
-    seconds: float
+    seconds: float | None
     gradient_evaluations: int
 
 
