@@ -181,10 +181,11 @@ class Tuner:
         """L as the spread of the posterior; with scales, it is that of their units."""
         variance = jnp.maximum(tuning.square - tuning.mean**2, 0.0)
         spread = jnp.sqrt(jnp.sum(variance))
-        # Without a single step that succeeded there is no spread.
-        known = spread > 0.0
+        # A few steps show no spread, and none that succeeded shows any.
+        known = (spread > 0.0) & (self._correlation - self._moments >= 10)
         root = jnp.sqrt(jnp.asarray(variance.size, variance.dtype))
-        length = root if self._precondition else spread
+        # Below a step, all of the direction is forgotten.
+        length = root if self._precondition else jnp.maximum(spread, tuning.step_size)
         length = jnp.where(known, length, tuning.L).astype(tuning.L.dtype)
         tuning = tuning if self._length is not None else tuning._replace(L=length)
         if not self._precondition:

@@ -140,8 +140,10 @@ def test_bad_settings_say_what_was_expected():
         with numpyro.plate("row", 6, subsample_size=2):
             numpyro.sample("y", dist.Normal(mean, 1.0), obs=numpyro.subsample(y, 0))
 
-    kernel = HMCECS(FlatNUTS(rows, adaptation="low_rank"), num_blocks=2)
     with pytest.raises(TypeError, match="cannot run inside another kernel"):
-        MCMC(kernel, num_warmup=2, num_samples=2, progress_bar=False).run(
-            KEY, jnp.ones(6)
-        )
+        MCMC(
+            HMCECS(FlatNUTS(rows, adaptation="low_rank"), num_blocks=2),
+            num_warmup=2,
+            num_samples=2,
+            progress_bar=False,
+        ).run(KEY, jnp.ones(6))
