@@ -26,14 +26,14 @@ __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 
 
-def check_run(own, mcmc):
-    """What the draws of a run mean, by hand."""
+def check_run(own, mcmc, *, distinct=DRAWS // 2 + 1):
+    """What the draws of a run mean, by hand, and that the chain moved."""
     draws = jax.device_get(mcmc.get_samples())
     assert set(draws) == own.crossing.latent() | own.crossing.deterministic()
     state = state_of_run(own)
     hands = own.hands(own.crossing.x, draws, params={}, state=state)
     np.testing.assert_allclose(draws["f"], np.stack([h.f for h in hands]), **CLOSE)
-    assert len({hand.log_joint for hand in hands}) > 1
+    assert len({hand.log_joint for hand in hands}) >= distinct
     return hands
 
 
@@ -80,7 +80,9 @@ def test_mclmc_of_numpyros_mcmc(own):
 def test_low_rank_nuts(own):
     kernel = infer.FlatNUTS(own.crossing.model, adaptation="low_rank", max_tree_depth=3)
     mcmc = own.run(kernel, infer.CompiledMCMC)
-    check_joint(-mcmc.get_extra_fields()["potential_energy"], check_run(own, mcmc))
+    # So short a warm-up leaves a step size at which NUTS rejects some trajectories.
+    hands = check_run(own, mcmc, distinct=2)
+    check_joint(-mcmc.get_extra_fields()["potential_energy"], hands)
 
 
 def has_rows(crossing):
