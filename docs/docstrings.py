@@ -55,4 +55,8 @@ def _fence(match: re.Match[str]) -> str:
 
 
 def _mathml(formula: str, display: str) -> str:
-    return latex2mathml.converter.convert(" ".join(formula.split()), display=display)
+    text = latex2mathml.converter.convert(" ".join(formula.split()), display=display)
+    # The converter takes the relation for a name, which has no space around it.
+    text = text.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
+    # Markdown would take a formula at the beginning of a line for a block.
+    return text if display == "block" else f"<span>{text}</span>"
