@@ -1,4 +1,4 @@
-"""Copies the figures of the tutorials, small, and draws the README's: `make figures`."""
+"""Copies the figures of the tutorials, small, and draws that of the README."""
 
 import re
 from pathlib import Path

@@ -17,7 +17,9 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/results/README.md": "results.md",
 }
-_LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<rest>[^)]*)\)")
+_LINK = re.compile(
+    r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<rest>[^)]*)\)"
+)
 _SAVED = re.compile(r'savefig\(OUTPUT / "([\w.-]+\.png)"')
 
 
@@ -99,7 +101,7 @@ def figures(path: Path) -> list[str]:
 
 
 def tutorial(path: Path) -> str:
-    """Render a tutorial: text as it is, code in fences, figures where they are saved."""
+    """Render a tutorial: text, code in fences, figures where they are saved."""
     page = []
     for is_text, body in cells(path):
         page.append(body if is_text else f"```python\n{body}\n```")
@@ -111,7 +113,7 @@ def tutorial(path: Path) -> str:
 
 
 def gallery() -> str:
-    """Render the list of the tutorials, each with its title, first lines and picture."""
+    """Render the list of the tutorials: titles, first lines and pictures."""
     cards = []
     for path in order(TUTORIALS):
         text = cells(path)[0][1]
@@ -121,7 +123,8 @@ def gallery() -> str:
             raise PluginError(f"{path.name} saves no figure: the gallery needs one.")
         check_figure(path, names[-1])
         cards.append(
-            f"<div markdown>\n\n[![{title}](../figures/{names[-1]})]({path.stem}.md)\n\n"
+            "<div markdown>\n\n"
+            f"[![{title}](../figures/{names[-1]})]({path.stem}.md)\n\n"
             f"**[{title}]({path.stem}.md)**\n\n{summary.strip()}\n\n</div>"
         )
     return (
