@@ -27,7 +27,7 @@ def main() -> None:
         shrink(source)
     readme = (HERE.parent / "README.md").read_text()
     names: dict = {"__name__": "readme"}
-    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[:2]:
+    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[:3]:
         exec(compile(block, "README.md", "exec"), names)
     names["figure"].savefig(FIGURES / "readme.png", dpi=200)
     shrink(FIGURES / "readme.png")

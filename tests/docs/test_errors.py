@@ -1,5 +1,6 @@
 """The error pages: each program raises the error that is shown, and its mend runs."""
 
+import functools
 import re
 
 import docs_pages
@@ -14,13 +15,19 @@ def entries():
         setup, *parts = re.split(r"^## ", path.read_text(), flags=re.MULTILINE)
         common = [code for kind, code in docs_pages.fences(setup) if kind == "python"]
         for part in parts:
-            title = part.splitlines()[0]
-            yield pytest.param(
-                common, docs_pages.fences(part), id=f"{path.stem}: {title}"
-            )
+            title, blocks = part.splitlines()[0], docs_pages.fences(part)
+            yield pytest.param("\n".join(common), blocks, id=f"{path.stem}: {title}")
 
 
 ENTRIES = list(entries())
+
+
+@functools.cache
+def run_common(code):
+    """Run the common code of a page, once."""
+    names = {"__name__": "page"}
+    docs_pages.run(code, names, "setup")
+    return names
 
 
 def pattern_of(shown):
@@ -38,10 +45,7 @@ def test_the_program_raises_what_is_shown_and_the_mend_runs(
     monkeypatch.chdir(tmp_path)
     (_, program), (kind, shown), (_, mend) = blocks
     assert kind == "text"
-    broken, mended = {"__name__": "page"}, {"__name__": "page"}
-    for code in common:
-        docs_pages.run(code, broken, "setup")
-        docs_pages.run(code, mended, "setup")
+    broken, mended = run_common(common).copy(), run_common(common).copy()
     with pytest.raises(Exception) as caught:  # noqa: PT011 - compared in full below
         docs_pages.run(program, broken, "program")
     error = f"{type(caught.value).__name__}: {caught.value}"
