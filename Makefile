@@ -26,7 +26,7 @@ tutorials: $(VENV)/.tutorials
 
 # Warnings are errors: a name that is missing, a link that leads nowhere.
 docs: $(VENV)/.docs
-	$(PY) -m mkdocs build --strict --quiet
+	$(PY) -m mkdocs build --strict
 	$(PY) .ci/check_links.py site
 
 # The figures that the pages show: the tutorials', and the README's.

@@ -8,7 +8,16 @@ import pytest
 
 mpl.use("agg")
 # They fit, and the default tests must stay short.
-LONG = ("quickstart", "classification", "state", "posterior", "tyxe", "laplace-torch")
+LONG = {
+    "classification",
+    "laplace-torch",
+    "minibatches",
+    "posterior",
+    "quickstart",
+    "saving",
+    "state",
+    "tyxe",
+}
 FOREIGN = "py"  # another library's code, beside its port: it does not run here
 PAGES = [p for p in docs_pages.PAGES if p.parent.name != "errors"]
 API = docs_pages.DOCS / "api"
