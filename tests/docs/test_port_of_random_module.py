@@ -50,6 +50,7 @@ def test_the_log_density_is_the_same(number):
     assert old == new
 
 
+@pytest.mark.slow
 def test_the_losses_of_svi_are_the_same():
     losses = []
     for model in (before, after):
