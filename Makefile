@@ -1,5 +1,5 @@
 # The two commands: `make quickstart` and `make test`. Each sets up what is missing.
-.PHONY: quickstart tutorials bench test test-all test-lowest test-distribution lint format clean
+.PHONY: quickstart tutorials docs figures bench test test-all test-lowest test-distribution lint format clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -24,6 +24,15 @@ quickstart: $(VENV)/.tutorials
 
 tutorials: $(VENV)/.tutorials
 	@set -e; for script in tutorials/*.py; do echo "== $$script"; $(PY) $$script; done
+
+# Warnings are errors: a name that is missing, a link that leads nowhere.
+docs: $(VENV)/.docs
+	$(PY) -m mkdocs build --strict
+	$(PY) .ci/check_links.py site
+
+# The figures that the pages show: the tutorials', and the README's.
+figures: tutorials
+	$(PY) docs/figures.py
 
 bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(PY) $$script; done
@@ -54,7 +63,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist tutorials/output benchmarks/output
+	rm -rf $(VENV) $(LOWEST) build dist site tutorials/output benchmarks/output
 
 $(VENV)/bin/python:
 	sh .ci/make_venv.sh $(VENV)

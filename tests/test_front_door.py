@@ -4,21 +4,46 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 
 import pyrox_ppl
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
 
 ROOT = Path(pyrox_ppl.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_code_blocks_of_the_readme_run_in_order(capsys):
-    assert len(BLOCKS) >= 2
+def run_readme(change=lambda block: block):
+    """Run the code blocks of the README in order, and return their names."""
     names = {"__name__": "readme"}
     for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"README.md block {number}", "exec"), names)
-    assert "posterior" in names
+        exec(compile(change(block), f"README.md block {number}", "exec"), names)
+    return names
+
+
+def test_the_code_blocks_of_the_readme_run_in_order(capsys):
+    """With few draws, which is what takes time; the next test takes them all."""
+    assert len(BLOCKS) >= 2
+    few = r"num_warmup=10, num_samples=10"
+    names = run_readme(
+        lambda block: re.sub(r"num_warmup=\d+, num_samples=\d+", few, block)
+    )
+    assert len(names["posterior"].posterior.draw) == 10
+    plt.close("all")
+
+
+@pytest.mark.slow
+def test_the_first_example_passes_its_diagnosis(capsys):
+    diagnosis = run_readme()["diagnosis"]
+    assert diagnosis.ok, diagnosis
+    assert all(check.passed is not False for check in diagnosis.checks)
+    (verdict,) = re.findall(r"# (Verdict: .*)", README)
+    assert verdict in str(diagnosis)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
