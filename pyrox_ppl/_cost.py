@@ -50,6 +50,10 @@ class CountedSVIResult(SVIRunResult):
         vars(result).update(cost._asdict())
         return result
 
+    def _replace(self, **fields: Any) -> "CountedSVIResult":
+        """The result with other fields, which cost what this one did."""
+        return self.make(*super()._replace(**fields), cost=cost_of(self))
+
 
 def gradients_of_svi(svi: Any, num_steps: int) -> int:
     """How many gradients SVI computes: one for each step and particle."""
