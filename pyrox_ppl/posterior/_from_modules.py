@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 from numpyro import handlers
 
+from pyrox_ppl._full_data import is_factor
 from pyrox_ppl._parameter import class_name
 from pyrox_ppl.posterior._dataset import make_datasets
 from pyrox_ppl.posterior._member_arrays import find_reads, list_members, match_members
 from pyrox_ppl.posterior._model_sites import ModelSites
-from pyrox_ppl.prediction._full_data import is_factor
 
 
 def draws_from_modules(
