@@ -1,8 +1,7 @@
-r"""Draws of constrained parameters, moved to the tangent at the mode.
+"""Draws of constrained parameters, moved to the tangent at the mode.
 
-A guide that linearises is linear in unconstrained space: a parameter
-:math:`\theta = T(u)` moves along :math:`\theta^* + T'(u^*) (u - u^*)`, not along
-:math:`\theta` itself. The tangent of a module takes the former.
+A guide that linearises is linear in unconstrained space: a parameter t = T(u) moves
+along t* + T'(u*) (u - u*), and so must the parameters of a module's tangent.
 """
 
 import dataclasses
@@ -28,7 +27,8 @@ def on_tangent(draws: Draws, root: str) -> Draws:
     values = dict(draws.values)
     for site, mode in draws.linearized_at.items():
         support = draws.attrs.get(site, {}).get("support")
-        if support is None or not f"{site}.".startswith(f"{root}."):
+        is_under = f"{site}.".startswith(f"{root}.")
+        if support is None or not is_under or site not in values:
             continue
         transform = transform_by_name(support)
         if transform is None:
