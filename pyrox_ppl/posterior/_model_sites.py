@@ -12,6 +12,7 @@ from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistr
 from pyrox_ppl._full_data import is_factor
 from pyrox_ppl._numpyro import mask_of_distribution
 from pyrox_ppl._parameter import Parameter
+from pyrox_ppl._support import support_name
 from pyrox_ppl.posterior._axes import (
     DRAWS,
     free_axis,
@@ -44,6 +45,7 @@ class ModelSites:
             of an event, which come first, and for others on no plate.
         event_dims: For every sample site the number of its event axes.
         parameters: The parameters of modules among the sites.
+        supports: The names of the supports of those that are constrained.
         variables: The names of variables, which no axis may have.
     """
 
@@ -60,6 +62,7 @@ class ModelSites:
     plates: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
     event_dims: dict[str, int] = field(default_factory=dict)
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    supports: dict[str, str] = field(default_factory=dict)
     variables: frozenset[str] = frozenset(DRAWS)
 
     @classmethod
@@ -130,6 +133,12 @@ class ModelSites:
             parameters={
                 n: s["parameter"] for n, s in trace.items() if s.get("parameter")
             },
+            supports={
+                name: support
+                for name, site in latent.items()
+                if site.get("parameter")
+                and (support := support_name(site["fn"].support)) is not None
+            },
             variables=frozenset(
                 variable_name(n) for n, s in trace.items() if s["type"] != "plate"
             ).union(DRAWS),
@@ -193,6 +202,8 @@ class ModelSites:
             indices = [key for key in parameter.path if isinstance(key, int)]
             if indices:
                 about["layer"] = indices[0]
+        if name in self.supports:
+            about["support"] = self.supports[name]
         if name in self.deterministic:
             about["deterministic"] = 1
         if variable_name(name) != name:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pyrox_ppl._dict_order import wrap_dicts
+from pyrox_ppl._parameter import class_name
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size
 from pyrox_ppl.prediction._matching import match_draws
@@ -25,6 +26,7 @@ from pyrox_ppl.prediction._module_call import (
 )
 from pyrox_ppl.prediction._points import Points
 from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
+from pyrox_ppl.prediction._tangent import on_tangent
 
 # With more points at a time a draw's activations no longer stay in the cache.
 MOST_POINTS = 256
@@ -42,6 +44,9 @@ class ModuleValues:
         self, call: ModuleCall, draws: Draws, batch_size: int | None = None
     ) -> None:
         module = call.module
+        draws = on_tangent(
+            draws, class_name(module) if call.name is None else call.name
+        )
         self._number = draws.number
         self._module, self._values = match_draws(module, draws, call.name, call.params)
         members = plate_size(module, self._module, self._values)

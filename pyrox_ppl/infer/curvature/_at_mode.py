@@ -42,6 +42,7 @@ class ModelAtMode(eqx.Module):
     params: Values
     sites: tuple[str, ...] = eqx.field(static=True)
     num_samples: int = eqx.field(static=True)
+    _identity: object = eqx.field(static=True)
 
     def __init__(
         self,
@@ -57,6 +58,8 @@ class ModelAtMode(eqx.Module):
         self.params = dict(params or {})
         self.sites = tuple(sorted(self.mode if sites is None else sites))
         self.num_samples = num_samples
+        # What the model closes over may change, so no program outlives this object.
+        self._identity = object()
         unknown = sorted(set(self.sites) - set(self.mode))
         if unknown or not self.sites:
             raise ValueError(

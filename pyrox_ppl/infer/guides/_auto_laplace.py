@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -109,10 +109,9 @@ class AutoLaplace(AbstractModeGuide):
         prefix: str = "auto",
         init_loc_fn: Callable = init_to_stored,
     ) -> None:
-        if structure not in ("kron", "diag", "low_rank", "full"):
-            raise ValueError(
-                f"structure must be kron, diag, low_rank or full, got {structure!r}."
-            )
+        if structure not in get_args(Structure):
+            names = "kron, diag, low_rank or full"
+            raise ValueError(f"structure must be {names}, got {structure!r}.")
         if rank < 1 or not 0 <= damping < math.inf:
             raise ValueError(
                 "rank must be at least 1, and damping finite and not negative, got "
@@ -178,9 +177,10 @@ class AutoLaplace(AbstractModeGuide):
             rng_key=jax.random.key(0) if rng_key is None else rng_key,
             max_decrement=max_decrement,
         ).to_params(self._prefix)
-        if isinstance(fit, Mapping):
-            return {**fit, **added}
-        return fit._replace(params={**fit.params, **added})
+        given = fit if isinstance(fit, Mapping) else fit.params
+        earlier = self.added_params(given)  # perhaps of other sites
+        params = {n: v for n, v in given.items() if n not in earlier} | added
+        return params if isinstance(fit, Mapping) else fit._replace(params=params)
 
     def sample_posterior(
         self,
