@@ -64,8 +64,7 @@ class LaplaceFit:
         def part(name: str) -> Values:
             start = f"{prefix}.{name}."
             return {
-                # As it is: the axes among the factors must not become tracers.
-                key.removeprefix(start): value
+                key.removeprefix(start): jnp.asarray(value)
                 for key, value in params.items()
                 if key.startswith(start)
             }

@@ -92,10 +92,8 @@ class AbstractModeGuide(AutoDelta):
         volume = transform.log_abs_det_jacobian(transform.inv(value), value)
         event_dim = site["fn"].event_dim
         volume = sum_rightmost(volume, volume.ndim - value.ndim + event_dim)
-        # `bind(..., plate=...)` puts the same frame twice.
-        frames = {frame.name: frame for frame in site["cond_indep_stack"]}
         with contextlib.ExitStack() as stack:
-            for frame in frames.values():
+            for frame in site["cond_indep_stack"]:
                 stack.enter_context(
                     numpyro.plate(frame.name, frame.size, dim=frame.dim)
                 )
