@@ -140,6 +140,7 @@ def autoguides_of(guide: Any) -> list[AutoGuide]:
 
 def _draws_only_when_asked(part: AutoGuide, call: ModelCall) -> bool:
     """Whether a call is a point, and ``sample_posterior`` depends on its key."""
+
     def key_and_values() -> tuple[dict[str, Any], dict[str, Any]]:
         data = mark(jax.random.key_data(jax.random.key(0)))
         key = jax.random.wrap_key_data(data)

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of
+from pyrox_ppl.infer.guides._laplace_members import over_members
 from pyrox_ppl.infer.guides._laplace_pass import go_through
 from pyrox_ppl.infer.guides._mode_guide import AbstractModeGuide, Draws
 from pyrox_ppl.infer.guides._select_sites import select_sites
@@ -140,13 +141,18 @@ class AutoLaplace(AbstractModeGuide):
         With a :class:`MinibatchLoader` in their place, the model is called with its
         batches, as in :func:`run_minibatches`, and all rows count once.
 
+        A fit of :func:`run_ensemble` gets the curvature of each member at its own mode.
+        Its tree is a mixture of Laplace approximations: each chain has the draws, and
+        the tangent, of one member.
+
         The Newton decrement :math:`g^\top (H + P)^{-1} g`, with the gradient :math:`g`
         of the log joint, is the squared distance to the mode in standard deviations of
         the posterior. It must be at most `max_decrement` times the number of weights:
         a draw is at a squared distance of about that number.
 
         Args:
-            fit: What SVI returned: a result with ``params``, or these alone.
+            fit: What SVI or :func:`run_ensemble` returned: a result with ``params``, or
+                these alone.
             *args: The arguments of the model, data included, or one loader.
             model: A model to use instead of the guide's, with the same sites, such as a
                 network in inference mode.
@@ -165,19 +171,23 @@ class AutoLaplace(AbstractModeGuide):
                 likelihood or a prior has no curvature of this structure.
         """
         params = params_of(fit)
-        added = go_through(
-            self.model if model is None else model,
-            self._unconstrained(params),
-            params,
-            args,
-            kwargs,
-            structure=self.structure,
-            sites=select_sites(self.where, self._latents(params)),
-            rank=self.rank,
-            damping=self.damping,
-            rng_key=jax.random.key(0) if rng_key is None else rng_key,
-            max_decrement=max_decrement,
-        ).to_params(self._prefix)
+
+        def add(params: Mapping[str, Any]) -> Draws:
+            return go_through(
+                self.model if model is None else model,
+                self._unconstrained(params),
+                params,
+                args,
+                kwargs,
+                structure=self.structure,
+                sites=select_sites(self.where, self._latents(params)),
+                rank=self.rank,
+                damping=self.damping,
+                rng_key=jax.random.key(0) if rng_key is None else rng_key,
+                max_decrement=max_decrement,
+            ).to_params(self._prefix)
+
+        added = over_members(add, params, self._num_members(params))
         if isinstance(fit, Mapping):
             return {**fit, **added}
         return fit._replace(params={**fit.params, **added})
@@ -200,16 +210,11 @@ class AutoLaplace(AbstractModeGuide):
             **kwargs: Not needed.
 
         Raises:
-            ValueError: If the parameters hold no curvature.
+            ValueError: If the parameters hold no curvature, or are of an ensemble.
         """
-        mode = self._unconstrained(params)
-        posterior = self._fit(params).posterior(self.damping)
-        values = {
-            name: jnp.broadcast_to(value, sample_shape + value.shape)
-            for name, value in mode.items()
-        }
-        for name, away in posterior.sample(rng_key, sample_shape).items():
-            values[name] += away.astype(values[name].dtype)
+        values = self._fit(params).sample(
+            rng_key, sample_shape, self._unconstrained(params), self.damping
+        )
         return self._constrain(values)
 
     def quantiles(self, params: dict[str, Any], quantiles: Any) -> Draws:
@@ -219,17 +224,10 @@ class AutoLaplace(AbstractModeGuide):
             params: The parameters of a fit with curvature.
             quantiles: Probabilities.
         """
-        mode = self._unconstrained(params)
-        variances = self._fit(params).posterior(self.damping).diagonal()
-        levels = jnp.asarray(quantiles)
-
-        def at(name: str, value: jax.Array) -> jax.Array:
-            level = levels.reshape(levels.shape + (1,) * value.ndim)
-            spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
-            first = (None,) * levels.ndim
-            return value[first] + dist.Normal().icdf(level) * spread[first]
-
-        return self._constrain({name: at(name, value) for name, value in mode.items()})
+        values = self._fit(params).quantiles(
+            jnp.asarray(quantiles), self._unconstrained(params), self.damping
+        )
+        return self._constrain(values)
 
     def log_evidence(self, fit: Any) -> jax.Array:
         r"""Laplace's estimate of the log marginal likelihood, in nats.
@@ -297,4 +295,5 @@ class AutoLaplace(AbstractModeGuide):
         select_sites(self.where, latents)
 
     def _fit(self, params: Mapping[str, Any]) -> LaplaceFit:
+        self._check_one_fit(params)
         return LaplaceFit.from_params(params, self._prefix, self.structure)
