@@ -41,8 +41,9 @@ class AutoLaplace(AbstractModeGuide):
     (:func:`~pyrox_ppl.linearize`), and by default that model makes the predictions: the
     tree remembers the mode, and ``to_datatree``, ``predict`` and ``diagnose`` use the
     tangent there. With ``linearized=False`` they use the model itself at the draws,
-    which is usually much worse. The draws of ``sample_posterior`` are for
-    ``Predictive(px.linearize(model, guide.median(params)), draws)``. A call of the
+    which is usually much worse. The draws of ``sample_posterior`` do not remember the
+    mode, and ``px.predict(net, draws, x)`` is the network itself at them: use the tree,
+    or ``Predictive(px.linearize(model, guide.median(params)), draws)``. A call of the
     guide, and so NumPyro's ``Predictive(model, guide=guide)``, is the mode alone.
 
     **Structures**: ``"full"``, one matrix over all entries; ``"kron"``, for each weight
@@ -200,7 +201,7 @@ class AutoLaplace(AbstractModeGuide):
         sample_shape: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> Draws:
-        """Draws of all latent sites.
+        """Draws of all latent sites, without the mode: see the class.
 
         Args:
             rng_key: A PRNG key.

@@ -132,7 +132,7 @@ def test_each_member_has_the_curvature_of_a_fit_of_its_own(mixture):
 
 
 def test_each_draw_is_evaluated_on_the_tangent_of_its_member(mixture):
-    prior, model, _, _, members, tree = mixture
+    _, model, _, _, members, tree = mixture
     assert tree.attrs["inference"] == "ensemble"
     assert tree.attrs["members"] == MEMBERS
     assert dict(tree.linearized_at.sizes)["chain"] == MEMBERS
