@@ -253,7 +253,8 @@ def make_model(kind: Kind, module: Any, rule: Any) -> Callable:
         group, plate = contextlib.nullcontext(), None
         if kind.groups:
             group, plate = numpyro.plate("group", kind.groups, dim=-2), "group"
-        learn = px.learn(where=px.is_backbone) if kind.learned else group
+        nothing = contextlib.nullcontext()
+        learn = px.learn(where=px.is_backbone) if kind.learned else nothing
         with px.bayesianize(prior=rule), learn, group:
             net = px.bind(module, "net", plate=plate)
         f = numpyro.deterministic("f", kind.call(net, x))

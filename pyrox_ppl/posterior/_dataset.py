@@ -30,7 +30,8 @@ _OF_OUTCOMES = (
     "predictions",
     "uncertainty",
 )
-_TRAINED = ("params", "guide_params")
+# Groups whose values may differ from chain to chain.
+_BY_CHAIN = ("params", "guide_params", "linearized_at")
 # Groups of arguments, whose axes are not those of a site.
 _OF_ARGUMENTS = ("constant_data", "predictions_constant_data")
 
@@ -44,7 +45,7 @@ def make_datasets(
 ) -> dict[str, xr.Dataset]:
     """The groups that are not empty, their axes named after plates and parameters.
 
-    Trained values that are named in `by_chain` have a leading axis of chains. An
+    Values without draws that are named in `by_chain` have a leading axis of chains. An
     ensemble may have more of them than draws.
     """
     return {
@@ -52,7 +53,7 @@ def make_datasets(
             name,
             values,
             sites,
-            by_chain if name in _TRAINED else frozenset(),
+            by_chain if name in _BY_CHAIN else frozenset(),
             is_ensemble=is_ensemble,
         )
         for name, values in groups.items()

@@ -62,7 +62,7 @@ def evaluate_draws(
     shape = _sample_shape(call, latent)
     number = shape[0] * shape[1]
     flat = {n: v.reshape(number, *v.shape[2:]) for n, v in latent.items()}
-    if call.by_chain:
+    if call.depends_on_chain:
         flat[CHAIN] = np.repeat(np.arange(shape[0]), shape[1])
     predict = site_function(call, wanted.predicted)
 

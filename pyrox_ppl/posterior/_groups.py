@@ -18,6 +18,7 @@ from pyrox_ppl.posterior._fitted import Fitted, check_arguments
 from pyrox_ppl.posterior._guide import GuideDraws
 from pyrox_ppl.posterior._log_weights import log_weights
 from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.prediction._draws import CHAIN
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._uncertainty import LawMeans
 
@@ -72,6 +73,8 @@ def posterior_groups(
         "linearized_at": _mode(fitted),
     }
     by_chain = frozenset(fitted.call.by_chain)
+    if fitted.call.num_modes > 1:
+        by_chain |= frozenset(groups["linearized_at"])
     is_ensemble = source.is_ensemble
     datasets = make_datasets(groups, sites, by_chain, is_ensemble=is_ensemble)
     parts = _uncertainty(means, predicted, sites)
@@ -82,13 +85,16 @@ def posterior_groups(
 
 def _mode(fitted: Fitted) -> dict[str, Any]:
     """The values around which the model is linearised, parameters among them."""
-    mode = fitted.call.linearized_at
-    if not mode:
-        return {}
-    # JAX arrays, because a scan indexes them with a traced step.
-    trace = fitted.call.trace({n: jnp.asarray(value) for n, value in mode.items()})
-    parameters = (n for n in fitted.sites.deterministic if n in fitted.sites.parameters)
-    return {**mode, **{name: trace[name]["value"] for name in parameters}}
+    call, modes = fitted.call, []
+    parameters = [n for n in fitted.sites.deterministic if n in fitted.sites.parameters]
+    for chain in range(call.num_modes):
+        # JAX arrays, because a scan indexes them with a traced step.
+        mode = {n: jnp.asarray(value[chain]) for n, value in call.linearized_at.items()}
+        trace = call.trace({**mode, CHAIN: chain} if call.depends_on_chain else mode)
+        modes.append({**mode, **{name: trace[name]["value"] for name in parameters}})
+    if len(modes) < 2:
+        return modes[0] if modes else {}
+    return jax.tree.map(lambda *values: np.stack(values), *modes)
 
 
 def prior_groups(

@@ -140,8 +140,6 @@ def autoguides_of(guide: Any) -> list[AutoGuide]:
 
 def _draws_only_when_asked(part: AutoGuide, call: ModelCall) -> bool:
     """Whether a call is a point, and ``sample_posterior`` depends on its key."""
-    if hasattr(part, "added_params"):  # AutoLaplace, whose draws need concrete arrays
-        return True
 
     def key_and_values() -> tuple[dict[str, Any], dict[str, Any]]:
         data = mark(jax.random.key_data(jax.random.key(0)))

@@ -43,7 +43,8 @@ class Source:
         guide: The draws as the guide made them.
         by_chain: Of an ensemble, the trained values of all members, along one axis.
         linearized_at: The values of latent sites around which the model of the draws is
-            linearised; empty where it is the model itself.
+            linearised, along an axis of members (of one entry without an ensemble);
+            empty where it is the model itself.
         attrs: The attributes of the tree's root: the kind of inference and its source.
     """
 
@@ -195,20 +196,15 @@ def source_from_guide(
 def _linearized_at(
     guide: Any, params: dict[str, Any], members: int | None
 ) -> dict[str, Any]:
-    """The mode of a guide whose draws are those of the linearised model.
+    """The modes of a guide whose draws are those of the linearised model.
 
     Raises:
-        ValueError: If only a part of the guide linearises, or one of an ensemble does.
+        ValueError: If only a part of the guide linearises.
     """
-    linearizes = any(getattr(p, "linearized", False) for p in autoguides_of(guide))
-    if linearizes and members is not None:
-        raise ValueError(
-            "the members of this ensemble linearise the model at modes of their own, "
-            "and a tree has one: make the guide with linearized=False."
-        )
     if getattr(guide, "linearized", False):
-        return guide.median(params)
-    if linearizes:
+        modes = guide.median(params)
+        return modes if members else {n: value[None] for n, value in modes.items()}
+    if any(getattr(part, "linearized", False) for part in autoguides_of(guide)):
         raise ValueError(
             "a part of this AutoGuideList linearises the model, but the others have no "
             "mode to do it at: make that part with linearized=False, or give the whole "

@@ -26,8 +26,9 @@ class Draws:
             array, under ``<site>.<path>``.
         attrs: The ``attrs`` of a DataTree's sites.
         guide_params: The trained values of a DataTree's guide.
-        linearized_at: Values of sites around which the function of the draws is linear:
-            those of a DataTree of a guide that linearises. Empty for all others.
+        linearized_at: Values of sites around which the function of the draws is linear,
+            with a leading axis: one entry for all draws, or one for each chain. Those
+            of a DataTree of a guide that linearises; empty for all others.
         may_be_grouped: Whether the draws of a dictionary may be grouped by chain: the
             user did not say how many sample axes there are, and all sites have the
             first two axes in common.
@@ -55,11 +56,16 @@ class Draws:
             if not self.attrs.get(site, {}).get("deterministic")
         }
 
+    @property
+    def num_modes(self) -> int:
+        """Around how many points the function is linear: none, one, or one a chain."""
+        return max((len(value) for value in self.linearized_at.values()), default=0)
+
     def at_linearization(self) -> Self:
-        """The point around which the function is linear, as a single draw."""
+        """The points around which the function is linear, as draws."""
         values = {site: self.linearized_at.get(site) for site in self.values}
-        one = {s: np.asarray(v)[None] for s, v in values.items() if v is not None}
-        return dataclasses.replace(self, values=one, shape=(1,))
+        points = {s: np.asarray(v) for s, v in values.items() if v is not None}
+        return dataclasses.replace(self, values=points, shape=(self.num_modes,))
 
     @property
     def number(self) -> int:
@@ -106,7 +112,8 @@ class Draws:
             if "guide_params" in draws.children:
                 guide_params, guide_by_chain = _trained(draws["guide_params"])
             if "linearized_at" in draws.children:
-                mode = variables(draws["linearized_at"])
+                of_all, of_each = _trained(draws["linearized_at"])
+                mode = {site: value[None] for site, value in of_all.items()} | of_each
         elif isinstance(draws, Mapping) and not hasattr(draws, "data_vars"):
             second = {np.shape(value)[1:2] for value in draws.values()}
             may_be_grouped = (
@@ -144,6 +151,13 @@ class Draws:
             )
             for name, value in values.items()
         }
+        for site, value in {**by_chain, **guide_by_chain, **mode}.items():
+            if len(value) not in (1, shape[0]):
+                raise ValueError(
+                    f"the tree has draws of {shape[0]} chains, and values of {site!r} "
+                    f"for {len(value)}: select chains of the whole tree, "
+                    "tree.isel(chain=[...]), not of one group."
+                )
         return cls(
             flat,
             shape,
@@ -159,7 +173,7 @@ class Draws:
     def on_device(self) -> dict[str, jax.Array]:
         """The values as JAX arrays, and the chain of each draw where it matters."""
         values = {n: jax.numpy.asarray(value) for n, value in self.values.items()}
-        if self.by_chain:
+        if self.by_chain or self.num_modes > 1:
             chains, draws = self.shape
             values[CHAIN] = jax.numpy.repeat(jax.numpy.arange(chains), draws)
         return values
@@ -171,7 +185,7 @@ def _array(value: Any) -> Any:
 
 
 def _trained(group: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The trained values of a group: those of all chains, and those of each."""
+    """The values of a group without draws: those of all chains, and those of each."""
     found = group.data_vars.items()
     own = {name for name, variable in found if CHAIN in variable.dims}
     others = {name for name, _ in found} - own

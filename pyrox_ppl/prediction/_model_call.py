@@ -27,7 +27,8 @@ class ModelCall:
             of its guide. Of an ensemble, those of the first member.
         by_chain: Of an ensemble, the trained values of all members, along one axis.
         linearized_at: Values of latent sites around which the model is linearised
-            (:func:`~pyrox_ppl.linearize`); empty for the model as it is.
+            (:func:`~pyrox_ppl.linearize`), with a leading axis: one entry for all
+            draws, or one for each chain. Empty for the model as it is.
     """
 
     model: Callable[..., Any]
@@ -47,14 +48,29 @@ class ModelCall:
         return dataclasses.replace(self, params=params, by_chain=by_chain)
 
     def at(self, draw: Mapping[str, Any]) -> tuple["ModelCall", Mapping[str, Any]]:
-        """The call with the trained values of a draw's chain, and the draw's sites."""
-        if not self.by_chain:
+        """The call with what belongs to a draw's chain, and the draw's sites."""
+        if not self.depends_on_chain:
             return self, draw
         sites = {name: value for name, value in draw.items() if name != CHAIN}
         chain = draw.get(CHAIN, 0)
         own = {name: jnp.asarray(v)[chain] for name, v in self.by_chain.items()}
-        params = {**self.params, **own}
-        return dataclasses.replace(self, params=params, by_chain={}), sites
+        mode = self.linearized_at
+        if self.num_modes > 1:
+            mode = {name: jnp.asarray(v)[chain][None] for name, v in mode.items()}
+        call = dataclasses.replace(
+            self, params={**self.params, **own}, by_chain={}, linearized_at=mode
+        )
+        return call, sites
+
+    @property
+    def depends_on_chain(self) -> bool:
+        """Whether the call differs from chain to chain."""
+        return bool(self.by_chain) or self.num_modes > 1
+
+    @property
+    def num_modes(self) -> int:
+        """Around how many points the model is linearised."""
+        return max((len(value) for value in self.linearized_at.values()), default=0)
 
     @functools.cached_property
     def run(self) -> Callable[[], Any]:
@@ -89,7 +105,8 @@ class ModelCall:
         """The call with the trained values, on the data that it is given."""
         model = self.model
         if self.linearized_at:
-            model = linearize(model, self.linearized_at)
+            mode = {name: value[0] for name, value in self.linearized_at.items()}
+            model = linearize(model, mode)
         run = with_params(model, self.params)
         return functools.partial(run, *self.args, **self.kwargs)
 

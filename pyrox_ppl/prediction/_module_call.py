@@ -59,8 +59,9 @@ def evaluate_draws(
     Args:
         module: The module, with the values that no draw replaces.
         values: The draws of its leaves by position.
-        mode: Values of the same leaves, around which the module is linearised; empty
-            for the module as it is.
+        mode: Values of the same leaves, around which the module is linearised, with a
+            leading axis: one entry for all draws, or one for each chain. Empty for the
+            module as it is.
         points: The inputs.
         number: The number of draws.
         batched: Whether one call takes all points.
@@ -81,8 +82,10 @@ def evaluate_draws(
         index, values = draw
         if not mode:
             return at(values, index)
-        away = {position: value - mode[position] for position, value in values.items()}
-        out, tangent = jax.jvp(lambda values: at(values, index), (mode,), (away,))
+        # Draws stand one chain after the other, and chains are equally long.
+        own = {p: value[index * len(value) // number] for p, value in mode.items()}
+        away = {position: value - own[position] for position, value in values.items()}
+        out, tangent = jax.jvp(lambda values: at(values, index), (own,), (away,))
         return jax.tree.map(_add_tangent, out, tangent)
 
     if not values and not points.has_keys:

@@ -83,7 +83,7 @@ class ModuleValues:
     def _find_mode(
         self, call: ModuleCall, draws: Draws, members: int | None
     ) -> dict[int, jax.Array]:
-        """The values around which the module is linearised, by position."""
+        """The values around which the module is linearised, as draws of its leaves."""
         if not draws.linearized_at:
             return {}
         trained, values = match_draws(
@@ -97,7 +97,7 @@ class ModuleValues:
                 "for all of its drawn parameters: keep the group 'linearized_at' as "
                 "`to_datatree` made it."
             )
-        return {position: value[0] for position, value in values.items()}
+        return values
 
     def _block_size(self, batch_size: int | None) -> int:
         points = self.points or 0

@@ -165,6 +165,12 @@ def module_from_mean[Module](
         2.0
     """
     given = Draws.read(draws, batch_ndims)
+    if given.num_modes > 1:
+        raise ValueError(
+            f"these draws are those of {given.num_modes} tangents, each at a mode of "
+            "its own, and no network has their mean function: select a member, "
+            "tree.isel(chain=[0]), or use `predict`."
+        )
     if given.linearized_at:
         given = given.at_linearization()
     mean = {

@@ -40,8 +40,19 @@ def start_kron(
         shape = (blocks, inputs) if form.lookup else (blocks, inputs, inputs)
         arrays[f"{name}.inputs"] = jnp.zeros(shape, dtype)
         arrays[f"{name}.count"] = jnp.zeros((), dtype)
-        arrays[f"{name}.axes"] = jnp.asarray(axes, jnp.int32)
+        # The order of axes stands in a name, so that it is static where arrays are
+        # traced, and survives a file.
+        arrays[f"{name}.axes.{'_'.join(map(str, axes))}"] = jnp.zeros((), dtype)
     return arrays
+
+
+def _axes_of(name: str, arrays: dict[str, jax.Array]) -> tuple[int, ...] | None:
+    """The order of a site's axes; None for the input one."""
+    start = f"{name}.axes."
+    for key in arrays:
+        if key.startswith(start):
+            return tuple(int(a) for a in key.removeprefix(start).split("_") if a)
+    return None
 
 
 def sum_outputs(form: Arranged, gradient: Any, slope: Any) -> jax.Array:
@@ -84,7 +95,7 @@ class KronPosterior(eqx.Module):
     residual: jax.Array
     name: str = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
-    axes: jax.Array | None
+    axes: tuple[int, ...] | None = eqx.field(static=True)
 
     @classmethod
     def of(
@@ -96,7 +107,7 @@ class KronPosterior(eqx.Module):
     ) -> Self:
         """The posterior of a site's factors and a prior's precision, by entry or ()."""
         outputs = arrays[f"{name}.outputs"]
-        axes = arrays.get(f"{name}.axes")
+        axes = _axes_of(name, arrays)
         blocks, num_out = outputs.shape[:2]
         num_in = math.prod(shape) // (blocks * num_out)
         form = cls._arrange_with(axes, shape, (blocks, num_in, num_out))
@@ -129,7 +140,7 @@ class KronPosterior(eqx.Module):
         )
 
     @staticmethod
-    def _arrange_with(axes: Any, shape: tuple[int, ...], sizes: tuple) -> Any:
+    def _arrange_with(axes: tuple | None, shape: tuple[int, ...], sizes: tuple) -> Any:
         def arrange(value: jax.Array) -> jax.Array:
             batch = value.shape[: value.ndim - len(shape)]
             if axes is not None:
@@ -211,13 +222,13 @@ class KronPosterior(eqx.Module):
         if self.axes is None:
             return value.reshape(*batch, *self.shape)
         sizes = tuple(self.shape[a] for a in self.axes)
-        back = np.argsort(self.axes)
+        back = tuple(np.argsort(self.axes).tolist())
         return _permute(value.reshape(*batch, *sizes), back, len(self.shape))
 
 
-def _permute(value: jax.Array, axes: Any, ndim: int) -> jax.Array:
+def _permute(value: jax.Array, axes: tuple[int, ...], ndim: int) -> jax.Array:
     start = value.ndim - ndim
-    return jnp.transpose(value, (*range(start), *(start + int(a) for a in axes)))
+    return jnp.transpose(value, (*range(start), *(start + a for a in axes)))
 
 
 def _separate(

@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of
+from pyrox_ppl.infer.guides._laplace_members import over_members
 from pyrox_ppl.infer.guides._laplace_pass import go_through
 from pyrox_ppl.infer.guides._mode_guide import AbstractModeGuide, Draws
 from pyrox_ppl.infer.guides._select_sites import select_sites
@@ -40,8 +41,9 @@ class AutoLaplace(AbstractModeGuide):
     (:func:`~pyrox_ppl.linearize`), and by default that model makes the predictions: the
     tree remembers the mode, and ``to_datatree``, ``predict`` and ``diagnose`` use the
     tangent there. With ``linearized=False`` they use the model itself at the draws,
-    which is usually much worse. The draws of ``sample_posterior`` are for
-    ``Predictive(px.linearize(model, guide.median(params)), draws)``. A call of the
+    which is usually much worse. The draws of ``sample_posterior`` do not remember the
+    mode, and ``px.predict(net, draws, x)`` is the network itself at them: use the tree,
+    or ``Predictive(px.linearize(model, guide.median(params)), draws)``. A call of the
     guide, and so NumPyro's ``Predictive(model, guide=guide)``, is the mode alone.
 
     **Structures**: ``"full"``, one matrix over all entries; ``"kron"``, for each weight
@@ -139,13 +141,18 @@ class AutoLaplace(AbstractModeGuide):
         With a :class:`MinibatchLoader` in their place, the model is called with its
         batches, as in :func:`run_minibatches`, and all rows count once.
 
+        A fit of :func:`run_ensemble` gets the curvature of each member at its own mode.
+        Its tree is a mixture of Laplace approximations: each chain has the draws, and
+        the tangent, of one member.
+
         The Newton decrement :math:`g^\top (H + P)^{-1} g`, with the gradient :math:`g`
         of the log joint, is the squared distance to the mode in standard deviations of
         the posterior. It must be at most `max_decrement` times the number of weights:
         a draw is at a squared distance of about that number.
 
         Args:
-            fit: What SVI returned: a result with ``params``, or these alone.
+            fit: What SVI or :func:`run_ensemble` returned: a result with ``params``, or
+                these alone.
             *args: The arguments of the model, data included, or one loader.
             model: A model to use instead of the guide's, with the same sites, such as a
                 network in inference mode.
@@ -164,19 +171,23 @@ class AutoLaplace(AbstractModeGuide):
                 likelihood or a prior has no curvature of this structure.
         """
         params = params_of(fit)
-        added = go_through(
-            self.model if model is None else model,
-            self._unconstrained(params),
-            params,
-            args,
-            kwargs,
-            structure=self.structure,
-            sites=select_sites(self.where, self._latents(params)),
-            rank=self.rank,
-            damping=self.damping,
-            rng_key=jax.random.key(0) if rng_key is None else rng_key,
-            max_decrement=max_decrement,
-        ).to_params(self._prefix)
+
+        def add(params: Mapping[str, Any]) -> Draws:
+            return go_through(
+                self.model if model is None else model,
+                self._unconstrained(params),
+                params,
+                args,
+                kwargs,
+                structure=self.structure,
+                sites=select_sites(self.where, self._latents(params)),
+                rank=self.rank,
+                damping=self.damping,
+                rng_key=jax.random.key(0) if rng_key is None else rng_key,
+                max_decrement=max_decrement,
+            ).to_params(self._prefix)
+
+        added = over_members(add, params, self._num_members(params))
         given = fit if isinstance(fit, Mapping) else fit.params
         earlier = self.added_params(given)  # perhaps of other sites
         params = {n: v for n, v in given.items() if n not in earlier} | added
@@ -190,7 +201,7 @@ class AutoLaplace(AbstractModeGuide):
         sample_shape: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> Draws:
-        """Draws of all latent sites.
+        """Draws of all latent sites, without the mode: see the class.
 
         Args:
             rng_key: A PRNG key.
@@ -200,16 +211,11 @@ class AutoLaplace(AbstractModeGuide):
             **kwargs: Not needed.
 
         Raises:
-            ValueError: If the parameters hold no curvature.
+            ValueError: If the parameters hold no curvature, or are of an ensemble.
         """
-        mode = self._unconstrained(params)
-        posterior = self._fit(params).posterior(self.damping)
-        values = {
-            name: jnp.broadcast_to(value, sample_shape + value.shape)
-            for name, value in mode.items()
-        }
-        for name, away in posterior.sample(rng_key, sample_shape).items():
-            values[name] += away.astype(values[name].dtype)
+        values = self._fit(params).sample(
+            rng_key, sample_shape, self._unconstrained(params), self.damping
+        )
         return self._constrain(values)
 
     def quantiles(self, params: dict[str, Any], quantiles: Any) -> Draws:
@@ -219,17 +225,10 @@ class AutoLaplace(AbstractModeGuide):
             params: The parameters of a fit with curvature.
             quantiles: Probabilities.
         """
-        mode = self._unconstrained(params)
-        variances = self._fit(params).posterior(self.damping).diagonal()
-        levels = jnp.asarray(quantiles)
-
-        def at(name: str, value: jax.Array) -> jax.Array:
-            level = levels.reshape(levels.shape + (1,) * value.ndim)
-            spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
-            first = (None,) * levels.ndim
-            return value[first] + dist.Normal().icdf(level) * spread[first]
-
-        return self._constrain({name: at(name, value) for name, value in mode.items()})
+        values = self._fit(params).quantiles(
+            jnp.asarray(quantiles), self._unconstrained(params), self.damping
+        )
+        return self._constrain(values)
 
     def log_evidence(self, fit: Any) -> jax.Array:
         r"""Laplace's estimate of the log marginal likelihood, in nats.
@@ -297,4 +296,5 @@ class AutoLaplace(AbstractModeGuide):
         select_sites(self.where, latents)
 
     def _fit(self, params: Mapping[str, Any]) -> LaplaceFit:
+        self._check_one_fit(params)
         return LaplaceFit.from_params(params, self._prefix, self.structure)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from pyrox_ppl.infer.curvature import restore_curvature, restore_prior
 
@@ -64,8 +65,7 @@ class LaplaceFit:
         def part(name: str) -> Values:
             start = f"{prefix}.{name}."
             return {
-                # As it is: the axes among the factors must not become tracers.
-                key.removeprefix(start): value
+                key.removeprefix(start): jnp.asarray(value)
                 for key, value in params.items()
                 if key.startswith(start)
             }
@@ -99,6 +99,27 @@ class LaplaceFit:
     def posterior(self, damping: float) -> Any:
         """The normal distribution of the deviations from the mode."""
         return self.curvature.posterior(self.prior, damping=damping)
+
+    def sample(
+        self, key: jax.Array, shape: tuple[int, ...], mode: Values, damping: float
+    ) -> Values:
+        """Unconstrained draws; sites without a spread stay at the mode."""
+        values = {n: jnp.broadcast_to(v, shape + v.shape) for n, v in mode.items()}
+        for name, away in self.posterior(damping).sample(key, shape).items():
+            values[name] += away.astype(values[name].dtype)
+        return values
+
+    def quantiles(self, levels: jax.Array, mode: Values, damping: float) -> Values:
+        """Unconstrained quantiles, along the first axes."""
+        variances = self.posterior(damping).diagonal()
+
+        def at(name: str, value: jax.Array) -> jax.Array:
+            level = levels.reshape(levels.shape + (1,) * value.ndim)
+            spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
+            first = (None,) * levels.ndim
+            return value[first] + dist.Normal().icdf(level) * spread[first]
+
+        return {name: at(name, value) for name, value in mode.items()}
 
     def log_evidence(self, damping: float) -> jax.Array:
         """Laplace's estimate of the log marginal likelihood."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
@@ -72,6 +73,23 @@ class AbstractModeGuide(AutoDelta):
         trace: Any = self.prototype_trace
         return {name: trace[name] for name in names}
 
+    def _num_members(self, params: Mapping[str, Any]) -> int | None:
+        """How many members of an ensemble the parameters are of; None for one fit."""
+        members = None
+        for name, site in self._latents(params).items():
+            shape, own = np.shape(params[self._loc(name)]), np.shape(site["value"])
+            if len(shape) == len(own) + 1 and shape[1:] == own:
+                members = shape[0]
+        return members
+
+    def _check_one_fit(self, params: Mapping[str, Any]) -> None:
+        if self._num_members(params) is not None:
+            raise ValueError(
+                "these are the parameters of all members of an ensemble: give those of "
+                "one, jax.tree.map(lambda value: value[0], fit.params). to_datatree "
+                "takes all."
+            )
+
     def _transform(self, name: str) -> Any:
         trace: Any = self.prototype_trace
         return biject_to(trace[name]["fn"].support)
@@ -92,10 +110,8 @@ class AbstractModeGuide(AutoDelta):
         volume = transform.log_abs_det_jacobian(transform.inv(value), value)
         event_dim = site["fn"].event_dim
         volume = sum_rightmost(volume, volume.ndim - value.ndim + event_dim)
-        # `bind(..., plate=...)` puts the same frame twice.
-        frames = {frame.name: frame for frame in site["cond_indep_stack"]}
         with contextlib.ExitStack() as stack:
-            for frame in frames.values():
+            for frame in site["cond_indep_stack"]:
                 stack.enter_context(
                     numpyro.plate(frame.name, frame.size, dim=frame.dim)
                 )

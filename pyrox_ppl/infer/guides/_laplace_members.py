@@ -1,0 +1,48 @@
+"""The parameters that a Laplace approximation adds to each member of an ensemble."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Values = dict[str, jax.Array]
+
+
+def over_members(
+    add: Callable[[Mapping[str, Any]], Values],
+    params: Mapping[str, Any],
+    members: int | None,
+) -> Values:
+    """What is added to the parameters of each member, along a first axis.
+
+    Args:
+        add: What is added to the parameters of a single fit.
+        params: The parameters.
+        members: The number of members; None for a single fit.
+
+    Raises:
+        ValueError: If nothing can be added to a member; a note says which one it is.
+    """
+    if members is None:
+        return add(params)
+    each = []
+    for member in range(members):
+        own = jax.tree.map(lambda value, m=member: jnp.asarray(value)[m], dict(params))
+        try:
+            each.append(add(own))
+        except ValueError as error:
+            error.add_note(f"This is the member {member} of the ensemble.")
+            raise
+    different = sorted(set().union(*each) - set(each[0]).intersection(*each))
+    if different:
+        raise ValueError(
+            "the curvatures of the members have different forms, because a parameter "
+            f"is used differently at their modes: only some have {different}. Use the "
+            "structure 'diag', 'low_rank' or 'full'."
+        )
+    # A prior whose entries agree at one mode only is of shape () there.
+    return {
+        name: jnp.stack(jnp.broadcast_arrays(*(values[name] for values in each)))
+        for name in each[0]
+    }
