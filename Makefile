@@ -10,7 +10,8 @@ PY := $(VENV)/bin/python
 # Neighbours stay together, as they share fixtures; an idle worker steals half the rest.
 WORKERS ?= 2
 BENCHMARKS ?= $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py))
-PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(XLA_FLAGS)" $(PY) -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(COMPILE) $(XLA_FLAGS)" \
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 # What old versions break first: the rules, NumPyro's private names, the file formats.
 CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites.py \
 	tests/infer/compiled/test_compiled_mcmc.py tests/infer/compiled/test_compiled_svi.py \
@@ -37,6 +38,9 @@ figures: tutorials
 bench: $(VENV)/.dev
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(PY) $$script; done
 
+# Its programs are small and run once, so compiling takes longer than running: LLVM
+# optimises nothing. `make test-all`, which also samples for long, runs optimised code.
+test: COMPILE = --xla_backend_optimization_level=0
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 

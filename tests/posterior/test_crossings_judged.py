@@ -29,7 +29,7 @@ SOME = (
     "state-normal",
     "walk-normal",
 )
-FITS = ("learned-normal", "state-normal", "spectral-normal", "noisy-fan_in")
+FITS = ("learned-normal", "state-normal")
 
 
 @pytest.fixture(autouse=True)

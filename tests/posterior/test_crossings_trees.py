@@ -23,8 +23,7 @@ import pyrox_ppl as px
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 RUN = ("mlp-horseshoe", "state-normal", "walk-normal")
-FITS = ("learned-normal", "state-normal", "batchnorm-normal", "convolution-normal")
-FITS = (*FITS, "gru-normal", "walk-normal")
+FITS = ("learned-normal", "state-normal", "convolution-normal", "noisy-fan_in")
 
 
 @over(often=USUAL)

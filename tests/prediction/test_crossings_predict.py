@@ -114,7 +114,7 @@ def test_a_model_of_more_data_than_it_is_given(own):
     np.testing.assert_allclose(densities, expected, **CLOSE)
 
 
-@over(often=("state-normal", "batchnorm-normal", "learned-normal"))
+@over(often=("state-normal", "learned-normal"))
 def test_a_model_of_the_tree_of_a_fit(own):
     x = own.crossing.new_x
     draws = {

@@ -20,6 +20,7 @@ def test_sharded_inference_is_the_same_and_is_sharded(devices):
     place = os.pathsep.join(
         [str(HERE.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    more = f"--xla_force_host_platform_device_count={devices}"
     out = subprocess.run(
         [sys.executable, str(HERE / "sharded_job.py")],
         capture_output=True,
@@ -28,7 +29,7 @@ def test_sharded_inference_is_the_same_and_is_sharded(devices):
         env={
             **os.environ,
             "PYTHONPATH": place,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {more}",
         },
     )
     assert out.returncode == 0, out.stderr

@@ -40,7 +40,7 @@ def member_of(values, member):
     return jax.tree.map(lambda value: value[member], values)
 
 
-@over(often=("learned-hierarchical", "state-normal"))
+@over(often=("state-normal",))
 @pytest.mark.parametrize(
     "make_guide", [AutoDelta, pytest.param(AutoNormal, marks=pytest.mark.slow)]
 )

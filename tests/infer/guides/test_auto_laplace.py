@@ -1,5 +1,7 @@
 """AutoLaplace against closed forms: posteriors, evidence, Fisher matrices, priors."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -51,37 +53,49 @@ def solution(x=X, y=Y, std=PRIOR_STD):
     return covariance @ x.T @ y / NOISE**2, covariance, float(evidence)
 
 
-def at_mode(model, structure, *args, where=None, **kwargs):
+def at_mode(model, structure, *args):
     """A guide, and its parameters at a mode that SciPy found."""
-    guide = AutoLaplace(model, structure, where=where, rank=kwargs.pop("rank", 20))
+    guide = AutoLaplace(model, structure)
     with handlers.seed(rng_seed=0), handlers.block():
-        first = guide(*args, **kwargs)
+        first = guide(*args)
     # NumPyro's Bernoulli has no derivative where the logits are exactly zero.
     values = {n: jnp.full(jnp.shape(v), 0.1) for n, v in first.items()}
     flat, unravel = jax.flatten_util.ravel_pytree(values)
 
     @jax.jit
+    @jax.value_and_grad
     def energy(vector):
-        fixed = {
-            n: guide._transform(n)(u) if n in values else u
-            for n, u in unravel(vector).items()
-        }
-        density = -log_density(handlers.seed(model, 0), args, kwargs, fixed)[0]
-        return density - sum(
-            jnp.sum(guide._transform(n).log_abs_det_jacobian(u, fixed[n]))
-            for n, u in unravel(vector).items()
-        )
+        total, fixed = 0.0, {}
+        for n, u in unravel(vector).items():
+            to = guide._transform(n)
+            fixed[n] = to(u)
+            total -= jnp.sum(to.log_abs_det_jacobian(u, fixed[n]))
+        return total - log_density(handlers.seed(model, 0), args, {}, fixed)[0]
 
-    found = minimize(energy, flat, jac=jax.jit(jax.grad(energy)), tol=1e-12)
+    found = minimize(lambda v: tuple(energy(v)), flat, jac=True, tol=1e-12)
     mode = unravel(jnp.asarray(found.x))
     return guide, {f"{n}_auto_loc": guide._transform(n)(u) for n, u in mode.items()}
+
+
+@functools.cache
+def mode_of_regression():
+    return at_mode(regression, "full", X, Y)[1]
+
+
+@functools.cache
+def fit_of_regression(structure="full", model=regression, **options):
+    """A guide of the regression, and its fit."""
+    guide = AutoLaplace(model, structure, **options)
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    with handlers.seed(rng_seed=0), handlers.block():
+        guide(x, y)
+    return guide, guide.add_curvature(mode_of_regression(), x, y)
 
 
 def covariance_of(guide, params, names=("a", "b")):
     """The covariance of the unconstrained sites, column by column."""
     posterior = guide._fit(params).posterior(0.0)
-    mode = guide._unconstrained(params)
-    values = {name: mode[name] for name in names}
+    values = {name: guide._unconstrained(params)[name] for name in names}
     flat, unravel = jax.flatten_util.ravel_pytree(values)
     columns = [posterior.solve(unravel(row)) for row in jnp.eye(flat.size)]
     return np.stack([jax.flatten_util.ravel_pytree(c)[0] for c in columns])
@@ -89,12 +103,10 @@ def covariance_of(guide, params, names=("a", "b")):
 
 @pytest.mark.parametrize(("structure", "rank"), [("full", 1), ("low_rank", 3)])
 def test_linear_regression_is_exact(structure, rank):
-    guide, params = at_mode(regression, structure, X, Y, rank=rank)
-    params = guide.add_curvature(params, X, Y)
+    guide, params = fit_of_regression(structure, rank=rank)
     mean, covariance, evidence = solution()
     median = guide.median(params)
-    found = np.append(median["a"], median["b"])
-    np.testing.assert_allclose(found, mean, rtol=1e-5)
+    np.testing.assert_allclose([*median["a"], median["b"]], mean, rtol=1e-5)
     np.testing.assert_allclose(covariance_of(guide, params), covariance, rtol=1e-5)
     np.testing.assert_allclose(guide.log_evidence(params), evidence, rtol=1e-6)
     levels = guide.quantiles(params, [0.5, 0.8413447460685429])
@@ -124,20 +136,16 @@ def test_kronecker_factors_are_exact_where_the_posterior_factorises():
 
 def test_low_rank_converges_to_full_with_the_rank():
     _, covariance, _ = solution()
-    errors = []
-    for rank in (1, 2, 3):
-        guide, params = at_mode(regression, "low_rank", X, Y, rank=rank)
-        found = covariance_of(guide, guide.add_curvature(params, X, Y))
-        errors.append(np.abs(found - covariance).max())
+    fits = [fit_of_regression("low_rank", rank=rank) for rank in (1, 2, 3)]
+    errors = [np.abs(covariance_of(*fit) - covariance).max() for fit in fits]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-6
 
 
 def test_all_rows_of_a_loader_count_once():
     loader = MinibatchLoader((X, Y), 7, rng_key=jax.random.key(0))
-    guide, params = at_mode(regression, "full", X, Y)
-    whole = guide.add_curvature(params, X, Y)
-    parts = guide.add_curvature(params, loader, rows=ROWS)
+    guide, whole = fit_of_regression()
+    parts = guide.add_curvature(mode_of_regression(), loader, rows=ROWS)
     assert set(parts) == set(whole)
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-8, atol=1e-8)
@@ -150,29 +158,21 @@ def test_a_plate_that_draws_rows_takes_all_of_them():
             f = x[rows] @ weights
             numpyro.sample("y", dist.Normal(f, NOISE), obs=y[rows])
 
-    _, params = at_mode(regression, "full", X, Y)
-    guide = AutoLaplace(drawing, "full")
-    with handlers.seed(rng_seed=0), handlers.block():
-        guide(jnp.asarray(X), jnp.asarray(Y))
-    fit = guide.add_curvature(params, jnp.asarray(X), jnp.asarray(Y))
+    guide, fit = fit_of_regression(model=drawing)
     np.testing.assert_allclose(covariance_of(guide, fit), solution()[1], rtol=1e-5)
 
 
 def test_the_sites_outside_where_stay_at_the_mode():
-    guide, params = at_mode(regression, "full", X, Y, where="a")
-    fit = guide.add_curvature(params, X, Y)
+    guide, fit = fit_of_regression(where="a")
     expected = np.linalg.inv(X[:, :2].T @ X[:, :2] / NOISE**2 + np.eye(2))
     np.testing.assert_allclose(covariance_of(guide, fit, ["a"]), expected, rtol=1e-5)
     draws = guide.sample_posterior(jax.random.key(0), fit, sample_shape=(50,))
     assert draws["a"].std() > 0.01
-    np.testing.assert_array_equal(
-        draws["b"], jnp.broadcast_to(params["b_auto_loc"], 50)
-    )
+    np.testing.assert_array_equal(draws["b"], np.full(50, fit["b_auto_loc"]))
 
 
 def test_tune_prior_finds_the_maximum_of_the_evidence():
-    guide, params = at_mode(regression, "full", X, Y)
-    fit = guide.add_curvature(params, X, Y)
+    guide, fit = fit_of_regression()
 
     def worst(logs, of=(0, 0, 1)):
         return -solution(std=np.exp(np.asarray(logs))[list(of)])[2]

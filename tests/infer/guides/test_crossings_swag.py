@@ -12,10 +12,7 @@ from pyrox_ppl.infer import AutoSWAG, CompiledSVI
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 
-USUAL = (
-    *("mlp-NonCentered", "plate-hierarchical", "learned-hierarchical", "state-normal"),
-    *("convolution-normal", "gru-hierarchical"),
-)
+USUAL = ("mlp-NonCentered", "state-normal")
 RANK, STEPS = 3, 20
 
 

@@ -57,7 +57,7 @@ def check_onwards(own, mcmc, model, path):
     return tree
 
 
-@over(often=("mlp-NonCentered", "plate-hierarchical", "state-normal"))
+@over(often=("mlp-NonCentered", "state-normal"))
 def test_mclmc(own, tmp_path):
     kernel = infer.MCLMC(own.crossing.model)
     mcmc = own.run(kernel, infer.CompiledMCMC)
@@ -70,13 +70,13 @@ def test_mclmc(own, tmp_path):
     assert "energy error" in [c.name for c in px.diagnose(tree, loo=False).checks]
 
 
-@over(often=("learned-normal", "walk-normal"))
+@over(often=("walk-normal",))
 def test_mclmc_of_numpyros_mcmc(own):
     mcmc = own.run(infer.MCLMC(own.crossing.model), MCMC)
     check_joint(-mcmc.get_extra_fields()["potential_energy"], check_run(own, mcmc))
 
 
-@over(often=("ties-normal", "convolution-normal"))
+@over(often=("convolution-normal",))
 def test_low_rank_nuts(own):
     kernel = infer.FlatNUTS(own.crossing.model, adaptation="low_rank", max_tree_depth=3)
     mcmc = own.run(kernel, infer.CompiledMCMC)
@@ -101,8 +101,10 @@ def subsampled(own):
     return model
 
 
-@over(often=("mlp-hierarchical", "learned-normal"), where=has_rows)
-@pytest.mark.parametrize("kind", [infer.SGLD, infer.SGHMC])
+@over(often=("mlp-hierarchical",), where=has_rows)
+@pytest.mark.parametrize(
+    "kind", [infer.SGLD, pytest.param(infer.SGHMC, marks=pytest.mark.slow)]
+)
 def test_minibatch_kernels(own, kind):
     """The draws hold the parameters; f of the draws is of any minibatch."""
     kernel = kind(subsampled(own), 1e-6)

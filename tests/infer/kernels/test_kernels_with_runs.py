@@ -51,7 +51,9 @@ def assert_close(ours, expected):
         np.testing.assert_allclose(ours[name], draws, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["MCLMC", "SGLD"])
+@pytest.mark.parametrize(
+    "name", ["MCLMC", pytest.param("SGLD", marks=pytest.mark.slow)]
+)
 def test_ten_chains_compile_once_and_a_second_run_compiles_nothing(name):
     mcmc = make(name, num_chains=10, chain_method="vectorized")
     jax.block_until_ready((KEY, Y, OTHER, jax.random.split(KEY, 10)))
@@ -75,7 +77,8 @@ def test_ten_chains_compile_once_and_a_second_run_compiles_nothing(name):
     ],
 )
 def test_chains_are_those_of_numpyros_mcmc(name, method):
-    kwargs = {"num_chains": 2, "chain_method": method, "thinning": 2}
+    # Chains that start the same grow apart by rounding, so they are short.
+    kwargs = {"num_chains": 2, "chain_method": method, "thinning": 2, "num_warmup": 15}
     ours, numpyros = (make(name, cls, **kwargs) for cls in (CompiledMCMC, MCMC))
     for mcmc in (ours, numpyros):
         mcmc.run(KEY, Y)
@@ -88,7 +91,12 @@ class Died(BaseException):
 
 
 @pytest.mark.parametrize(
-    "name", ["MCLMC", "low_rank", pytest.param("SGLD", marks=pytest.mark.slow)]
+    "name",
+    [
+        "MCLMC",
+        pytest.param("low_rank", marks=pytest.mark.slow),
+        pytest.param("SGLD", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_continues_bit_for_bit(name, tmp_path, monkeypatch):
     def run(path):
@@ -172,8 +180,9 @@ def test_sites_of_a_vector_cannot_be_asked_for():
 def test_without_blackjax_the_package_runs_and_its_kernels_say_what_to_install():
     code = """
 import sys
-sys.modules["blackjax"] = None
 import pyrox_ppl.infer as infer
+print("blackjax" in sys.modules)
+sys.modules["blackjax"] = None
 for make in (infer.MCLMC, lambda m: infer.SGLD(m, 0.1), lambda m: infer.SGHMC(m, 0.1),
              lambda m: infer.FlatNUTS(m, adaptation="low_rank")):
     try:
@@ -183,7 +192,4 @@ for make in (infer.MCLMC, lambda m: infer.SGLD(m, 0.1), lambda m: infer.SGHMC(m,
 infer.FlatNUTS(print)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert out.stdout.split() == ["True"] * 4, out.stderr
-    loaded = "import sys, pyrox_ppl.infer; print('blackjax' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True)
-    assert out.stdout.strip() == "False", out.stderr
+    assert out.stdout.split() == ["False", *["True"] * 4], out.stderr

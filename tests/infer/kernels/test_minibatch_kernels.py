@@ -67,7 +67,7 @@ def check(mcmc, variance):
     return found
 
 
-@pytest.mark.parametrize("step", [0.02, 0.005])
+@pytest.mark.parametrize("step", [0.02, pytest.param(0.005, marks=pytest.mark.slow)])
 def test_sgld_has_the_variance_of_its_step_size(step):
     """Both terms of the bias: they double the variance at the larger step."""
     exact = 1.0 / PRECISION
@@ -97,7 +97,7 @@ def test_the_gradient_on_all_data_is_that_of_the_whole_model():
     np.testing.assert_allclose(state.centre_grad, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("step", [0.06, 0.02])
+@pytest.mark.parametrize("step", [0.06, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_sghmc_has_the_covariance_of_its_linear_map(step):
     decay = 0.3
     expected = variance_of_sghmc(step, decay, gradient_noise())
