@@ -37,7 +37,9 @@ def on_tangent(draws: Draws, root: str) -> Draws:
                 "tree does not say in which space the guide linearised it: predict "
                 "with the model instead of the module."
             )
-        at = transform.inv(jnp.asarray(mode))
+        # One mode for all draws, or one for those of each chain.
+        modes = jnp.repeat(jnp.asarray(mode), draws.number // len(mode), axis=0)
+        at = transform.inv(modes)
         away = transform.inv(jnp.asarray(values[site])) - at
         start, slope = jax.jvp(transform, (at,), (jnp.ones_like(at),))
         values[site] = np.asarray(start + slope * away)
