@@ -50,9 +50,13 @@ class CountedSVIResult(SVIRunResult):
         vars(result).update(cost._asdict())
         return result
 
-    def _replace(self, **fields: Any) -> "CountedSVIResult":
-        """The result with other fields, which cost what this one did."""
-        return self.make(*super()._replace(**fields), cost=cost_of(self))
+
+def replace_params(fit: Any, params: dict[str, Any]) -> Any:
+    """A result of SVI with other params, which cost what it did."""
+    replaced = fit._replace(params=params)
+    if isinstance(fit, CountedSVIResult):
+        return CountedSVIResult.make(*replaced, cost=cost_of(fit))
+    return replaced
 
 
 def gradients_of_svi(svi: Any, num_steps: int) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from pyrox_ppl._cost import replace_params
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of
 from pyrox_ppl.infer.guides._laplace_members import over_members
@@ -142,8 +143,7 @@ class AutoLaplace(AbstractModeGuide):
         batches, as in :func:`run_minibatches`, and all rows count once.
 
         A fit of :func:`run_ensemble` gets the curvature of each member at its own mode.
-        Its tree is a mixture of Laplace approximations: each chain has the draws, and
-        the tangent, of one member.
+        Its tree is a mixture: each chain has the draws and the tangent of one member.
 
         The Newton decrement :math:`g^\top (H + P)^{-1} g`, with the gradient :math:`g`
         of the log joint, is the squared distance to the mode in standard deviations of
@@ -191,7 +191,7 @@ class AutoLaplace(AbstractModeGuide):
         given = fit if isinstance(fit, Mapping) else fit.params
         earlier = self.added_params(given)  # perhaps of other sites
         params = {n: v for n, v in given.items() if n not in earlier} | added
-        return params if isinstance(fit, Mapping) else fit._replace(params=params)
+        return params if isinstance(fit, Mapping) else replace_params(fit, params)
 
     def sample_posterior(
         self,
