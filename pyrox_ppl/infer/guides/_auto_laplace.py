@@ -216,7 +216,7 @@ class AutoLaplace(AbstractModeGuide):
         values = self._fit(params).sample(
             rng_key, sample_shape, self._unconstrained(params), self.damping
         )
-        return self._constrain(values)
+        return self._to_latents(values)
 
     def quantiles(self, params: dict[str, Any], quantiles: Any) -> Draws:
         """Quantiles of every latent site, along the first axis.
@@ -228,7 +228,7 @@ class AutoLaplace(AbstractModeGuide):
         values = self._fit(params).quantiles(
             jnp.asarray(quantiles), self._unconstrained(params), self.damping
         )
-        return self._constrain(values)
+        return self._to_latents(values)
 
     def log_evidence(self, fit: Any) -> jax.Array:
         r"""Laplace's estimate of the log marginal likelihood, in nats.

@@ -168,7 +168,7 @@ class AutoSWAG(AutoDelta):
             )
         else:
             key: Any = numpyro.prng_key()
-            values = self._constrain(draw_location(key, moments, self.rank))
+            values = self._to_latents(draw_location(key, moments, self.rank))
             # An SVI that starts at a finished fit collects anew.
             moments.clear()
             moments.update(fresh)
@@ -200,7 +200,7 @@ class AutoSWAG(AutoDelta):
         key, other = jax.random.split(rng_key)
 
         def draw(key: jax.Array) -> Draws:
-            return self._constrain(draw_location(key, moments, self.rank))
+            return self._to_latents(draw_location(key, moments, self.rank))
 
         keys = jax.random.split(key, sample_shape) if sample_shape else key
         for _ in sample_shape:
@@ -221,7 +221,7 @@ class AutoSWAG(AutoDelta):
 
     def median(self, params: dict[str, Any]) -> Draws:
         """The median of every latent site: the mean of the iterates, constrained."""
-        return self._constrain(self._moments(params)["mean"])
+        return self._to_latents(self._moments(params)["mean"])
 
     def quantiles(self, params: dict[str, Any], quantiles: Any) -> Draws:
         """Quantiles of every latent site, along the first axis.
@@ -234,7 +234,7 @@ class AutoSWAG(AutoDelta):
         scale = marginal_scale(moments, self.rank)
 
         def at(level: jax.Array) -> Draws:
-            return self._constrain(
+            return self._to_latents(
                 {
                     name: dist.Normal(mean, scale[name]).icdf(level)
                     for name, mean in moments["mean"].items()
@@ -272,7 +272,7 @@ class AutoSWAG(AutoDelta):
             if site["type"] == "sample" and not site["is_observed"]
         }
 
-    def _constrain(self, location: Location) -> Draws:
+    def _to_latents(self, location: Location) -> Draws:
         sites = self._latent_sites()
         return {name: transform_of(sites[name])(u) for name, u in location.items()}
 

@@ -100,7 +100,7 @@ class AbstractModeGuide(AutoDelta):
             for name in self._latents(params)
         }
 
-    def _constrain(self, values: Draws) -> Draws:
+    def _to_latents(self, values: Draws) -> Draws:
         return {name: self._transform(name)(value) for name, value in values.items()}
 
     def _sample(self, name: str, value: jax.Array) -> Any:

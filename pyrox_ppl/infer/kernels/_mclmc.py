@@ -160,7 +160,7 @@ class MCLMC(AbstractVectorKernel):
     def _tuner(self) -> Tuner:
         diagnostics = import_blackjax("diagnostics", "MCLMC")
         return Tuner(
-            self._num_warmup,
+            self._warmup_steps,
             self._energy_variance,
             self._step_size,
             self._length,
@@ -237,8 +237,8 @@ class MCLMC(AbstractVectorKernel):
             state.i, tuning, Step(after.position, squared, ~diverging)
         )
         i = state.i + 1
-        begins = (i == 1) | (i == self._num_warmup + 1)
-        n = jnp.where(i > self._num_warmup, i - self._num_warmup, i)
+        begins = (i == 1) | (i == self._warmup_steps + 1)
+        n = jnp.where(i > self._warmup_steps, i - self._warmup_steps, i)
         mean = jnp.where(begins, 0.0, state.energy_variance)
         count = jnp.where(begins, 0, state.num_diverging)
         return MCLMCState(

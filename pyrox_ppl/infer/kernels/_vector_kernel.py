@@ -32,7 +32,7 @@ class AbstractVectorKernel(MCMCKernel):
     is_unadjusted = True
 
     # What `init` sets: it decides nothing that a later `init` would not set anew.
-    set_by_init = frozenset({"_potential_fn_gen", "_postprocess_fn", "_num_warmup"})
+    set_by_init = frozenset({"_make_potential", "_make_constrain", "_warmup_steps"})
 
     def __init__(self, model: Callable, init_strategy: Callable) -> None:
         if not callable(model):
@@ -43,9 +43,9 @@ class AbstractVectorKernel(MCMCKernel):
         self._model = model
         # Under this name as in NumPyro's kernels.
         self._init_strategy = init_strategy
-        self._potential_fn_gen: Callable | None = None
-        self._postprocess_fn: Callable | None = None
-        self._num_warmup = 0
+        self._make_potential: Callable | None = None
+        self._make_constrain: Callable | None = None
+        self._warmup_steps = 0
 
     @property
     def model(self) -> Callable:
@@ -126,9 +126,9 @@ class AbstractVectorKernel(MCMCKernel):
             strategy=self._init_strategy,
         )
         self._check(info)
-        self._potential_fn_gen = start.potential_fn
-        self._postprocess_fn = start.postprocess_fn
-        self._num_warmup = num_warmup
+        self._make_potential = start.potential_fn
+        self._make_constrain = start.postprocess_fn
+        self._warmup_steps = num_warmup
         return getattr(start.state, "z", start.state)
 
     def sample(
@@ -194,12 +194,12 @@ class AbstractVectorKernel(MCMCKernel):
         self, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> Callable:
         """The map from the vector to constrained values by site."""
-        if self._postprocess_fn is None:
+        if self._make_constrain is None:
             raise RuntimeError("postprocess_fn needs an initialised kernel.")
-        return self._postprocess_fn(*model_args, **(model_kwargs or {}))
+        return self._make_constrain(*model_args, **(model_kwargs or {}))
 
     def _potential(self, model_args: tuple, model_kwargs: dict) -> Callable:
         """The potential as a function of the vector."""
-        if self._potential_fn_gen is None:
+        if self._make_potential is None:
             raise RuntimeError("the kernel has no potential before `init` has run.")
-        return self._potential_fn_gen(*model_args, **model_kwargs)
+        return self._make_potential(*model_args, **model_kwargs)
