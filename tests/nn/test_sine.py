@@ -20,7 +20,9 @@ def draws(largest, size=200_000):
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 30.0, 300.0, 1e4])
 def test_the_error_is_at_most_1_6e_7(ours, numpys, jaxs, largest):
     x = draws(largest)
-    error = np.abs(np.asarray(jax.jit(ours)(x), np.float64) - numpys(np.float64(x)))
+    # As users compile it: without fused multiply-adds the last bit may differ.
+    optimised = jax.jit(ours, compiler_options={"xla_backend_optimization_level": 3})
+    error = np.abs(np.asarray(optimised(x), np.float64) - numpys(np.float64(x)))
     assert error.max() <= 1.6e-7
 
 
