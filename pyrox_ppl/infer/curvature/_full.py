@@ -154,7 +154,7 @@ def _whitened_by(curvature: jax.Array, prior: jax.Array) -> tuple[jax.Array, jax
 def _root_by_prior(curvature: jax.Array, prior: jax.Array) -> jax.Array:
     inner, tril = _whitened_by(curvature, prior)
     values, vectors = jnp.linalg.eigh(inner)
-    scaled = vectors / jnp.sqrt(1 + jnp.maximum(values, 0.0))
+    scaled = vectors / jnp.sqrt(1 + jnp.maximum(values, 0.0))[None, :]
     return lax.linalg.triangular_solve(
         tril, scaled, left_side=True, lower=True, transpose_a=True
     )
@@ -171,7 +171,7 @@ def _unit_diagonal(precision: Any) -> tuple[Any, Any]:
     """The matrix with a diagonal of ones, and the factors that make it so."""
     diagonal = precision.diagonal()
     scale = jnp.where(diagonal > 0, diagonal, 1.0) ** -0.5
-    return precision * scale[:, None] * scale, scale
+    return precision * scale[:, None] * scale[None, :], scale
 
 
 def _root_of_sum(curvature: jax.Array, prior: jax.Array) -> jax.Array:
@@ -180,7 +180,7 @@ def _root_of_sum(curvature: jax.Array, prior: jax.Array) -> jax.Array:
     values, vectors = jnp.linalg.eigh(scaled)
     least = len(values) * jnp.finfo(values.dtype).eps
     values = jnp.where(values > least, values, jnp.nan)
-    return scale[:, None] * vectors / jnp.sqrt(values)
+    return scale[:, None] * vectors / jnp.sqrt(values)[None, :]
 
 
 def _log_det_of_sum(curvature: jax.Array, prior: jax.Array) -> jax.Array:
