@@ -28,12 +28,19 @@ from pyrox_ppl.infer.guides._moments import (
 )
 from pyrox_ppl.infer.guides._unconstrained import (
     check_whole_plates,
+    constrain,
+    latent_sites,
     make_plates,
     sample_at,
     transform_of,
 )
 
 Draws = dict[str, jax.Array]
+
+_WHOLE_PLATES = (
+    "its iterates are no sample: give such sites another guide in an AutoGuideList, "
+    "such as AutoNormal, and AutoSWAG the rest."
+)
 
 
 class AutoSWAG(AutoDelta):
@@ -154,8 +161,8 @@ class AutoSWAG(AutoDelta):
         # AutoDelta's own sample sites have the density of the constrained space.
         with handlers.block(hide_fn=lambda msg: msg["type"] in ("sample", "plate")):
             values = super().__call__(*args, **kwargs)
-        sites = self._latent_sites()
-        check_whole_plates(sites, self.prototype_trace)
+        sites = latent_sites(self)
+        check_whole_plates(sites, self.prototype_trace, _WHOLE_PLATES)
         location = {
             name: lax.stop_gradient(transform_of(sites[name]).inv(value))
             for name, value in values.items()
@@ -259,22 +266,8 @@ class AutoSWAG(AutoDelta):
     def _name(self) -> str:
         return f"{self.prefix}_moments"
 
-    def _latent_sites(self) -> dict[str, Any]:
-        """The latent sites of the model, as the first run found them."""
-        if self.prototype_trace is None:
-            raise ValueError(
-                "the guide has not seen the model yet: run it once, for example by "
-                "svi.init(rng_key, *args), before it draws."
-            )
-        return {
-            name: site
-            for name, site in self.prototype_trace.items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }
-
     def _to_latents(self, location: Location) -> Draws:
-        sites = self._latent_sites()
-        return {name: transform_of(sites[name])(u) for name, u in location.items()}
+        return constrain(latent_sites(self), location)
 
     def _moments(self, params: dict[str, Any]) -> Moments:
         """The collected moments.
@@ -282,7 +275,7 @@ class AutoSWAG(AutoDelta):
         Raises:
             ValueError: If there are none, too few, or those of another guide.
         """
-        sites = self._latent_sites()
+        sites = latent_sites(self)
         if self._name not in params:
             raise ValueError(
                 f"params has no {self._name!r}, the moments that AutoSWAG collects; it "

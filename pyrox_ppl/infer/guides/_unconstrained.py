@@ -10,9 +10,32 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
 
 
+def latent_sites(guide: Any) -> dict[str, Any]:
+    """The latent sites of a guide's model, as the guide's first run found them.
+
+    Raises:
+        ValueError: If the guide has not run yet.
+    """
+    if guide.prototype_trace is None:
+        raise ValueError(
+            "the guide has not seen the model yet: run it once, for example by "
+            "svi.init(rng_key, *args), before it is asked for a posterior."
+        )
+    return {
+        name: site
+        for name, site in guide.prototype_trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+
+
 def transform_of(site: dict[str, Any]) -> Any:
     """The map from unconstrained values to the site's support."""
     return biject_to(site["fn"].support)
+
+
+def constrain(sites: dict[str, Any], values: dict[str, Any]) -> dict[str, jax.Array]:
+    """The values on the supports of their sites."""
+    return {name: transform_of(sites[name])(u) for name, u in values.items()}
 
 
 def make_plates(sites: dict[str, Any]) -> dict[str, numpyro.plate]:
@@ -41,25 +64,24 @@ def sample_at(
         return numpyro.sample(site["name"], law)
 
 
-def check_whole_plates(sites: dict[str, Any], trace: Any) -> None:
+def check_whole_plates(sites: dict[str, Any], trace: Any, advice: str) -> None:
     """Raise unless there are latent sites, and every step sees all of them.
 
     Args:
         sites: The latent sites.
         trace: The run of the model that they are from.
+        advice: Why the guide needs all of them, and what to do.
     """
     if not sites:
         raise RuntimeError(
-            "AutoSWAG found no latent sites in the model: give some parameter a prior, "
-            "by bayesianize or numpyro.sample."
+            "the guide found no latent sites in the model: give some parameter a "
+            "prior, by bayesianize or numpyro.sample."
         )
     for name, site in sites.items():
         for frame in site["cond_indep_stack"]:
             size = trace[frame.name]["args"][0]
             if size != frame.size:
                 raise ValueError(
-                    f"the latent site {name!r} stands in the plate {frame.name!r}, and "
-                    f"a step sees {frame.size} of its {size} members, so its iterates "
-                    "are no sample: give such sites another guide in an AutoGuideList, "
-                    "such as AutoNormal, and AutoSWAG the rest."
+                    f"the latent site {name!r} stands in the plate {frame.name!r}, of "
+                    f"which a step sees {frame.size} of its {size} members, so {advice}"
                 )

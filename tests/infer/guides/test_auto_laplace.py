@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.util import log_density
 from scipy.optimize import minimize
 
@@ -59,22 +60,21 @@ def at_mode(model, structure, *args):
     with handlers.seed(rng_seed=0), handlers.block():
         first = guide(*args)
     # NumPyro's Bernoulli has no derivative where the logits are exactly zero.
-    values = {n: jnp.full(jnp.shape(v), 0.1) for n, v in first.items()}
-    flat, unravel = jax.flatten_util.ravel_pytree(values)
+    start = {n: jnp.full(jnp.shape(v), 0.1) for n, v in first.items()}
+    supports = {n: biject_to(guide.prototype_trace[n]["fn"].support) for n in first}
+    flat, unravel = jax.flatten_util.ravel_pytree(start)
 
     @jax.jit
     @jax.value_and_grad
     def energy(vector):
-        total, fixed = 0.0, {}
-        for n, u in unravel(vector).items():
-            to = guide._transform(n)
-            fixed[n] = to(u)
-            total -= jnp.sum(to.log_abs_det_jacobian(u, fixed[n]))
-        return total - log_density(handlers.seed(model, 0), args, {}, fixed)[0]
+        u = unravel(vector)
+        fixed = {n: supports[n](u[n]) for n in u}
+        volume = sum(supports[n].log_abs_det_jacobian(u[n], fixed[n]).sum() for n in u)
+        return -volume - log_density(handlers.seed(model, 0), args, {}, fixed)[0]
 
-    found = minimize(lambda v: tuple(energy(v)), flat, jac=True, tol=1e-12)
-    mode = unravel(jnp.asarray(found.x))
-    return guide, {f"{n}_auto_loc": guide._transform(n)(u) for n, u in mode.items()}
+    mode = minimize(lambda v: tuple(energy(v)), flat, jac=True, tol=1e-12).x
+    values = unravel(jnp.asarray(mode)).items()
+    return guide, {f"{n}_auto_loc": supports[n](u) for n, u in values}
 
 
 @functools.cache
