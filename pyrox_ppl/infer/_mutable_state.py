@@ -26,7 +26,7 @@ def check_keeps_state(svi: SVI, state: Any) -> None:
             f"the mutable sites are {sorted(state.mutable_state)}, and "
             f"{type(svi.loss).__name__}(num_particles={particles}) forgets their "
             "values after each step, so running statistics or moments would never "
-            "change. Use num_particles=1 and more steps, or run the layers in "
+            "move. Use num_particles=1 and more steps, or run the layers in "
             "inference mode with a fixed state."
         )
 

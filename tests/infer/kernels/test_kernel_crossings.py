@@ -92,11 +92,12 @@ def has_rows(crossing):
 
 def subsampled(own):
     """The model of a crossing on minibatches, which it draws itself."""
+    of_rows = own.crossing.model  # without the trees that `own` keeps
 
     def model(x, y=None):
         with numpyro.plate("pick", len(x), subsample_size=2) as rows:
             pass
-        own.crossing.model(x[rows], None if y is None else y[rows], len(x))
+        of_rows(x[rows], None if y is None else y[rows], len(x))
 
     return model
 

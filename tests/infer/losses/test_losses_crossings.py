@@ -88,13 +88,14 @@ def test_compiled_svi_is_svi(own):
 @over(often=("convolution-normal",), where=has_minibatches)
 def test_interrupted_minibatches_continue_bit_for_bit(own, tmp_path, monkeypatch):
     x, y = own_data(own)
-    by_row = y.swapaxes(0, 1) if own.crossing.kind.groups else y
+    # Not `own`: it keeps the trees of other tests, which no key describes.
+    groups, training = own.crossing.kind.groups, own.crossing.training
+    by_row = y.swapaxes(0, 1) if groups else y
     loader = infer.MinibatchLoader((x, by_row), 2, rng_key=KEY)
 
     def run(path):
         def model(x, y, size):
-            groups = own.crossing.kind.groups
-            return own.crossing.training(x, y.swapaxes(0, 1) if groups else y, size)
+            return training(x, y.swapaxes(0, 1) if groups else y, size)
 
         guide = AutoNormal(model, init_loc_fn=init_to_stored, init_scale=0.01)
         svi = SVI(model, guide, Adam(0.01), LocalReparam_ELBO())
