@@ -129,7 +129,7 @@ def _values_of_model(
         for name in names
         for block in _without_repeats(values.blocks(name, batch_size))
     )
-    return _Values(f"the sites {names}", draws.shape, blocks)
+    return _Values(f"the values of {', '.join(names)}", draws.shape, blocks)
 
 
 def _values_in_tree(tree: xr.DataTree) -> _Values | None:
@@ -141,7 +141,7 @@ def _values_in_tree(tree: xr.DataTree) -> _Values | None:
     if not arrays:
         return None
     shape = arrays[0].shape[:2]
-    what = f"the sites {sites}" if sites else "the log likelihoods"
+    what = f"the values of {', '.join(sites)}" if sites else "the log likelihoods"
     blocks = (a.reshape(shape[0] * shape[1], -1) for a in arrays)
     return _Values(what, shape, blocks)
 

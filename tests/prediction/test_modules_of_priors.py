@@ -63,8 +63,8 @@ def test_the_parameter_itself_is_used(prior):
     diagnosis = px.diagnose(tree, LINEAR, X, name="net", loo=False)
     np.testing.assert_allclose(diagnosis.functions.std, f.std(0).ravel(), atol=1e-5)
     # The weights are functions of what was sampled in name only.
-    assert px.diagnose(tree, loo=False).functions.what == "the sites ['f']"
-    assert px.diagnose(tree, model, X, loo=False).functions.what == "the sites ['f']"
+    assert px.diagnose(tree, loo=False).functions.what == "the values of f"
+    assert px.diagnose(tree, model, X, loo=False).functions.what == "the values of f"
 
 
 def test_weights_are_no_functions_to_agree_on():
