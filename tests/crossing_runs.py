@@ -140,8 +140,8 @@ class Runs:
 
     @functools.cached_property
     def fit(self) -> Any:
-        """A short run of NumPyro's SVI."""
-        return self.train(self.guide)
+        """A short run, compiled whole: NumPyro's is a few hundred programs."""
+        return self.train(self.guide, px.infer.CompiledSVI)
 
     def svi(self, guide: Any, make: Any = SVI, optim: Any = None) -> SVI:
         optim = Adam(0.01) if optim is None else optim

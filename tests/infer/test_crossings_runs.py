@@ -97,8 +97,7 @@ def test_a_resumable_run(own, tmp_path):
 
 @over(often=("mlp-around", "state-normal"))
 def test_compiled_svi_is_numpyros(own):
-    fit = own.train(AutoNormal(own.crossing.training), infer.CompiledSVI)
-    plain = own.fit
+    fit, plain = own.fit, own.train(AutoNormal(own.crossing.training))
     np.testing.assert_allclose(fit.losses, plain.losses, rtol=1e-3)
     for name, value in plain.params.items():
         np.testing.assert_allclose(fit.params[name], value, err_msg=name, **CLOSE)

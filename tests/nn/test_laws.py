@@ -19,7 +19,13 @@ import pyrox_ppl as px
 
 
 def over(cases):
-    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.name, marks=pytest.mark.slow if case.rare else ())
+            for case in cases
+        ],
+    )
 
 
 every_case = over(CASES)

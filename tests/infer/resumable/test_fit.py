@@ -62,8 +62,8 @@ def fit(svi, epochs, **kwargs):
 def test_the_loss_of_batches_is_unbiased_for_that_of_all_data(particles):
     svi = make(model, optax.adam(1e-2), particles)
     state = svi.init(KEY, X, YS)
-    whole = svi.evaluate(state, X, YS)
     evaluate = jax.jit(lambda batch: svi.evaluate(state, *batch))
+    whole = evaluate((X, YS))
     parts = [float(evaluate(batch)) for batch in loader().epoch(0)]
     # The same key, so the same weights: the mean over an epoch is the whole, exactly.
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-5)
@@ -121,9 +121,13 @@ def test_the_held_out_loss_is_no_single_draw():
     svi = make(line, optax.adam(0.05))
     result = fit(svi, 2, held_out=(X, YS))
     keys = jax.random.split(jax.random.split(KEY)[1], 16)
-    draws = jax.vmap(
-        lambda key: svi.evaluate(result.state._replace(rng_key=key), X, YS)
-    )(keys)
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(key):
+        return svi.evaluate(result.state._replace(rng_key=key), X, YS)
+
+    draws = evaluate(keys)
     ours = result.held_out[result.best_epoch]
     np.testing.assert_allclose(ours, draws.mean(), rtol=1e-4)
     assert draws.std() > 0.01 * abs(ours)
