@@ -38,6 +38,7 @@ class Case:
         generators: Names (without the root) and shapes of the parameters that
             handlers select by default.
         backbone: Those of the other parameters.
+        rare: Whether its parts stand in other entries, so that its laws are slow tests.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     root: str
     generators: Shapes
     backbone: Shapes = dataclasses.field(default_factory=dict)
+    rare: bool = False
 
     @property
     def conditional(self) -> bool:

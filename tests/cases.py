@@ -34,6 +34,7 @@ def _affine(gamma_activation: str) -> Case:
         out=C,
         count=2 * C * K + 2 * C,
         root="affine_modulation",
+        rare=gamma_activation in ("softplus", "identity"),
         generators=linear("generator", 2 * C, K),
     )
 
@@ -123,6 +124,9 @@ def _field(inner: str, conditioner: str, mode: str) -> Case:
         root="conditioned_inr",
         generators=generators,
         backbone={f"inner.{name}": shape for name, shape in LAYERS.items()},
+        # By default each conditioner meets each mode, and each network each mode.
+        rare=mode != "preactivation"
+        and (inner == "SIREN") == ((mode == "feature") == (conditioner == "Concat")),
     )
 
 

@@ -1,15 +1,17 @@
 """What every test runs under: strict ranks, checked annotations, few examples."""
 
+import gc
 from collections.abc import Iterator
 
 import hypothesis
 import jax
 import jaxtyping
 import pytest
+import typecheck
 
 # Before the package is imported, by a test or for its doctests. pytest imports this
 # file first, also for doctests, if `tests` is among the folders that it is given.
-jaxtyping.install_import_hook("pyrox_ppl", "typecheck.check")
+typecheck.install()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile(
@@ -27,6 +29,11 @@ MARKERS = {
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_finish() -> None:
+    # What is imported and collected stays: garbage collections need not visit it.
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

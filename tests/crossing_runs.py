@@ -118,8 +118,9 @@ class Runs:
 
     @functools.cached_property
     def mcmc(self) -> MCMC:
-        """A short run of NumPyro's NUTS."""
-        return self.run(NUTS(self.crossing.model, max_tree_depth=3))
+        """A short run of NumPyro's NUTS, compiled whole as well."""
+        kernel = NUTS(self.crossing.model, max_tree_depth=3)
+        return self.run(kernel, px.infer.CompiledMCMC)
 
     def run(self, kernel: Any, make: Any = MCMC, **kwargs: Any) -> MCMC:
         """A short run of a kernel."""
@@ -140,8 +141,8 @@ class Runs:
 
     @functools.cached_property
     def fit(self) -> Any:
-        """A short run of NumPyro's SVI."""
-        return self.train(self.guide)
+        """A short run, compiled whole: NumPyro's is a few hundred programs."""
+        return self.train(self.guide, px.infer.CompiledSVI)
 
     def svi(self, guide: Any, make: Any = SVI, optim: Any = None) -> SVI:
         optim = Adam(0.01) if optim is None else optim

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 # Even their small settings take more than half a minute.
-LONG = ("digits", "groups", "one_module_five_meanings", "which_posterior")
+LONG = (
+    *("conditioning", "diagnosing", "digits", "groups"),
+    *("one_module_five_meanings", "which_posterior"),
+)
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
 
 

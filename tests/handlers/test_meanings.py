@@ -157,7 +157,7 @@ def test_svi_holds_what_is_learned_or_guided_and_nothing_dead(case):
     guide = AutoNormal(model)
     svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
     state = svi.init(KEY, X, Y)
-    after, loss = svi.update(state, X, Y)
+    after, loss = jax.jit(svi.update)(state, X, Y)
     assert np.isfinite(loss)
     guided = case.samples | {"noise": ()}
     expected = case.params | {

@@ -97,8 +97,7 @@ def test_a_resumable_run(own, tmp_path):
 
 @over(often=("mlp-around", "state-normal"))
 def test_compiled_svi_is_numpyros(own):
-    fit = own.train(AutoNormal(own.crossing.training), infer.CompiledSVI)
-    plain = own.fit
+    fit, plain = own.fit, own.train(AutoNormal(own.crossing.training))
     np.testing.assert_allclose(fit.losses, plain.losses, rtol=1e-3)
     for name, value in plain.params.items():
         np.testing.assert_allclose(fit.params[name], value, err_msg=name, **CLOSE)
@@ -209,7 +208,7 @@ def test_sharded_data_are_the_data(own):
 
 def starts(own, guide):
     """The point where SVI begins."""
-    svi = SVI(own.crossing.training, guide, Adam(0.01), Trace_ELBO())
+    svi = own.svi(guide, infer.CompiledSVI)
     state = svi.init(KEY, own.crossing.x, y=own.crossing.y)
     return svi.get_params(state)
 
@@ -262,7 +261,7 @@ def test_an_encoder_of_every_row(own):
 
     encoder = eqx.nn.Linear(width, 2 * width, key=KEY)
     guide = px.AmortizedGuide(model, encoder, plate="row", context=lambda x, y: y)
-    svi = SVI(model, guide, Adam(0.01), Trace_ELBO())
+    svi = infer.CompiledSVI(model, guide, Adam(0.01), Trace_ELBO())
     x, y = own.crossing.x, own.crossing.y
     fit = svi.run(KEY, STEPS, x, y, progress_bar=False)
     draws = guide.sample_posterior(KEY, fit.params, x, y, sample_shape=(5,))

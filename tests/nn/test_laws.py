@@ -19,7 +19,15 @@ import pyrox_ppl as px
 
 
 def over(cases):
-    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(
+                case, id=case.name, marks=pytest.mark.slow if case.rare else ()
+            )
+            for case in cases
+        ],
+    )
 
 
 every_case = over(CASES)
@@ -151,7 +159,7 @@ def test_flattening_and_back_changes_nothing(case: Case):
 @every_case
 def test_jit_changes_nothing(case: Case):
     module, inputs = case.build(), case.inputs((3,))
-    close(eqx.filter_jit(module)(*inputs), module(*inputs))
+    close(call(module, *inputs), module(*inputs))
 
 
 @every_case

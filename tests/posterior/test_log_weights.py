@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
 from numpyro.handlers import scale
-from numpyro.infer import SVI, Trace_ELBO, autoguide
+from numpyro.infer import Trace_ELBO, autoguide
 from numpyro.infer.util import log_density
 
 import pyrox_ppl as px
@@ -19,7 +19,7 @@ X = np.linspace(-1.0, 1.0, 6, dtype=np.float32)
 
 
 def fit(model, guide, *args, steps=3):
-    svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    svi = px.infer.CompiledSVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
     return svi.run(KEY, steps, *args, progress_bar=False)
 
 

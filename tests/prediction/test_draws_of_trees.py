@@ -8,7 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import Predictive, Trace_ELBO
 
 import pyrox_ppl as px
 
@@ -86,7 +86,7 @@ def test_a_network_of_the_guide_comes_back(tmp_path):
             numpyro.sample("u", dist.Normal(mean, jnp.exp(log_std)))
 
     data = {"x": X, "y": X[:, 0]}
-    svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    svi = px.infer.CompiledSVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
     fit = svi.run(KEY, 5, progress_bar=False, **data)
     tree = px.to_datatree(fit, **data, model=model, guide=guide, num_samples=3)
     px.save(tmp_path / "fit.nc", tree, (encoder, decoder))

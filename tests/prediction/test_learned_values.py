@@ -7,7 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from numpyro.optim import Adam
 from numpyro.primitives import mutable
@@ -57,7 +57,7 @@ def test_a_fit_predicts_with_its_params():
 
     for kind in (AutoNormal, AutoMultivariateNormal):
         guide = kind(model)
-        svi = SVI(model, guide, Adam(0.1), Trace_ELBO())
+        svi = px.infer.CompiledSVI(model, guide, Adam(0.1), Trace_ELBO())
         fit = svi.run(KEY, 20, X, X[:, 0], progress_bar=False)
         draws = guide.sample_posterior(KEY, fit.params, sample_shape=(5,))
         f = Predictive(model, draws, params=fit.params)(KEY, X)["f"]

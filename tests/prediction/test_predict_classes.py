@@ -7,7 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from scipy import stats
 
@@ -93,7 +93,8 @@ def test_of_a_tree_and_of_chains_it_is_the_same():
 
 
 def test_of_a_guide_the_tree_and_predict_agree():
-    svi = SVI(model, AutoNormal(model), numpyro.optim.Adam(0.05), Trace_ELBO())
+    optim = numpyro.optim.Adam(0.05)
+    svi = px.infer.CompiledSVI(model, AutoNormal(model), optim, Trace_ELBO())
     observed = {"kind": jnp.array([0, 0, 1, 1, 2, 2]), "rain": jnp.ones(6, int)}
     fit = svi.run(jax.random.key(0), 50, X, progress_bar=False, **observed)
     tree = px.to_datatree(fit, X, guide=svi.guide, num_samples=20, **observed)

@@ -84,7 +84,8 @@ class AmortizedGuide:
     Example:
         >>> import equinox as eqx, jax, numpyro, numpyro.distributions as dist
         >>> import pyrox_ppl as px
-        >>> from numpyro.infer import SVI, Trace_ELBO
+        >>> from numpyro.infer import Trace_ELBO
+        >>> from pyrox_ppl.infer import CompiledSVI
         >>> def model(y):
         ...     noise = numpyro.sample("noise", dist.HalfNormal(1.0))
         ...     with numpyro.plate("data", len(y), subsample_size=10) as rows:
@@ -92,7 +93,7 @@ class AmortizedGuide:
         ...         numpyro.sample("y", dist.Normal(u, noise), obs=y[rows])
         >>> encoder = eqx.nn.MLP("scalar", 2, 8, 1, key=jax.random.key(0))
         >>> guide = px.AmortizedGuide(model, encoder, plate="data", context=lambda y: y)
-        >>> svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+        >>> svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
         >>> y = jax.random.normal(jax.random.key(1), (50,))
         >>> fit = svi.run(jax.random.key(2), 5, y, progress_bar=False)
         >>> new = guide.posterior(fit.params, jax.numpy.array([0.3, -1.0]))

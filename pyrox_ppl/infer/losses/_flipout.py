@@ -42,9 +42,8 @@ class Flipout_ELBO(AbstractRowELBO):
     Example:
         >>> import equinox as eqx, jax, numpyro, numpyro.distributions as dist
         >>> import pyrox_ppl as px
-        >>> from numpyro.infer import SVI
         >>> from numpyro.infer.autoguide import AutoNormal
-        >>> from pyrox_ppl.infer import Flipout_ELBO
+        >>> from pyrox_ppl.infer import CompiledSVI, Flipout_ELBO
         >>> conv = eqx.nn.Conv1d(1, 1, 3, padding="SAME", key=jax.random.key(0))
         >>> def model(x, y=None):
         ...     with px.bayesianize():
@@ -54,7 +53,7 @@ class Flipout_ELBO(AbstractRowELBO):
         ...         numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
         >>> x = jax.random.normal(jax.random.key(1), (20, 1, 6))
         >>> optim = numpyro.optim.Adam(0.01)
-        >>> svi = SVI(model, AutoNormal(model), optim, Flipout_ELBO())
+        >>> svi = CompiledSVI(model, AutoNormal(model), optim, Flipout_ELBO())
         >>> y = x.sum((1, 2))
         >>> fit = svi.run(jax.random.key(0), 20, x, y=y, progress_bar=False)
         >>> bool(fit.losses[-1] < fit.losses[0])

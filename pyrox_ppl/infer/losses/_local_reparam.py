@@ -68,9 +68,8 @@ class LocalReparam_ELBO(AbstractRowELBO):
     Example:
         >>> import equinox as eqx, jax, numpyro, numpyro.distributions as dist
         >>> import pyrox_ppl as px
-        >>> from numpyro.infer import SVI
         >>> from numpyro.infer.autoguide import AutoNormal
-        >>> from pyrox_ppl.infer import LocalReparam_ELBO
+        >>> from pyrox_ppl.infer import CompiledSVI, LocalReparam_ELBO
         >>> mlp = eqx.nn.MLP(1, 1, 8, 1, key=jax.random.key(0))
         >>> def model(x, y=None):
         ...     with px.bayesianize():
@@ -80,7 +79,7 @@ class LocalReparam_ELBO(AbstractRowELBO):
         ...         numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
         >>> x = jax.numpy.linspace(-1.0, 1.0, 20)[:, None]
         >>> optim = numpyro.optim.Adam(0.01)
-        >>> svi = SVI(model, AutoNormal(model), optim, LocalReparam_ELBO())
+        >>> svi = CompiledSVI(model, AutoNormal(model), optim, LocalReparam_ELBO())
         >>> fit = svi.run(jax.random.key(0), 20, x, y=x[:, 0], progress_bar=False)
         >>> bool(fit.losses[-1] < fit.losses[0])
         True

@@ -137,7 +137,13 @@ def test_predictive_sees_ties():
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_chains": 2}], ids=["one", "chains"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="one", marks=pytest.mark.slow),
+        pytest.param({"num_chains": 2}, id="chains"),
+    ],
+)
 def test_mcmc_sees_ties(settings):
     mcmc = CompiledMCMC(
         FlatNUTS(network), num_warmup=3, num_samples=2, progress_bar=False, **settings

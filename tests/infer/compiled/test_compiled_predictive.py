@@ -11,11 +11,11 @@ import numpyro.distributions as dist
 import pytest
 from compilations import compilations
 from numpyro import handlers
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoGuideList, AutoNormal
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import AmortizedGuide, CompiledPredictive
+from pyrox_ppl.infer import AmortizedGuide, CompiledPredictive, CompiledSVI
 
 # NumPyro's own functions broadcast.
 pytestmark = pytest.mark.rank_promotion
@@ -110,7 +110,7 @@ def test_discrete_sites_are_inferred_as_numpyro_does():
 def guide():
     """A guide that is set up, and params that are no initial ones."""
     guide = AutoNormal(model)
-    svi = SVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
     params = svi.get_params(svi.init(KEY, X, 2.0 * X))
     return guide, {name: value + 0.3 for name, value in params.items()}
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 
-from pyrox_ppl.infer import AutoLaplace
+from pyrox_ppl.infer import AutoLaplace, CompiledSVI
 
 pytestmark = pytest.mark.rank_promotion
 X = jnp.array([0.5, -1.0, 2.0])
@@ -25,7 +25,7 @@ def model(x, y=None):
 def start(structure, **options):
     """A guide that has seen the model, and its mode before any step."""
     guide = AutoLaplace(model, structure, **options)
-    svi = SVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
     return guide, svi.get_params(svi.init(jax.random.key(0), X, y=X))
 
 

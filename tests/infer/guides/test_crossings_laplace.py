@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 from crossing_runs import KEY, over, own
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 from numpyro.optim import Adam
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import AutoLaplace
+from pyrox_ppl.infer import AutoLaplace, CompiledSVI
 
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
@@ -21,7 +21,7 @@ DRAWS = 5
 def fitted(crossing, structure, **options):
     """A guide after a few steps, and its fit with curvature."""
     guide = AutoLaplace(crossing.training, structure, **options)
-    svi = SVI(crossing.training, guide, Adam(0.01), Trace_ELBO())
+    svi = CompiledSVI(crossing.training, guide, Adam(0.01), Trace_ELBO())
     fit = svi.run(KEY, 3, crossing.x, y=crossing.y, progress_bar=False)
     # These are no modes: what counts here is that sites and shapes fit together.
     fit = guide.add_curvature(

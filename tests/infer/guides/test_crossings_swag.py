@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from crossing_runs import CLOSE, KEY, Runs, check_tree, draws_in, over, own, state_of
-from numpyro.infer import SVI
 
 import pyrox_ppl as px
 from pyrox_ppl.infer import AutoSWAG, CompiledSVI
@@ -40,7 +39,7 @@ def test_swag_from_the_run_to_the_disk(own, tmp_path):
     svi = own.svi(guide, CompiledSVI)
     fit = svi.run(KEY, STEPS, crossing.x, y=crossing.y, progress_bar=False)
     moments = fit.params["auto_moments"]
-    values = by_numpy(own.svi(swag(own), SVI), own)
+    values = by_numpy(own.svi(swag(own), CompiledSVI), own)
     assert set(moments["mean"]) == set(values) == crossing.latent()
     for name, iterates in values.items():
         assert moments["count"] == len(iterates) == STEPS - 6

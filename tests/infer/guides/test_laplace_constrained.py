@@ -7,10 +7,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import AutoLaplace
+from pyrox_ppl.infer import AutoLaplace, CompiledSVI
 
 pytestmark = pytest.mark.rank_promotion
 KEY = jax.random.key(0)
@@ -28,7 +28,7 @@ def fitted(prior):
             numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
 
     guide = AutoLaplace(model, "full")
-    svi = SVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
     params = svi.get_params(svi.init(KEY, X, y=X[:, 0]))
     fit = guide.add_curvature(params, X, y=X[:, 0], max_decrement=np.inf)
     return model, px.to_datatree(fit, X, y=X[:, 0], guide=guide, num_samples=7)

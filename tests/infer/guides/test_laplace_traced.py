@@ -7,11 +7,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 from numpyro.optim import Adam
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import AutoLaplace
+from pyrox_ppl.infer import AutoLaplace, CompiledSVI
 
 pytestmark = pytest.mark.rank_promotion
 KEY = jax.random.key(0)
@@ -46,7 +46,7 @@ def model(x, y=None):
 @pytest.fixture(scope="module")
 def fitted():
     guide = AutoLaplace(model, "kron")
-    svi = SVI(model, guide, Adam(0.02), Trace_ELBO())
+    svi = CompiledSVI(model, guide, Adam(0.02), Trace_ELBO())
     fit = svi.run(KEY, 100, X, Y, progress_bar=False)
     return guide, guide.add_curvature(fit, X, Y, max_decrement=np.inf)
 

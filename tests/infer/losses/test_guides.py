@@ -8,12 +8,17 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoGuideList, AutoLowRankMultivariateNormal
 from numpyro.infer.autoguide import AutoNormal as Normal
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import AutoFlatNormal, LocalReparam_ELBO, init_to_stored
+from pyrox_ppl.infer import (
+    AutoFlatNormal,
+    CompiledSVI,
+    LocalReparam_ELBO,
+    init_to_stored,
+)
 from pyrox_ppl.infer.losses import _elbo
 
 KEY = jr.key(0)
@@ -33,7 +38,7 @@ def model(x, y=None):
 
 def z_score(model, guide, draws=3000):
     """The standardised difference of the mean loss from that of NumPyro."""
-    svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
     params = svi.get_params(svi.init(KEY, X, y=Y))
 
     def one(key):
@@ -149,10 +154,10 @@ def test_a_mutable_state_may_hold_a_weight():
             numpyro.sample("y", dist.Normal(jax.vmap(net)(x)[:, 0], 0.7), obs=y)
 
     guide = Normal(with_state, init_loc_fn=init_to_stored, init_scale=0.01)
-    svi = SVI(with_state, guide, numpyro.optim.Adam(0.01), LocalReparam_ELBO())
+    svi = CompiledSVI(with_state, guide, numpyro.optim.Adam(0.01), LocalReparam_ELBO())
     state = svi.init(KEY, X, y=Y)
     before = state.mutable_state["state"]["mean"]
-    state, _ = svi.update(state, X, y=Y)
+    state, _ = jax.jit(svi.update)(state, X, y=Y)
     mean = state.mutable_state["state"]["mean"]
     assert jnp.abs(2 * mean - before - NET.layers[0].weight).max() < 0.1
     explanation = px.explain(with_state, X, y=Y, loss=LocalReparam_ELBO())

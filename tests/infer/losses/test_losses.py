@@ -76,7 +76,7 @@ def gradients(loss, guide, params, draws):
 )
 def test_value_and_gradient_are_those_of_numpyro_on_average(loss, kind):
     guide = make_guide(kind)
-    svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
     params = svi.get_params(svi.init(KEY, X, y=Y))
     truth = gradients(Trace_ELBO(), guide, params, 2000)
     ours = gradients(loss(), guide, params, 2000)
@@ -98,10 +98,13 @@ def test_the_divergences_of_a_flat_guide_are_in_closed_form():
     values = {}
     for kind in (AutoNormal, AutoFlatNormal):
         guide = kind(prior_only, init_loc_fn=init_to_stored, init_scale=0.4)
-        svi = SVI(prior_only, guide, numpyro.optim.Adam(0.01), LocalReparam_ELBO())
+        svi = CompiledSVI(
+            prior_only, guide, numpyro.optim.Adam(0.01), LocalReparam_ELBO()
+        )
         state = svi.init(KEY, X)
         states = [state._replace(rng_key=jr.key(i)) for i in range(3)]
-        values[kind] = jnp.stack([svi.evaluate(state, X) for state in states])
+        evaluate = jax.jit(svi.evaluate)
+        values[kind] = jnp.stack([evaluate(state, X) for state in states])
         assert jnp.ptp(values[kind]) < 1e-4
     assert jnp.allclose(values[AutoNormal], values[AutoFlatNormal], rtol=1e-5)
 
@@ -115,7 +118,7 @@ def test_particles_are_averaged(vectorize):
         LocalReparam_ELBO(),
         LocalReparam_ELBO(num_particles=8, vectorize_particles=vectorize),
     )
-    svi = SVI(model, guide, numpyro.optim.Adam(0.01), one)
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.01), one)
     params = svi.get_params(svi.init(KEY, X, y=Y))
     few = gradients(one, guide, params, 200)[0]
     more = gradients(many, guide, params, 200)[0]
@@ -144,7 +147,7 @@ def test_linear_layer_has_the_moments_of_the_closed_form(loss):
             return self.loc * jnp.zeros((2, 2)).at[place].set(1.0)
 
     guide = AutoNormal(watched, init_loc_fn=init_to_stored, init_scale=0.3)
-    svi = SVI(watched, guide, numpyro.optim.Adam(0.01), loss())
+    svi = CompiledSVI(watched, guide, numpyro.optim.Adam(0.01), loss())
     place = (0, 0)
     params = svi.get_params(svi.init(KEY, x))
     divergence = None
@@ -181,7 +184,7 @@ def test_runs_of_every_kind_train(loss):
 
 def test_minibatches_have_the_loss_of_all_data_on_average():
     guide = make_guide(AutoNormal)
-    svi = SVI(model, guide, numpyro.optim.Adam(0.01), LocalReparam_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.01), LocalReparam_ELBO())
     params = svi.get_params(svi.init(KEY, X, y=Y))
 
     def value(key, x, y):

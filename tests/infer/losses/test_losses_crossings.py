@@ -46,7 +46,7 @@ def is_refused(own, loss):
 @over(often=("noisy-fan_in", "ties-normal"))
 def test_loss_and_gradient_are_numpyros_on_average(own, loss):
     x, y = own_data(own)
-    svi = make_svi(own, loss())
+    svi = make_svi(own, loss(), infer.CompiledSVI)
     state = svi.init(KEY, x, y=y)
     if is_refused(own, loss()):
         with pytest.raises(ValueError, match="TraceMeanField_ELBO"):

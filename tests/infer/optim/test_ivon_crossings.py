@@ -49,10 +49,10 @@ def test_a_first_step_is_adams_but_for_the_normals(own):
         ("Adam", Adam(0.01)),
         ("SGD", SGD(1.0)),
     ):
-        svi = own.svi(guide, optim=optim)
+        svi = own.svi(guide, infer.CompiledSVI, optim)
         state = svi.init(KEY, x, y=y)
         start = svi.optim.get_params(state.optim_state)
-        state, _ = svi.update(state, x, y=y)
+        state, _ = jax.jit(svi.update)(state, x, y=y)
         ends[name] = svi.optim.get_params(state.optim_state)
         grads = {n: start[n] - v for n, v in ends[name].items()}
     for name, value in ends["IVON"].items():
@@ -187,10 +187,10 @@ def test_guides_of_several_kinds():
     )
     ends = {}
     for name, optim in (("IVON", IVON(0.1, optim=Adam(0.01))), ("Adam", Adam(0.01))):
-        svi = SVI(model, guide, optim, Trace_ELBO())
+        svi = infer.CompiledSVI(model, guide, optim, Trace_ELBO())
         state = svi.init(KEY, Y)
         start = svi.get_params(state)
-        ends[name] = svi.get_params(svi.update(state, Y)[0])
+        ends[name] = svi.get_params(jax.jit(svi.update)(state, Y)[0])
     assert {"level_auto_loc", "level_auto_scale", "shift_auto_loc"} < set(start)
     for name, value in ends["IVON"].items():
         assert (value != start[name]).any(), name

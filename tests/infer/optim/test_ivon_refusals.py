@@ -30,7 +30,7 @@ def normal(loc="w_loc", scale="w_scale", constraint=constraints.positive, scales
 def step(guide, model=model, **kwargs):
     svi = SVI(model, guide, IVON(0.1, **kwargs), Trace_ELBO())
     state = svi.init(KEY)
-    return svi.get_params(state), svi.get_params(svi.update(state)[0])
+    return svi.get_params(state), svi.get_params(jax.jit(svi.update)(state)[0])
 
 
 @pytest.mark.parametrize("name", ["AutoMultivariateNormal", "AutoDelta", "AutoLaplace"])
@@ -147,7 +147,7 @@ def test_the_normal_of_a_prior_is_none_of_the_guide():
         Trace_ELBO(),
     )
     adam = SVI(learned_prior, svi.guide, Adam(0.01), Trace_ELBO())
-    one, other = (s.get_params(s.update(s.init(KEY))[0]) for s in (svi, adam))
+    one, other = (s.get_params(jax.jit(s.update)(s.init(KEY))[0]) for s in (svi, adam))
     for name in ("prior_loc", "prior_scale"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
 

@@ -11,7 +11,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import MinibatchLoader, run_minibatches
+from pyrox_ppl.infer import CompiledSVI, MinibatchLoader, run_minibatches
 from pyrox_ppl.infer.resumable import _store
 from pyrox_ppl.nn import FiLM
 
@@ -44,9 +44,9 @@ def line(x, y):
         numpyro.sample("y", dist.Normal(mean, 0.5), obs=y[:, 0])
 
 
-def make(model, optimiser, particles=1):
+def make(model, optimiser, particles=1, cls=SVI):
     guide = AutoNormal(model)
-    return SVI(model, guide, optimiser, Trace_ELBO(num_particles=particles))
+    return cls(model, guide, optimiser, Trace_ELBO(num_particles=particles))
 
 
 def loader(size=16):
@@ -60,10 +60,10 @@ def fit(svi, epochs, **kwargs):
 
 @pytest.mark.parametrize("particles", [1, 3])
 def test_the_loss_of_batches_is_unbiased_for_that_of_all_data(particles):
-    svi = make(model, optax.adam(1e-2), particles)
+    svi = make(model, optax.adam(1e-2), particles, CompiledSVI)
     state = svi.init(KEY, X, YS)
-    whole = svi.evaluate(state, X, YS)
     evaluate = jax.jit(lambda batch: svi.evaluate(state, *batch))
+    whole = evaluate((X, YS))
     parts = [float(evaluate(batch)) for batch in loader().epoch(0)]
     # The same key, so the same weights: the mean over an epoch is the whole, exactly.
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-5)
@@ -71,7 +71,7 @@ def test_the_loss_of_batches_is_unbiased_for_that_of_all_data(particles):
 
 
 def test_a_step_holds_nothing_of_the_size_of_all_data():
-    svi = make(model, optax.adam(1e-2))
+    svi = make(model, optax.adam(1e-2), cls=CompiledSVI)
     batch = next(loader().epoch(0))
     state = svi.init(KEY, *batch)
     text = jax.jit(svi.update).lower(state, *batch).compile().as_text()
@@ -121,9 +121,13 @@ def test_the_held_out_loss_is_no_single_draw():
     svi = make(line, optax.adam(0.05))
     result = fit(svi, 2, held_out=(X, YS))
     keys = jax.random.split(jax.random.split(KEY)[1], 16)
-    draws = jax.vmap(
-        lambda key: svi.evaluate(result.state._replace(rng_key=key), X, YS)
-    )(keys)
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(key):
+        return svi.evaluate(result.state._replace(rng_key=key), X, YS)
+
+    draws = evaluate(keys)
     ours = result.held_out[result.best_epoch]
     np.testing.assert_allclose(ours, draws.mean(), rtol=1e-4)
     assert draws.std() > 0.01 * abs(ours)
@@ -139,7 +143,7 @@ def test_held_out_data_of_no_finite_loss_choose_no_epoch(patience):
         fit(svi, 2, held_out=(X, spoilt), patience=patience)
 
 
-@pytest.mark.parametrize("segment", [None, 3])
+@pytest.mark.parametrize("segment", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_after_a_death_the_data_continue_in_the_same_order(
     tmp_path, monkeypatch, segment
 ):

@@ -88,6 +88,7 @@ def evaluate(result, **kwargs):
         jax.random.split(k)[1] for k in jax.random.split(jax.random.split(KEY)[1], 16)
     ]
 
+    @jax.jit
     @jax.vmap
     def losses(key):
         return Trace_ELBO().loss(key, values, model, GUIDE, X, Y, **kwargs)

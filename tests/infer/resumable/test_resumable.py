@@ -83,7 +83,7 @@ def test_the_draws_are_those_of_numpyro_bit_for_bit(tmp_path, settings, extra):
 
 
 def test_a_failure_at_each_place_of_a_commit_changes_no_bit(tmp_path, monkeypatch):
-    settings = {"num_samples": 60, "thinning": 2}
+    settings = {"num_samples": 24, "thinning": 2}
     reference = make(**settings)
     reference.run(KEY, init_params=starts())
     places = ["created", "state", "draws", "draws flushed", "manifest", "renamed"]
