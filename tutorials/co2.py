@@ -213,7 +213,7 @@ for axis, since in ((whole, 1958), (ahead, 2011)):
     axis.set(xlabel="year", ylabel="CO₂ / ppm")
 whole.set_title("Mauna Loa")
 ahead.set_title("the forecast")
-ahead.legend(fontsize="small", frameon=False, loc="upper left")
+ahead.legend(fontsize="small", frameon=False, loc="lower right")
 figure.savefig(OUTPUT / "co2.png", dpi=150)
 print(f"{time.perf_counter() - start:.0f} s")
 

@@ -52,9 +52,8 @@ start = time.perf_counter()
 # the year, two harmonics of the season, and the place.
 
 # %%
-lines = [
-    row.split(",") for row in (HERE / "data" / "chickenpox.csv").read_text().split()
-]
+text = (HERE / "data" / "chickenpox.csv").read_text()
+lines = [line.split(",") for line in text.split()]
 county = [name.strip().title() for name in lines[0][1:]]
 place = np.array([lines[1][1:], lines[2][1:]], float).T  # longitude, latitude
 date = np.array([line[0] for line in lines[3:]], "datetime64[D]")
