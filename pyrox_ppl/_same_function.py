@@ -35,8 +35,8 @@ def check_same_function(module: Any, own: Any, *, which: str, root: str) -> None
     for path, came, expected in _differences(module, own, root):
         raise ValueError(
             f"{which} differs from the one that the model reads: {path!r}, which is no "
-            f"parameter, is {_show(came)} there and {_show(expected)} in the model. The "
-            "model would use its own and compute another function: pass modules that "
+            f"parameter, is {_show(came)} there and {_show(expected)} in the model, "
+            "which would use its own and compute another function: pass modules that "
             "differ in their parameters alone, or let the model read one like these."
         )
 
@@ -120,5 +120,5 @@ def _show(value: Any) -> str:
     if dataclasses.is_dataclass(value):
         return type(value).__name__
     if eqx.is_array(value):
-        return f"an array {np.asarray(value).tolist()}" if value.size < 10 else "another"
+        return "another array" if value.size > 9 else str(np.asarray(value).tolist())
     return str(name) if name else repr(value)

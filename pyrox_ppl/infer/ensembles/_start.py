@@ -112,15 +112,11 @@ def _compile_starts(svi: SVI, static: ByContent, make: Callable | None) -> Calla
     """The program that starts all members at once."""
 
     @jax.jit
-    def program(
-        keys: jax.Array, init_params: Any, batches: tuple, arrays: list
-    ) -> Any:
+    def program(keys: jax.Array, init_params: Any, batches: tuple, arrays: list) -> Any:
         args, kwargs = join_arguments(arrays, static)
 
         def one(key: jax.Array, init_params: Any, batch: tuple) -> Start:
-            return _start_member(
-                svi, key, init_params, (*batch, *args), kwargs, make
-            )
+            return _start_member(svi, key, init_params, (*batch, *args), kwargs, make)
 
         each = jax.vmap(one)(keys, init_params, batches)
         first = jax.tree.map(lambda leaf: leaf[0], each)
