@@ -41,21 +41,27 @@ def check_same_function(module: Any, own: Any, *, which: str, root: str) -> None
         )
 
 
-def _differences(came: Any, own: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """The places at which two modules differ, apart from parameters and state."""
+def _differences(
+    came: Any, own: Any, path: str, *, hidden: bool = False
+) -> Iterator[tuple[str, Any, Any]]:
+    """The places at which two modules differ, apart from parameters and state.
+
+    What a function closes over is hidden from JAX, so no array in it is a parameter.
+    """
     if isinstance(own, eqx.nn.StateIndex | eqx.nn.State):
         # Each module has marks of its own for its state.
         if type(came) is not type(own):
             yield path, came, own
     elif eqx.is_array(own):
-        if not _same_array(came, own):
+        if not _same_array(came, own, hidden):
             yield path, came, own
     elif isinstance(own, partial):
         if type(came) is not type(own):
             yield path, came, own
         else:
-            each = [(f.func, f.args, f.keywords) for f in (came, own)]
-            yield from _differences(*each, path)
+            parts, expected = ((f.func, f.args, f.keywords) for f in (came, own))
+            hidden = hidden or type(own) is partial
+            yield from _differences(parts, expected, path, hidden=hidden)
     elif isinstance(own, FunctionType):
         if not _same_code(came, own):
             yield path, came, own
@@ -64,29 +70,32 @@ def _differences(came: Any, own: Any, path: str) -> Iterator[tuple[str, Any, Any
     elif dataclasses.is_dataclass(own):
         for field in dataclasses.fields(own):
             if field.name not in _MODES:
-                each = [getattr(node, field.name, None) for node in (came, own)]
-                yield from _differences(*each, f"{path}.{field.name}")
+                part = getattr(came, field.name, None)
+                expected = getattr(own, field.name, None)
+                below = f"{path}.{field.name}"
+                yield from _differences(part, expected, below, hidden=hidden)
     elif isinstance(own, Mapping):
         if list(came) != list(own):
             yield path, came, own
         else:
             for key in own:
-                yield from _differences(came[key], own[key], f"{path}.{key}")
+                below = f"{path}.{key}"
+                yield from _differences(came[key], own[key], below, hidden=hidden)
     elif isinstance(own, Sequence) and not isinstance(own, str | bytes):
         if len(came) != len(own):
             yield path, came, own
         else:
-            for i, each in enumerate(zip(came, own, strict=True)):
-                yield from _differences(*each, f"{path}.{i}")
+            for i, (part, expected) in enumerate(zip(came, own, strict=True)):
+                yield from _differences(part, expected, f"{path}.{i}", hidden=hidden)
     elif came is not own and came != own:
         yield path, came, own
 
 
-def _same_array(came: Any, own: Any) -> bool:
+def _same_array(came: Any, own: Any, hidden: bool) -> bool:
     """Whether arrays are equal; that of a plate may have an axis of its members."""
     if not eqx.is_array(came):
         return False
-    if eqx.is_inexact_array(own):
+    if eqx.is_inexact_array(own) and not hidden:
         return eqx.is_inexact_array(came)  # parameters are compared elsewhere
     if isinstance(came, Tracer) or isinstance(own, Tracer):
         return True
@@ -104,8 +113,10 @@ def _same_code(came: Any, own: FunctionType) -> bool:
         return True
     if not isinstance(came, FunctionType) or came.__code__ != own.__code__:
         return False
-    each = [(f.__defaults__, f.__kwdefaults__, _closure(f)) for f in (came, own)]
-    return not any(_differences(*each, ""))
+    parts, expected = (
+        (f.__defaults__, f.__kwdefaults__, _closure(f)) for f in (came, own)
+    )
+    return not any(_differences(parts, expected, "", hidden=True))
 
 
 def _closure(function: FunctionType) -> list[Any]:

@@ -110,11 +110,12 @@ def test_make_of_another_function_is_refused():
 def test_modes_and_functions_of_the_same_code_are_no_difference():
     model = model_of(Net(jax.random.key(0), closing_over(2.0)))
     modules = [eqx.nn.inference_mode(Net(key, closing_over(2.0))) for key in KEYS]
-    tree = px.to_datatree(draws_of(modules, model), X, y=Y, model=model)
-    means = np.stack([jax.vmap(net)(X) for net in modules])
-    expected = stats.norm.logpdf(np.asarray(Y), means, 0.1)
-    found = tree.log_likelihood["y"].values[:, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    found = draws_of(modules, model).posterior["net.linear.weight"].values[:, 0]
+    np.testing.assert_array_equal(found, [net.linear.weight for net in modules])
+    hidden = [Net(KEYS[0], closing_over(jnp.full(2, slope))) for slope in (1.0, 2.0)]
+    draws_of(hidden[:1], model_of(hidden[0]))
+    with pytest.raises(ValueError, match=r"module 1 differs .*'net.activation'"):
+        draws_of(hidden, model_of(hidden[0]))
     stacked = eqx.filter_vmap(Net)(KEYS)
     draws_of(stacked, model_of(Net(jax.random.key(0))))
 

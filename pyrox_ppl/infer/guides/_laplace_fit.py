@@ -58,7 +58,7 @@ class LaplaceFit:
             for name, array in arrays.items()
         }
         named[f"{prefix}.log_joint"] = self.log_joint
-        return {**named, f"{prefix}.checksums": _checksums(mode)}
+        return {**named, f"{prefix}.checksums": jnp.asarray(_checksums(mode))}
 
     @classmethod
     def from_params(

@@ -53,7 +53,7 @@ class AbstractModeGuide(AutoDelta):
         plates = make_plates(sites)
         return {n: sample_at(sites[n], value, plates) for n, value in values.items()}
 
-    def median(self, params: dict[str, Any]) -> Draws:
+    def median(self, params: Mapping[str, Any]) -> Draws:
         """The median of every latent site: the mode, constrained."""
         return {name: params[self._loc(name)] for name in self._latents(params)}
 

@@ -15,14 +15,12 @@ from numpyro.infer.autoguide import AutoDelta
 import pyrox_ppl as px
 
 
-@pytest.mark.parametrize("alike", [(0, 1), (1, 2)])
-def test_two_members_that_start_alike_are_refused(alike):
-    first, second = alike
+def test_two_members_that_start_alike_are_refused():
     fit = run(svi_of(AutoDelta(MODEL)), steps=1)
     starts = {name: np.array(value) for name, value in fit.params.items()}
     for value in starts.values():
-        value[second] = value[first]
-    with pytest.raises(ValueError, match=f"members {first} and {second} start at"):
+        value[2] = value[1]
+    with pytest.raises(ValueError, match="members 1 and 2 start at the same"):
         run(svi_of(AutoDelta(MODEL)), init_params=starts)
 
 
