@@ -193,7 +193,7 @@ def _bind[Module](
     if reads:
         _check_transforms(reads, module)
     for read in reads:
-        value = read_value(read, frame)
+        value = read_value(read, frame, module)
         for position in read.positions:
             leaves[position] = value
     if frame is not None:

@@ -27,7 +27,7 @@ class _RequireKey(Messenger):
             )
 
 
-def read_value(read: Read, plate: Any) -> jax.Array:
+def read_value(read: Read, plate: Any, module: Any) -> jax.Array:
     """Read a parameter; return a value of its shape and dtype.
 
     The message asks the handlers, innermost first, what the parameter is. If one makes
@@ -67,7 +67,7 @@ def read_value(read: Read, plate: Any) -> jax.Array:
     for handler in handler_stack():
         record_read = getattr(handler, "record_read", None)
         if record_read is not None:
-            record_read(parameter, message)
+            record_read(parameter, message, module)
     value = jnp.asarray(message["value"])
     shapes = [parameter.shape]
     if plate is not None:

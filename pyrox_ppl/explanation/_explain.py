@@ -151,7 +151,9 @@ class _Recorder(Messenger):
         super().__init__()
         self.rows: dict[tuple[str, str | None], ExplainedParameter] = {}
 
-    def record_read(self, parameter: Parameter, msg: dict[str, Any]) -> None:
+    def record_read(
+        self, parameter: Parameter, msg: dict[str, Any], module: Any
+    ) -> None:
         """Record a parameter, unless this is a second read."""
         # `do` adds this suffix to the name of the value that it fixes.
         handler, name = None, msg["name"].removesuffix("__CF")

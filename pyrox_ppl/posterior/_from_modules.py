@@ -3,17 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from numpyro import handlers
+from numpyro.distributions import biject_to
 
 from pyrox_ppl._full_data import is_factor
 from pyrox_ppl._parameter import class_name
 from pyrox_ppl.posterior._dataset import make_datasets
 from pyrox_ppl.posterior._member_arrays import find_reads, list_members, match_members
 from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.prediction._trained import arrays_by_path
 
 
 def draws_from_modules(
@@ -53,7 +56,9 @@ def draws_from_modules(
         name: The root of the module's names: the name given to ``bind``, with the
             prefix of every scope; by default the class name in snake case.
         values: Values of the model's other latent sites (a noise scale, say), and
-            trained values of its other ``param`` sites, with a leading axis of members.
+            trained values of its other ``param`` sites and of its ``mutable`` sites
+            (the state of each member's layers), with a leading axis of members on every
+            array.
         **kwargs: The keyword arguments of the model.
 
     Returns:
@@ -62,8 +67,10 @@ def draws_from_modules(
 
     Raises:
         ValueError: If the model reads no module of that name; if a module has other
-            parameters or shapes; if tied arrays differ; if a constant differs from the
-            model's; or if `values` lacks a latent site.
+            parameters or shapes, or differs in anything else (its class, an activation,
+            a number); if tied arrays differ; if a constant differs from the model's; if
+            a value is outside the support of its prior; or if `values` lacks a latent
+            site.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -100,8 +107,8 @@ def draws_from_modules(
         class_name(each[0]) if root is None else root: each
         for root, each in members.items()
     }
-    own = {site: np.asarray(value) for site, value in (values or {}).items()}
-    for site, value in own.items():
+    own = jax.tree.map(np.asarray, dict(values or {}))
+    for site, value in arrays_by_path(own).items():
         if value.shape[:1] != (number,):
             raise ValueError(
                 f"values[{site!r}] has shape {value.shape}, and needs a leading axis "
@@ -110,7 +117,7 @@ def draws_from_modules(
     reads = find_reads(model, args, kwargs)
     arrays = match_members(named, reads)
 
-    def sites_of(member: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def sites_of(member: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         put = _PutMember(member)
         seeded = handlers.seed(handlers.substitute(model, substitute_fn=put), 0)
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
@@ -130,21 +137,24 @@ def draws_from_modules(
         unused = sorted(member.keys() - put.used - put.parameters)
         if unused:
             raise ValueError(
-                f"the model has no latent or param sites {unused}: it has "
+                f"the model has no latent, param or mutable sites {unused}: it has "
                 f"{sorted(put.used)}."
             )
         trained = {
-            n: site["value"]
+            # A run of the model may change the state of its layers.
+            n: site["value"] if site["type"] == "param" else member[n]
             for n, site in trace.items()
-            if site["type"] == "param" and n in put.used
+            if site["type"] in ("param", "mutable") and n in put.used
         }
-        return latent, trained
+        inside = {n: _is_inside(trace[n]["fn"], value) for n, value in latent.items()}
+        return latent, arrays_by_path(trained), inside
 
-    stacked = {n: jnp.asarray(value) for n, value in {**arrays, **own}.items()}
-    latent, trained = jax.lax.map(sites_of, stacked)
-    draws = {n: np.asarray(value)[:, None] for n, value in latent.items()}
+    stacked = jax.tree.map(jnp.asarray, {**arrays, **own})
+    latent, trained, inside = jax.device_get(jax.lax.map(sites_of, stacked))
+    _check_inside(inside)
+    draws = {n: value[:, None] for n, value in latent.items()}
     datasets = make_datasets(
-        {"posterior": draws, "params": jax.device_get(trained)},
+        {"posterior": draws, "params": trained},
         ModelSites(),
         frozenset(trained),
         is_ensemble=True,
@@ -153,6 +163,27 @@ def draws_from_modules(
     kind = "ensemble" if number > 1 else "draws"
     tree.attrs |= {"inference": kind, "members": number}
     return tree
+
+
+def _is_inside(law: Any, value: jax.Array) -> jax.Array:
+    """Whether a value is on the support of its prior, up to rounding."""
+    if law.support.is_discrete:
+        return jnp.all(law.support(value))
+    transform: Any = biject_to(law.support)
+    free = transform.inv(value)
+    close = jnp.allclose(transform(free), value, rtol=1e-3, atol=1e-5)
+    return jnp.all(jnp.isfinite(free)) & close
+
+
+def _check_inside(inside: Mapping[str, np.ndarray]) -> None:
+    """Raise if a member has a value that its prior excludes."""
+    for site, each in inside.items():
+        if not each.all():
+            raise ValueError(
+                f"the members {np.flatnonzero(~each).tolist()} have values of "
+                f"{site!r} that are not finite, or outside the support of its prior: "
+                "give it a prior that allows them, or leave these members out."
+            )
 
 
 class _PutMember:
@@ -164,7 +195,9 @@ class _PutMember:
         self.parameters: set[str] = set()
 
     def __call__(self, site: dict[str, Any]) -> Any:
-        if site["type"] not in ("sample", "param") or site.get("is_observed"):
+        if site["type"] not in ("sample", "param", "mutable"):
+            return None
+        if site.get("is_observed"):
             return None
         name, value = site["name"], None
         parameter = name
@@ -175,6 +208,9 @@ class _PutMember:
         self.used.add(name)
         self.parameters.add(parameter)
         value = self._member[parameter]
+        if not eqx.is_array(value):
+            # A layer that updates an `eqx.nn.State` makes the old one unusable.
+            return jax.tree.map(lambda leaf: leaf, value)
         is_sample = site["type"] == "sample"
         own = site["fn"].shape() if is_sample else np.shape(site["args"][0])
         shape = own if is_sample or own else value.shape

@@ -10,6 +10,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._parameter import Parameter, Read, parameters_of, path_name
+from pyrox_ppl._same_function import check_same_function
 
 # What a parameter that was read has become, if a draw decides its value.
 _SITES = ("sample", "deterministic", "param")
@@ -23,9 +24,13 @@ class ModelRead:
         root: The root of its name, with the prefixes of every scope.
         kind: The type of the site that it has become, "constant", or "generated".
         members: The axes of the plate on which its module was bound, if it was.
+        module: The module that it belongs to.
     """
 
-    def __init__(self, parameter: Parameter, message: Mapping[str, Any]) -> None:
+    def __init__(
+        self, parameter: Parameter, message: Mapping[str, Any], module: Any
+    ) -> None:
+        self.module = module
         path, name = path_name(parameter.path), message["name"]
         self.parameter, self.kind = parameter, message["type"]
         if self.kind == "parameter":
@@ -84,7 +89,9 @@ def match_members(
 
 
 def _read_members(module: Any, root: str) -> dict[str, Read]:
-    return {read.parameter.name: read for read in parameters_of(module, root)}
+    """The parameters of a module, by the name at each place that holds the array."""
+    reads = parameters_of(module, root)
+    return {name: read for read in reads for name in read.parameter.names}
 
 
 def _check_member(
@@ -122,6 +129,8 @@ def _check_member(
                 f"{site!r} is a constant in the model, and module {number} has other "
                 "values: sample or learn it, or give the model this array."
             )
+    own = next(iter(wanted.values()))
+    check_same_function(module, own.module, which=f"module {number}", root=own.root)
 
 
 class _Recorder(Messenger):
@@ -131,9 +140,11 @@ class _Recorder(Messenger):
         super().__init__()
         self.reads: dict[str, ModelRead] = {}
 
-    def record_read(self, parameter: Parameter, message: dict[str, Any]) -> None:
+    def record_read(
+        self, parameter: Parameter, message: dict[str, Any], module: Any
+    ) -> None:
         """Record a read."""
-        self.reads[message["name"]] = ModelRead(parameter, message)
+        self.reads[message["name"]] = ModelRead(parameter, message, module)
 
 
 def find_reads(model: Callable, args: tuple, kwargs: Any) -> dict[str, ModelRead]:

@@ -88,7 +88,7 @@ class ModelAtMode(eqx.Module):
         Raises:
             ValueError: If nothing is observed.
         """
-        trace = self._trace(u, args, kwargs, key)
+        trace = self.trace(u, args, kwargs, key)
         observed = [n for n, site in trace.items() if _is_observed(site)]
         if not observed:
             raise ValueError(_NOT_OBSERVED)
@@ -111,19 +111,33 @@ class ModelAtMode(eqx.Module):
         )
 
     def log_likelihood(
-        self, u: Values, args: tuple, kwargs: dict[str, Any]
+        self,
+        u: Values,
+        args: tuple,
+        kwargs: dict[str, Any],
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """The log-density of the observed sites, scaled and masked."""
-        trace = self._trace(u, args, kwargs)
-        terms = [_log_density(s) for s in trace.values() if _is_observed(s)]
-        return jnp.asarray(sum(terms, start=jnp.zeros(())))
+        terms = self.log_likelihoods(u, args, kwargs, key)
+        return sum(map(jnp.sum, terms.values()), start=jnp.zeros(()))
+
+    def log_likelihoods(
+        self,
+        u: Values,
+        args: tuple,
+        kwargs: dict[str, Any],
+        key: jax.Array | None = None,
+    ) -> Values:
+        """The log-densities of every observed site, scaled and masked."""
+        trace = self.trace(u, args, kwargs, key)
+        return {n: _log_density(s) for n, s in trace.items() if _is_observed(s)}
 
     def log_prior(self, u: Values, args: tuple, kwargs: dict[str, Any]) -> jax.Array:
         """The log-density of all latent sites in unconstrained space."""
         values = {**self.mode, **u}
-        trace = self._trace(u, args, kwargs)
+        trace = self.trace(u, args, kwargs)
         terms = [
-            _log_density(site) + _log_det(site, values[name])
+            jnp.sum(_log_density(site)) + _log_det(site, values[name])
             for name, site in trace.items()
             if site["type"] == "sample" and not site["is_observed"]
         ]
@@ -139,26 +153,36 @@ class ModelAtMode(eqx.Module):
         """The gradient of the log-prior at the mode, by site."""
         return jax.grad(self.log_prior)(self.start, args, kwargs)
 
-    def _trace(
+    def trace(
         self,
         u: Values,
         args: tuple,
         kwargs: dict[str, Any],
         key: jax.Array | None = None,
     ) -> Any:
+        """The sites of one run of the model.
+
+        Args:
+            u: The values of sites that are not at the mode.
+            args: The arguments of the model.
+            kwargs: Its keyword arguments.
+            key: Seeds the model; without a key its own randomness is always the same.
+        """
         values = {**self.mode, **u}
 
         def constrain(site: dict[str, Any]) -> Any:
             name = site["name"]
+            if site["type"] in ("param", "mutable") and name in self.params:
+                # A layer that updates an `eqx.nn.State` makes the old one unusable.
+                return jax.tree.map(lambda leaf: leaf, self.params[name])
             if site["type"] != "sample":
-                return self.params.get(name)
+                return None
             if site["is_observed"] or site["value"] is not None:
                 return None
             if name not in values:
                 return None
             return _transform(site, values[name])[0]
 
-        # Without a key the model's own randomness is the same in every call.
         seeded = handlers.seed(self.model, 0 if key is None else key)
         run = handlers.substitute(seeded, substitute_fn=constrain)
         trace = handlers.trace(run).get_trace(*args, **kwargs)
@@ -197,7 +221,7 @@ def _is_observed(site: dict[str, Any]) -> bool:
 def _log_density(site: dict[str, Any]) -> jax.Array:
     args = (site["intermediates"],) if site["intermediates"] else ()
     log_prob = site["fn"].log_prob(site["value"], *args)
-    return jnp.sum(scale_and_mask(log_prob, site["scale"]))
+    return scale_and_mask(log_prob, site["scale"])
 
 
 def _transform(site: dict[str, Any], u: jax.Array) -> tuple[jax.Array, Any]:

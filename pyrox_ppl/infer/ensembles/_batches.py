@@ -26,6 +26,15 @@ def member_loaders(args: tuple, num_members: int) -> list[MinibatchLoader]:
     return [dataclasses.replace(loader, rng_key=key) for key in keys]
 
 
+def first_batches(loaders: list[MinibatchLoader]) -> tuple[np.ndarray, ...]:
+    """The first batch of every member, with an axis of members; empty for whole data.
+
+    A member starts with its own batch, because the state of a network's layers does.
+    """
+    each = [next(loader.epoch(0)) for loader in loaders]
+    return tuple(np.stack(rows) for rows in zip(*each, strict=True))
+
+
 def repeat_batch(
     batch: tuple[np.ndarray, ...], num_members: int, at_once: int
 ) -> tuple[np.ndarray, ...]:

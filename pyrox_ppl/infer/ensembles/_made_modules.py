@@ -11,6 +11,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._parameter import Parameter, parameters_of, path_name
+from pyrox_ppl._same_function import check_same_function
 
 # What a parameter that was read has become, if inference decides its value.
 _SITES = ("sample", "deterministic", "param")
@@ -24,12 +25,14 @@ class ParameterRead(NamedTuple):
         root: The root of its name, with the prefixes of every scope.
         kind: The type of the site that it has become; "parameter" for a constant.
         shape: The shape of its value, with the axis of a plate.
+        module: The module that it belongs to.
     """
 
     parameter: Parameter
     root: str
     kind: str
     shape: tuple[int, ...]
+    module: Any
 
 
 def find_reads(
@@ -90,9 +93,8 @@ def match_made(
     sampled, learned = {}, {}
     for root, module in modules.items():
         arrays = {r.parameter.name: r.stored for r in parameters_of(module, root)}
-        for name, read in reads.items():
-            if read.root != root:
-                continue
+        own = {name: read for name, read in reads.items() if read.root == root}
+        for name, read in own.items():
             value = arrays.get(name)
             if value is None or np.shape(value) != read.parameter.shape:
                 came = "none of that name" if value is None else np.shape(value)
@@ -106,6 +108,9 @@ def match_made(
                 learned[name] = jnp.broadcast_to(value, read.shape)
             elif read.kind in _SITES:
                 sampled[name] = value
+        which = f"the module {root!r} that make(key) returned"
+        read = next(iter(own.values()))
+        check_same_function(module, read.module, which=which, root=root)
     return sampled, learned
 
 
@@ -116,10 +121,14 @@ class _Recorder(Messenger):
         super().__init__()
         self.reads: dict[str, ParameterRead] = {}
 
-    def record_read(self, parameter: Parameter, message: dict[str, Any]) -> None:
+    def record_read(
+        self, parameter: Parameter, message: dict[str, Any], module: Any
+    ) -> None:
         """Record a read, under the name of its site."""
         name = message["name"]
         path = path_name(parameter.path)
         root = name.removesuffix(f".{path}") if parameter.path else name
         shape = np.shape(message["value"])
-        self.reads[name] = ParameterRead(parameter, root, message["type"], shape)
+        self.reads[name] = ParameterRead(
+            parameter, root, message["type"], shape, module
+        )

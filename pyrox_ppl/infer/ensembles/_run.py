@@ -15,7 +15,12 @@ from pyrox_ppl.infer._arrays import strong, to_numpy
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import is_array, split_arguments
 from pyrox_ppl.infer.compiled._chains import check_init_params
-from pyrox_ppl.infer.ensembles._batches import Pieces, member_loaders, repeat_batch
+from pyrox_ppl.infer.ensembles._batches import (
+    Pieces,
+    first_batches,
+    member_loaders,
+    repeat_batch,
+)
 from pyrox_ppl.infer.ensembles._programs import Plan, are_spread, compile_members
 from pyrox_ppl.infer.ensembles._start import start_members
 from pyrox_ppl.infer.resumable._epochs import num_at_once
@@ -125,8 +130,8 @@ def run_ensemble(
 
     Raises:
         TypeError: If `rng_key` is no key.
-        ValueError: If there are fewer than two members; if they start at the same
-            point; if `make` returns other modules than the model reads; if
+        ValueError: If there are fewer than two members; if two of them start at the
+            same point; if `make` returns other modules than the model reads; if
             `init_params` has no axis of members; if a latent site is discrete; if the
             run at `path` was begun with something else or is damaged.
         RuntimeError: If a member starts where the density of the model is not finite.
@@ -173,12 +178,12 @@ def run_ensemble(
     if init_params is not None:
         _check_init_params(init_params, num_members)
     keys = jax.random.split(rng_key, num_members)
-    batch = next(loaders[0].epoch(0)) if loaders else ()
     given = () if loaders else args
     twin = compiled_twin(svi)
     starts = {"make": make, "init_params": init_params}
-    first = (*batch, *given)
-    start = strong(start_members(svi, twin, keys, first, kwargs, **starts))
+    batches = first_batches(loaders)
+    batch = tuple(rows[0] for rows in batches)
+    start = strong(start_members(svi, twin, keys, batches, given, kwargs, **starts))
     check_keeps_state(svi, start)
     at_once = min(num_at_once(batch * num_members), size) if loaders else size
     arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if is_array(leaf)]
@@ -199,8 +204,8 @@ def run_ensemble(
         data, programs = twin.keep(
             plan, given, kwargs, lambda static: compile_now(static, parts)
         )
-    batches = repeat_batch(batch, num_members, at_once) if loaders else None
-    example = start, batches, np.int32(1), data
+    repeated = repeat_batch(batch, num_members, at_once) if loaders else None
+    example = start, repeated, np.int32(1), data
     _, like = jax.eval_shape(programs.advance, *example)
     source = Pieces(loaders, num_steps, size, at_once)
 
@@ -230,7 +235,7 @@ def run_ensemble(
             },
             rng_key=rng_key,
             arguments=named | {"init_params": init_params},
-            model=(svi.model, first, kwargs | svi.static_kwargs),
+            model=(svi.model, (*batch, *given), kwargs | svi.static_kwargs),
             step=(programs.advance, example),
             start=start,
         )

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.infer.initialization import init_to_sample
@@ -37,19 +39,19 @@ class Starts(NamedTuple):
     Attributes:
         state: NumPyro's states, with a leading axis of members.
         finite: For each member, whether its start is finite.
-        apart: For each member but the first, whether it starts elsewhere than the
-            first.
+        alike: For each pair of members, whether they start at the same point.
     """
 
     state: Any
     finite: jax.Array
-    apart: jax.Array
+    alike: jax.Array
 
 
 def start_members(
     svi: SVI,
     twin: CompiledSVI | None,
     keys: jax.Array,
+    batches: tuple,
     args: tuple,
     kwargs: dict[str, Any],
     *,
@@ -65,7 +67,9 @@ def start_members(
         svi: NumPyro's SVI object.
         twin: The CompiledSVI of its parts, if there is one.
         keys: A key for every member.
-        args: The arguments of the model.
+        batches: The first batch of every member, with an axis of members; empty for
+            whole data.
+        args: The other arguments of the model.
         kwargs: Its keyword arguments.
         make: Makes the modules of a member, from a key.
         init_params: Initial values of ``param`` sites, with an axis of members.
@@ -75,7 +79,7 @@ def start_members(
 
     Raises:
         RuntimeError: If a member starts where the density is not finite.
-        ValueError: If all members start at the same point.
+        ValueError: If two members start at the same point.
     """
     if twin is not None and _is_returnable(svi.guide) and not is_staged():
         plan = "start of an ensemble", len(keys), content_key(make)[0]
@@ -87,11 +91,13 @@ def start_members(
             starts=True,
         )
         with explain_tracing_errors("run_ensemble"):
-            starts, first = program(keys, init_params, arrays)
+            starts, first = program(keys, init_params, batches, arrays)
         twin.adopt(first)
         svi.constrain_fn = twin.constrain_fn
     else:
-        starts = _start_in_turn(svi, twin, keys, init_params, args, kwargs, make)
+        starts = _start_in_turn(
+            svi, twin, keys, init_params, batches, args, kwargs, make
+        )
     _check(starts, make)
     return starts.state
 
@@ -106,13 +112,13 @@ def _compile_starts(svi: SVI, static: ByContent, make: Callable | None) -> Calla
     """The program that starts all members at once."""
 
     @jax.jit
-    def program(keys: jax.Array, init_params: Any, arrays: list) -> Any:
+    def program(keys: jax.Array, init_params: Any, batches: tuple, arrays: list) -> Any:
         args, kwargs = join_arguments(arrays, static)
 
-        def one(key: jax.Array, init_params: Any) -> Start:
-            return _start_member(svi, key, init_params, args, kwargs, make)
+        def one(key: jax.Array, init_params: Any, batch: tuple) -> Start:
+            return _start_member(svi, key, init_params, (*batch, *args), kwargs, make)
 
-        each = jax.vmap(one)(keys, init_params)
+        each = jax.vmap(one)(keys, init_params, batches)
         first = jax.tree.map(lambda leaf: leaf[0], each)
         return _compare(svi, each.state, each.finite), first
 
@@ -124,6 +130,7 @@ def _start_in_turn(
     twin: CompiledSVI | None,
     keys: jax.Array,
     init_params: Any,
+    batches: tuple,
     args: tuple,
     kwargs: dict[str, Any],
     make: Callable | None,
@@ -134,15 +141,18 @@ def _start_in_turn(
     """
     plain = svi if twin is None else twin.plain()
     given = [
-        jax.tree.map(lambda leaf, m=m: leaf[m], init_params) for m in range(len(keys))
+        jax.tree.map(lambda leaf, m=m: leaf[m], (init_params, batches))
+        for m in range(len(keys))
     ]
-    plain.init(jax.random.split(keys[0])[1], *args, init_params=given[0], **kwargs)
+    params, batch = given[0]
+    run_key = jax.random.split(keys[0])[1]
+    plain.init(run_key, *batch, *args, init_params=params, **kwargs)
     svi.constrain_fn = plain.constrain_fn
     if twin is not None:
         twin.constrain_fn = plain.constrain_fn
     starts = [
-        _start_member(plain, key, params, args, kwargs, make)
-        for key, params in zip(keys, given, strict=True)
+        _start_member(plain, key, params, (*batch, *args), kwargs, make)
+        for key, (params, batch) in zip(keys, given, strict=True)
     ]
     states = [start.state for start in starts]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -201,19 +211,21 @@ def _copy_to_start(guide: Any, strategy: Callable) -> Any:
 
 
 def _compare(svi: SVI, state: Any, finite: jax.Array) -> Starts:
-    """Whether the members start at finite points, and apart from the first."""
+    """Whether the members start at finite points, and which at the same."""
     leaves = jax.tree.leaves(svi.optim.get_params(state.optim_state))
-    number = len(finite)
-    differ = [
-        jnp.any((leaf[1:] != leaf[:1]).reshape(number - 1, -1), axis=1)
-        for leaf in leaves
-    ]
-    apart = jnp.any(jnp.stack(differ), axis=0) if differ else jnp.zeros(number - 1)
-    return Starts(state, finite, apart)
+
+    def is_like(member: jax.Array) -> jax.Array:
+        same = jnp.ones(len(finite), bool)
+        for leaf in leaves:
+            equal = (leaf == leaf[member][None]).reshape(len(finite), -1)
+            same &= jnp.all(equal, axis=1)
+        return same
+
+    return Starts(state, finite, lax.map(is_like, jnp.arange(len(finite))))
 
 
 def _check(starts: Starts, make: Callable | None) -> None:
-    finite, apart = jax.device_get((starts.finite, starts.apart))
+    finite, alike = jax.device_get((starts.finite, starts.alike))
     if not finite.all():
         where = [m for m, one in enumerate(finite) if not one]
         raise RuntimeError(
@@ -221,15 +233,17 @@ def _check(starts: Starts, make: Callable | None) -> None:
             "finite: pass make= to start at modules, a narrower prior, or initial "
             "values of all members as init_params."
         )
-    if not apart.all():
+    pairs = np.argwhere(np.triu(alike, 1))
+    if len(pairs):
+        first, second = pairs[0]
         advice = (
             "make(key) must use its key, and the model must sample or learn what it "
             "returns"
             if make is not None
-            else "pass make=lambda key: <the module, made with this key>, or initial "
-            "values with a leading axis of members as init_params"
+            else "pass make=lambda key: <the module, made with this key>, or other "
+            "initial values for each member as init_params"
         )
         raise ValueError(
-            "members start at the same point, so they would be one fit several times "
-            f"over: {advice}."
+            f"the members {first} and {second} start at the same point, so they would "
+            f"be one fit twice over: {advice}."
         )

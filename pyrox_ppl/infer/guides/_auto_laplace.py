@@ -70,7 +70,8 @@ class AutoLaplace(AbstractModeGuide):
 
     Raises:
         ValueError: If `structure` is unknown. At the first call, if a latent site is
-            discrete, or stands in a subsampled plate, or if `where` matches no site.
+            discrete, stands in a subsampled plate or has a support that depends on
+            another site, or if `where` matches no site.
         RuntimeError: At the first call, if the model has no latent sites.
 
     References:
@@ -79,7 +80,6 @@ class AutoLaplace(AbstractModeGuide):
         Neural Networks. ICLR.
         Immer, A., Korzepa, M., Bauer, M. (2021). Improving predictions of Bayesian
         neural nets via local linearization. AISTATS.
-        Daxberger, E. et al. (2021). Laplace Redux. NeurIPS.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -112,9 +112,8 @@ class AutoLaplace(AbstractModeGuide):
         prefix: str = "auto",
         init_loc_fn: Callable = init_to_stored,
     ) -> None:
-        if structure not in get_args(Structure):
-            names = "kron, diag, low_rank or full"
-            raise ValueError(f"structure must be {names}, got {structure!r}.")
+        if structure not in (names := get_args(Structure)):
+            raise ValueError(f"structure must be one of {names}, got {structure!r}.")
         if rank < 1 or not 0 <= damping < math.inf:
             raise ValueError(
                 "rank must be at least 1, and damping finite and not negative, got "
@@ -185,7 +184,7 @@ class AutoLaplace(AbstractModeGuide):
                 damping=self.damping,
                 rng_key=jax.random.key(0) if rng_key is None else rng_key,
                 max_decrement=max_decrement,
-            ).to_params(self._prefix)
+            ).to_params(self._prefix, self.median(params))
 
         added = over_members(add, params, self._num_members(params))
         given = fit if isinstance(fit, Mapping) else fit.params
@@ -211,7 +210,8 @@ class AutoLaplace(AbstractModeGuide):
             **kwargs: Not needed.
 
         Raises:
-            ValueError: If the parameters hold no curvature, or are of an ensemble.
+            ValueError: If the parameters hold no curvature, that of another mode, or
+                all members of an ensemble.
         """
         values = self._fit(params).sample(
             rng_key, sample_shape, self._unconstrained(params), self.damping
@@ -225,9 +225,8 @@ class AutoLaplace(AbstractModeGuide):
             params: The parameters of a fit with curvature.
             quantiles: Probabilities.
         """
-        values = self._fit(params).quantiles(
-            jnp.asarray(quantiles), self._unconstrained(params), self.damping
-        )
+        levels, mode = jnp.asarray(quantiles), self._unconstrained(params)
+        values = self._fit(params).quantiles(levels, mode, self.damping)
         return self._to_latents(values)
 
     def log_evidence(self, fit: Any) -> jax.Array:
@@ -292,9 +291,10 @@ class AutoLaplace(AbstractModeGuide):
         return f"{self.prefix}_laplace"
 
     def _check_latents(self, latents: Mapping[str, Any]) -> None:
-        """Refuse a `where` that matches none of the latent sites."""
         select_sites(self.where, latents)
 
     def _fit(self, params: Mapping[str, Any]) -> LaplaceFit:
         self._check_one_fit(params)
-        return LaplaceFit.from_params(params, self._prefix, self.structure)
+        sites = select_sites(self.where, self._latents(params))
+        mode = self.median(params)
+        return LaplaceFit.from_params(params, self._prefix, self.structure, sites, mode)

@@ -27,6 +27,7 @@ from pyrox_ppl.infer.guides._moments import (
     without_history,
 )
 from pyrox_ppl.infer.guides._unconstrained import (
+    check_fixed_supports,
     check_whole_plates,
     constrain,
     latent_sites,
@@ -51,7 +52,7 @@ class AutoSWAG(AutoDelta):
         + \tfrac{1}{2 (K - 1)} D D^\top\right), \qquad \theta = T(u)
 
     SVI trains a location in unconstrained space, the mode of the posterior density of
-    :math:`u`. From step `start` on, every `every`-th iterate is collected:
+    :math:`u`. After `start` steps, every `every`-th iterate is collected:
     :math:`\bar u` is their mean, :math:`s^2` their variance, and the K columns of D are
     the last iterates, each minus the mean at its time. With ``rank=0`` the covariance
     is :math:`\operatorname{diag}(s^2)`.
@@ -89,7 +90,8 @@ class AutoSWAG(AutoDelta):
     Args:
         model: The NumPyro model.
         rank: The number K of deviations in the covariance, 0 or at least 2.
-        start: The number of steps before the first iterate is collected.
+        start: After how many steps to begin: the first iterate that is collected is
+            that after ``start + every`` steps.
         every: How many steps apart the collected iterates are, for example the steps of
             an epoch. Neighbours are nearly the same.
         prefix: The beginning of the names of its own sites.
@@ -97,9 +99,10 @@ class AutoSWAG(AutoDelta):
 
     Raises:
         ValueError: If `rank`, `start` or `every` is out of range. At the first call, if
-            a latent site is discrete or stands in a subsampled plate. When draws are
-            asked for, if fewer iterates were collected than `rank`, or fewer than two,
-            or if the parameters are those of another guide.
+            a latent site is discrete, stands in a subsampled plate or has a support
+            that depends on another site. When draws are asked for, if fewer iterates
+            were collected than `rank`, or fewer than two, or if the parameters are
+            those of another guide.
         RuntimeError: At the first call, if the model has no latent sites.
 
     References:
@@ -158,11 +161,14 @@ class AutoSWAG(AutoDelta):
         Returns:
             The values of the latent sites, by name.
         """
+        is_first = self.prototype_trace is None
         # AutoDelta's own sample sites have the density of the constrained space.
         with handlers.block(hide_fn=lambda msg: msg["type"] in ("sample", "plate")):
             values = super().__call__(*args, **kwargs)
         sites = latent_sites(self)
-        check_whole_plates(sites, self.prototype_trace, _WHOLE_PLATES)
+        if is_first:
+            check_whole_plates(sites, self.prototype_trace, _WHOLE_PLATES)
+            check_fixed_supports(sites, self.model, args, kwargs)
         location = {
             name: lax.stop_gradient(transform_of(sites[name]).inv(value))
             for name, value in values.items()

@@ -7,7 +7,9 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 
 from pyrox_ppl.infer.curvature import restore_curvature, restore_prior
 
@@ -38,8 +40,13 @@ class LaplaceFit:
     gradient: Values
     log_joint: jax.Array
 
-    def to_params(self, prefix: str) -> Values:
-        """The arrays under names that begin with a prefix."""
+    def to_params(self, prefix: str, mode: Values) -> Values:
+        """The arrays under names that begin with a prefix, and checksums of the mode.
+
+        Args:
+            prefix: The beginning of the names.
+            mode: The values of all latent sites, constrained.
+        """
         parts = {
             f"curvature.{self.structure}": self.curvature.arrays,
             f"prior.{self.structure}": self.prior.arrays,
@@ -50,16 +57,30 @@ class LaplaceFit:
             for part, arrays in parts.items()
             for name, array in arrays.items()
         }
-        return {**named, f"{prefix}.log_joint": self.log_joint}
+        named[f"{prefix}.log_joint"] = self.log_joint
+        return {**named, f"{prefix}.checksums": jnp.asarray(_checksums(mode))}
 
     @classmethod
     def from_params(
-        cls, params: Mapping[str, Any], prefix: str, structure: str
+        cls,
+        params: Mapping[str, Any],
+        prefix: str,
+        structure: str,
+        sites: tuple[str, ...],
+        mode: Values,
     ) -> Self:
         """Undo :meth:`to_params`.
 
+        Args:
+            params: The parameters.
+            prefix: The beginning of the names.
+            structure: The structure of the curvature.
+            sites: The sites that have a spread.
+            mode: The values of all latent sites, constrained.
+
         Raises:
-            ValueError: If the parameters hold no curvature of this structure.
+            ValueError: If the parameters hold no curvature of this structure and these
+                sites, or that of another mode.
         """
 
         def part(name: str) -> Values:
@@ -82,6 +103,13 @@ class LaplaceFit:
                 f"the fit has a curvature of another structure than {structure!r}: use "
                 "the guide that added it, or call guide.add_curvature again."
             )
+        if set(gradient) != set(sites):
+            raise ValueError(
+                f"the curvature is that of the sites {sorted(gradient)}, and `where` "
+                f"of this guide selects {sorted(sites)}: use the guide that added it, "
+                "or call guide.add_curvature again."
+            )
+        _check_checksums(params[f"{prefix}.checksums"], mode)
         shapes = {name: value.shape for name, value in gradient.items()}
         return cls(
             structure,
@@ -125,3 +153,36 @@ class LaplaceFit:
         """Laplace's estimate of the log marginal likelihood."""
         volume = 0.5 * self.size * math.log(2 * math.pi)
         return self.log_joint + volume - 0.5 * self.posterior(damping).log_det()
+
+
+def _checksums(mode: Values) -> np.ndarray:
+    """A number for each site, in the order of their names.
+
+    Entries have different factors, or those that are swapped would leave it unchanged.
+    """
+    entries = [_entries(mode[name]) for name in sorted(mode)]
+    return np.array([np.vdot(np.cos(np.arange(e.size)), e) for e in entries], "f4")
+
+
+def _check_checksums(checksums: Any, mode: Values) -> None:
+    """Refuse a curvature that was added at another mode.
+
+    Raises:
+        ValueError: If it was.
+    """
+    if any(isinstance(value, Tracer) for value in (checksums, *mode.values())):
+        return
+    away = np.abs(np.asarray(checksums) - _checksums(mode))
+    sizes = [np.linalg.norm(_entries(mode[name])) for name in sorted(mode)]
+    wrong = away > 1e-4 * np.array(sizes) + 1e-6
+    if wrong.any():
+        raise ValueError(
+            "the curvature was added at another mode: the sites "
+            f"{[n for n, w in zip(sorted(mode), wrong, strict=True) if w]} have moved "
+            "since then. The parameters of two fits may be mixed, or the fit went "
+            "further: call guide.add_curvature again."
+        )
+
+
+def _entries(value: Any) -> np.ndarray:
+    return np.ravel(np.asarray(value, float))

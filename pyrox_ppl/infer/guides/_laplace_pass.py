@@ -7,9 +7,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from numpyro import handlers
-from numpyro.distributions import biject_to
+from numpyro.primitives import Messenger
 
 from pyrox_ppl._full_data import full_data
 from pyrox_ppl.infer.curvature import ModelAtMode, make_curvature, prior_precision
@@ -54,7 +54,8 @@ def go_through(
     run, batches = batches_of(model, args)
     first = next(batches())[0]
     seen: dict[str, Any] = {}
-    jax.eval_shape(lambda: seen.update(run_at(run, mode, params, first, kwargs)))
+    untrained = ModelAtMode(run, mode, params=params)
+    jax.eval_shape(lambda: seen.update(untrained.trace({}, first, kwargs)))
     _check_scale(seen, args, len(first[0]) if _loader_of(args) else None)
     trained = {
         name: params[name]
@@ -62,6 +63,8 @@ def go_through(
         if site["type"] in ("param", "mutable") and name in params
     }
     at = ModelAtMode(run, mode, params=trained, sites=sites)
+    _check_repeats(at, first, kwargs)
+    _value_and_gradient(at, first, kwargs)
     curvature = make_curvature(structure, at, first, kwargs, rank=rank, key=rng_key)
     value = jnp.zeros(())
     gradient = {name: jnp.zeros(jnp.shape(mode[name])) for name in at.sites}
@@ -125,28 +128,6 @@ class _OnAllData(eqx.Module):
         return full_data(functools.partial(self.model, *args, **kwargs))()
 
 
-def run_at(
-    model: Callable,
-    mode: Values,
-    params: Mapping[str, Any],
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> dict[str, Any]:
-    """The sites of one run of a model at the mode."""
-
-    def put(site: dict[str, Any]) -> Any:
-        name = site["name"]
-        if site["type"] == "sample" and not site["is_observed"] and name in mode:
-            return biject_to(site["fn"].support)(mode[name])
-        if site["type"] in ("param", "mutable") and name in params:
-            # A layer that updates an `eqx.nn.State` makes the old one unusable.
-            return jax.tree.map(lambda leaf: leaf, params[name])
-        return None
-
-    run = handlers.substitute(handlers.seed(model, 0), substitute_fn=put)
-    return handlers.trace(run).get_trace(*args, **kwargs)
-
-
 def _check_scale(trace: dict[str, Any], args: tuple, batch: int | None) -> None:
     """Refuse a model that sees a part of the data without the scale that undoes it.
 
@@ -181,11 +162,80 @@ def _check_scale(trace: dict[str, Any], args: tuple, batch: int | None) -> None:
             )
 
 
-@eqx.filter_jit
 def _value_and_gradient(
     at: ModelAtMode, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[jax.Array, Values]:
+    """The log likelihood of a batch at the mode, and its gradient.
+
+    Raises:
+        ValueError: If they are not finite.
+    """
+    value, gradient = _differentiate(at, args, kwargs)
+    wrong = [name for name, g in gradient.items() if not jnp.isfinite(g).all()]
+    if jnp.isfinite(value) and not wrong:
+        return value, gradient
+    for name, each in _log_likelihoods(at, args, kwargs).items():
+        where = np.argwhere(~np.isfinite(each))
+        if len(where):
+            raise ValueError(
+                f"the log density of the observed site {name!r} at the mode is not "
+                f"finite for {len(where)} of {np.size(each)} values, the first at "
+                f"{where[0].tolist()}: look for NaN and infinite numbers in the data "
+                "and in the fit."
+            )
+    raise ValueError(
+        "the log likelihood is finite at the mode, but its gradient by the sites "
+        f"{wrong} is not: the model has no derivative there, as sqrt has none at zero, "
+        "or a NaN is hidden by a mask, which does not stop it in a derivative: put a "
+        "number in its place."
+    )
+
+
+@eqx.filter_jit
+def _differentiate(
+    at: ModelAtMode, args: tuple, kwargs: dict[str, Any]
+) -> tuple[jax.Array, Values]:
     return jax.value_and_grad(at.log_likelihood)(at.start, args, kwargs)
+
+
+@eqx.filter_jit
+def _log_likelihoods(
+    at: ModelAtMode, args: tuple, kwargs: dict[str, Any], key: jax.Array | None = None
+) -> Values:
+    return at.log_likelihoods(at.start, args, kwargs, key)
+
+
+class _AskedForKey(Messenger):
+    """Notes whether a model asks for a random key, as it does for dropout."""
+
+    asked = False
+
+    def process_message(self, msg: Any) -> None:
+        """Note a message that asks for a key."""
+        self.asked |= msg["type"] == "prng_key"
+
+
+def _check_repeats(at: ModelAtMode, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse a model whose likelihood is another one at every run.
+
+    Raises:
+        ValueError: If it is.
+    """
+    keys = _AskedForKey()
+    with keys:
+        jax.eval_shape(lambda: at.log_likelihoods(at.start, args, kwargs))
+    if not keys.asked:
+        return
+    one, other = (
+        _log_likelihoods(at, args, kwargs, jax.random.key(seed)) for seed in (0, 1)
+    )
+    wrong = [n for n in one if not np.array_equal(one[n], other[n], equal_nan=True)]
+    if wrong:
+        raise ValueError(
+            f"the likelihood of {wrong} changes with the random key that the model "
+            "draws, as dropout does, so it has no mode and no curvature: pass the "
+            "arguments, or model=, that switch this off."
+        )
 
 
 @eqx.filter_jit

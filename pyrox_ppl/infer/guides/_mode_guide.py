@@ -10,6 +10,7 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoDelta
 
 from pyrox_ppl.infer.guides._unconstrained import (
+    check_fixed_supports,
     check_whole_plates,
     constrain,
     latent_sites,
@@ -47,11 +48,12 @@ class AbstractModeGuide(AutoDelta):
         sites = latent_sites(self)
         if is_first:
             check_whole_plates(sites, self.prototype_trace, _WHOLE_PLATES)
+            check_fixed_supports(sites, self.model, args, kwargs)
             self._check_latents(sites)
         plates = make_plates(sites)
         return {n: sample_at(sites[n], value, plates) for n, value in values.items()}
 
-    def median(self, params: dict[str, Any]) -> Draws:
+    def median(self, params: Mapping[str, Any]) -> Draws:
         """The median of every latent site: the mode, constrained."""
         return {name: params[self._loc(name)] for name in self._latents(params)}
 
@@ -69,6 +71,13 @@ class AbstractModeGuide(AutoDelta):
             raise ValueError(
                 f"the parameters have no location for the sites {missing}; they are "
                 f"{sorted(params)}: pass the fit of this guide."
+            )
+        scales = [n for n in sites if f"{n}_{self.prefix}_scale" in params]
+        if scales:
+            raise ValueError(
+                f"the parameters have a scale for the sites {scales}: they belong to a "
+                "guide such as AutoNormal, whose location is no mode. Pass the fit of "
+                "this guide, or of AutoDelta."
             )
         return sites
 

@@ -63,7 +63,16 @@ def add_iterate(
 
     The second moment of the paper, less the squared mean, would lose its digits: in
     single precision the spread of a weight along a run is lost in the weight's square.
+
+    Raises:
+        ValueError: If the moments are those of other sites.
     """
+    if moments["mean"].keys() != location.keys():
+        raise ValueError(
+            f"these moments are of the sites {sorted(moments['mean'])}, and this "
+            f"AutoSWAG has {sorted(location)}: each AutoSWAG of an AutoGuideList "
+            "needs a prefix of its own."
+        )
     last, mean, deviations = moments["last"], moments["mean"], moments["deviations"]
     # A step that was left out because its loss was not finite leaves the location as it
     # is, and so do the first call of a guide and a loss that is only evaluated.

@@ -10,8 +10,9 @@ import numpy as np
 import numpyro.distributions as dist
 
 from pyrox_ppl._dependence import find_dependence, mark
+from pyrox_ppl.infer.curvature import ModelAtMode
 from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, Values
-from pyrox_ppl.infer.guides._laplace_pass import batches_of, run_at
+from pyrox_ppl.infer.guides._laplace_pass import batches_of
 from pyrox_ppl.infer.guides._select_sites import select_sites
 
 _MOST_STEPS = 1000
@@ -51,8 +52,8 @@ def find_scales(
     """
     run, batches = batches_of(model, args)
     first = next(batches())[0]
-    latents = run_at(run, mode, params, first, kwargs)
-    latents = {name: latents[name] for name in fit.gradient}
+    trace = ModelAtMode(run, mode, params=params).trace({}, first, kwargs)
+    latents = {name: trace[name] for name in fit.gradient}
     members = _members(groups, latents)
     chosen = [name for names in members for name in names]
     priors = {name: _prior_of(name, latents[name]) for name in chosen}
@@ -174,7 +175,7 @@ def _check_fixed(
 
     def latents_and_priors() -> tuple[dict[str, Any], dict[str, Any]]:
         marked = {name: mark(value) for name, value in mode.items()}
-        trace = run_at(model, marked, params, args, kwargs)
+        trace = ModelAtMode(model, marked, params=params).trace({}, args, kwargs)
         return marked, {name: jax.tree.leaves(trace[name]["fn"]) for name in names}
 
     for name, causes in find_dependence(latents_and_priors).items():

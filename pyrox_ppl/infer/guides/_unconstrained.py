@@ -1,13 +1,17 @@
 """Latent sites at given values, with the density of their unconstrained values."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpyro
 import numpyro.distributions as dist
+from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
+
+from pyrox_ppl._dependence import find_dependence, mark
 
 
 def latent_sites(guide: Any) -> dict[str, Any]:
@@ -62,6 +66,42 @@ def sample_at(
             stack.enter_context(plates[frame.name])
         law = dist.Delta(value, log_density=-volume, event_dim=event_dim)
         return numpyro.sample(site["name"], law)
+
+
+def check_fixed_supports(
+    sites: dict[str, Any], model: Callable, args: tuple, kwargs: dict[str, Any]
+) -> None:
+    """Refuse a site whose support moves with another latent site.
+
+    The support is that of one run of the model, from whose values a fit moves away.
+
+    Raises:
+        ValueError: If a support moves.
+    """
+    bounded = [
+        name
+        for name, site in sites.items()
+        if any(isinstance(b, jax.Array) for b in jax.tree.leaves(site["fn"].support))
+    ]
+    if not bounded:
+        return
+
+    def values_and_supports() -> tuple[dict[str, Any], dict[str, Any]]:
+        values = {name: mark(site["value"]) for name, site in sites.items()}
+        run = handlers.substitute(handlers.seed(model, 0), data=values)
+        with handlers.block():
+            trace = handlers.trace(run).get_trace(*args, **kwargs)
+        supports = {name: trace[name]["fn"].support for name in bounded}
+        return values, {name: jax.tree.leaves(s) for name, s in supports.items()}
+
+    for name, causes in find_dependence(values_and_supports).items():
+        if causes:
+            raise ValueError(
+                f"the support of the site {name!r} depends on {sorted(causes)}, and "
+                "this guide needs supports that stay where they are: sample a value on "
+                "a fixed support and transform it in the model, for example multiply "
+                "Uniform(0, 1) by a in place of Uniform(0, a)."
+            )
 
 
 def check_whole_plates(sites: dict[str, Any], trace: Any, advice: str) -> None:

@@ -139,7 +139,7 @@ def wider(key):
         ({"steps": 0}, "num_steps must be a positive number"),
         ({"batch_size": 0}, "batch_size must be a positive number"),
         ({"make": wider}, r"shape \(4, 1\); the MLP that it returned has \(5, 1\)"),
-        ({"make": lambda key: NET}, "members start at the same point"),
+        ({"make": lambda key: NET}, "start at the same point"),
         ({"make": lambda key: {"nett": make(key)}}, r"returned the modules \['nett'\]"),
         ({"make": lambda key: make(key).layers[0]}, "has none of that name"),
         ({"init_params": {"a": jnp.zeros(2)}}, "leading axis of the 3 members"),

@@ -153,7 +153,7 @@ def test_a_list_of_guides_and_a_guide_by_hand():
     svi = svi_of(by_hand, model)
     fit = run(svi, jnp.array(1.0), init_params={"loc": locs}, steps=1)
     np.testing.assert_allclose(fit.params["loc"], locs, atol=0.011)
-    with pytest.raises(ValueError, match="members start at the same point"):
+    with pytest.raises(ValueError, match="start at the same point"):
         run(svi, jnp.array(1.0))
 
 
