@@ -7,48 +7,51 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from pyrox_ppl._dependence import abstract_trace, find_dependence, mark
 
 
 class Plates(NamedTuple):
     """The subsampled plates of a model.
 
     Attributes:
-        sizes: The name of each -> its size, and how many rows it draws.
-        per_row: The deterministic sites in them: they are of one minibatch.
+        sizes: The name of each -> its size, and how many rows it draws. Empty where
+            all plates draw all of their rows.
+        of_rows: The deterministic sites of one minibatch.
     """
 
     sizes: dict[str, tuple[int, int]]
-    per_row: frozenset[str]
+    of_rows: frozenset[str]
 
 
-def find_plates(trace: dict[str, Any], kernel: str) -> Plates:
-    """Find the subsampled plates in the trace of a model.
+def find_plates(run: Callable[[], Any], trace: dict[str, Any], kernel: str) -> Plates:
+    """Find the subsampled plates of a model.
+
+    Args:
+        run: The model, its arguments bound.
+        trace: Its trace.
+        kernel: The kernel that needs them, for the errors.
 
     Raises:
         ValueError: If there is none, or if one has a latent site for each row.
     """
-    plates = {
-        name: (site["args"][0], len(site["value"]))
-        for name, site in trace.items()
-        if site["type"] == "plate"
-    }
-    sizes = {name: size for name, size in plates.items() if size[0] > size[1]}
-    if not sizes:
+    if not any(
+        s["type"] == "plate" and s["args"][1] is not None for s in trace.values()
+    ):
         raise ValueError(
             f"{kernel} takes its gradients on minibatches, and the model has no "
             "subsampled plate: with numpyro.plate('row', len(y), subsample_size=100) "
             "as rows: and in it the data of these rows, x[rows] and obs=y[rows]. For "
             "all data in each step run MCLMC or NUTS."
         )
-    inside = {
-        name: site
-        for name, site in trace.items()
-        if any(frame.name in sizes for frame in site.get("cond_indep_stack") or ())
-    }
+    sizes = find_sizes(trace)
     latent = sorted(
         name
-        for name, site in inside.items()
-        if site["type"] == "sample" and not site["is_observed"]
+        for name, site in trace.items()
+        if _stands_in(site, sizes)
+        and site["type"] == "sample"
+        and not site["is_observed"]
     )
     if latent:
         raise ValueError(
@@ -57,8 +60,61 @@ def find_plates(trace: dict[str, Any], kernel: str) -> Plates:
             f"{kernel} cannot sample them. Move them out of the plate, sum them out, "
             "or run NUTS on all rows."
         )
-    per_row = (n for n, site in inside.items() if site["type"] == "deterministic")
-    return Plates(sizes, frozenset(per_row))
+    deterministic = {n: s for n, s in trace.items() if s["type"] == "deterministic"}
+    inside = {n for n, site in deterministic.items() if _stands_in(site, sizes)}
+    if deterministic.keys() - inside and sizes:
+        inside |= _depend_on_rows(run, sizes)
+    return Plates(sizes, frozenset(inside))
+
+
+def find_sizes(trace: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """The plates that draw a part of their rows: how many they have, and draw."""
+    sizes = {
+        name: (site["args"][0], len(site["value"]))
+        for name, site in trace.items()
+        if site["type"] == "plate"
+    }
+    return {name: size for name, size in sizes.items() if size[0] > size[1]}
+
+
+def _stands_in(site: dict[str, Any], plates: Any) -> bool:
+    """Whether a site stands in one of these plates."""
+    return any(frame.name in plates for frame in site.get("cond_indep_stack") or ())
+
+
+class _MarkedRows(Messenger):
+    """Give plates marked rows."""
+
+    def __init__(self, sizes: dict[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self._sizes = sizes
+        self.rows: dict[str, jax.Array] = {}
+
+    def process_message(self, msg: Any) -> None:
+        """Give a plate its first rows."""
+        if msg["type"] == "plate" and msg["name"] in self._sizes:
+            msg["value"] = mark(jnp.arange(self._sizes[msg["name"]][1]))
+            self.rows[msg["name"]] = msg["value"]
+
+
+def _depend_on_rows(
+    run: Callable[[], Any], sizes: dict[str, tuple[int, int]]
+) -> set[str]:
+    """The deterministic sites that are computed from the rows, wherever they stand."""
+
+    def rows_and_sites() -> tuple[dict[str, Any], dict[str, Any]]:
+        # No handler outside sees this run, or loses a random number to it.
+        marked = _MarkedRows(sizes)
+        with handlers.block(), marked:
+            trace = abstract_trace(run)
+        sites = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] == "deterministic"
+        }
+        return marked.rows, sites
+
+    return {name for name, rows in find_dependence(rows_and_sites).items() if rows}
 
 
 def sum_over_all_rows(
