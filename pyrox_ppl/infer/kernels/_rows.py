@@ -26,7 +26,7 @@ class Plates(NamedTuple):
 
 
 def find_plates(run: Callable[[], Any], trace: dict[str, Any], kernel: str) -> Plates:
-    """Find the subsampled plates of a model.
+    """Find the subsampled plates of a model, and check that a gradient needs no more.
 
     Args:
         run: The model, its arguments bound.
@@ -34,7 +34,9 @@ def find_plates(run: Callable[[], Any], trace: dict[str, Any], kernel: str) -> P
         kernel: The kernel that needs them, for the errors.
 
     Raises:
-        ValueError: If there is none, or if one has a latent site for each row.
+        ValueError: If there is none, if one has a latent site for each row, if a latent
+            site is discrete, or if the likelihood of a minibatch is that of no data or
+            stands outside of the plate.
     """
     if not any(
         s["type"] == "plate" and s["args"][1] is not None for s in trace.values()
@@ -46,25 +48,69 @@ def find_plates(run: Callable[[], Any], trace: dict[str, Any], kernel: str) -> P
             "all data in each step run MCLMC or NUTS."
         )
     sizes = find_sizes(trace)
-    latent = sorted(
-        name
+    rows_of = _find_rows(run, sizes)
+    latents = {
+        name: site
         for name, site in trace.items()
-        if _stands_in(site, sizes)
-        and site["type"] == "sample"
-        and not site["is_observed"]
-    )
-    if latent:
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+    local = sorted(name for name, site in latents.items() if _stands_in(site, sizes))
+    if local:
         raise ValueError(
-            f"the sites {latent} stand in a subsampled plate, {sorted(sizes)}: they "
+            f"the sites {local} stand in a subsampled plate, {sorted(sizes)}: they "
             "have a value for each row of data, of which a minibatch shows only some. "
             f"{kernel} cannot sample them. Move them out of the plate, sum them out, "
             "or run NUTS on all rows."
         )
-    deterministic = {n: s for n, s in trace.items() if s["type"] == "deterministic"}
-    inside = {n for n, site in deterministic.items() if _stands_in(site, sizes)}
-    if deterministic.keys() - inside and sizes:
-        inside |= _depend_on_rows(run, sizes)
-    return Plates(sizes, frozenset(inside))
+    discrete = sorted(n for n, s in latents.items() if s["fn"].support.is_discrete)
+    if discrete:
+        raise ValueError(
+            f"the sites {discrete} are discrete. NumPyro would sum them out with the "
+            "likelihood of a minibatch in place of all data, which makes the gradient "
+            f"of {kernel} biased: sum them out in the model, or run NUTS on all rows."
+        )
+    _check_likelihood(trace, rows_of, sizes, kernel)
+    return Plates(
+        sizes,
+        frozenset(
+            name
+            for name, site in trace.items()
+            if site["type"] == "deterministic"
+            and (rows_of[name] or _stands_in(site, sizes))
+        ),
+    )
+
+
+def _check_likelihood(
+    trace: dict[str, Any],
+    rows_of: dict[str, set[str]],
+    sizes: dict[str, tuple[int, int]],
+    kernel: str,
+) -> None:
+    """Raise unless minibatches differ, and each counts as much as all of the data."""
+    observed = {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and site["is_observed"]
+    }
+    if sizes and not any(rows_of[name] for name in observed):
+        raise ValueError(
+            f"no observed site depends on the rows that the plates {sorted(sizes)} "
+            f"draw, so {kernel} would see the same data in each step: give the model "
+            "all data, and take the rows in it, x[rows] and obs=y[rows]."
+        )
+    unscaled = sorted(
+        name
+        for name, site in observed.items()
+        if rows_of[name] and not _is_scaled(site)
+    )
+    if unscaled:
+        raise ValueError(
+            f"the sites {unscaled} depend on the rows of a subsampled plate, "
+            f"{sorted(sizes)}, and stand outside of it: their log probability is that "
+            "of one minibatch, where the prior needs that of all data. Move them into "
+            "the plate."
+        )
 
 
 def find_sizes(trace: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -82,6 +128,11 @@ def _stands_in(site: dict[str, Any], plates: Any) -> bool:
     return any(frame.name in plates for frame in site.get("cond_indep_stack") or ())
 
 
+def _is_scaled(site: dict[str, Any]) -> bool:
+    scale = site["scale"]
+    return scale is not None and not (isinstance(scale, int | float) and scale == 1)
+
+
 class _MarkedRows(Messenger):
     """Give plates marked rows."""
 
@@ -97,24 +148,25 @@ class _MarkedRows(Messenger):
             self.rows[msg["name"]] = msg["value"]
 
 
-def _depend_on_rows(
+def _find_rows(
     run: Callable[[], Any], sizes: dict[str, tuple[int, int]]
-) -> set[str]:
-    """The deterministic sites that are computed from the rows, wherever they stand."""
+) -> dict[str, set[str]]:
+    """For each site the plates whose rows it is computed from, wherever it stands."""
 
     def rows_and_sites() -> tuple[dict[str, Any], dict[str, Any]]:
         # No handler outside sees this run, or loses a random number to it.
         marked = _MarkedRows(sizes)
         with handlers.block(), marked:
             trace = abstract_trace(run)
-        sites = {
-            name: site["value"]
-            for name, site in trace.items()
-            if site["type"] == "deterministic"
-        }
-        return marked.rows, sites
+        return marked.rows, {name: _arrays(site) for name, site in trace.items()}
 
-    return {name for name, rows in find_dependence(rows_and_sites).items() if rows}
+    return find_dependence(rows_and_sites)
+
+
+def _arrays(site: dict[str, Any]) -> list[jax.Array]:
+    """The arrays that make a site."""
+    leaves = jax.tree.leaves((site["value"], site.get("fn")))
+    return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
 
 def sum_over_all_rows(

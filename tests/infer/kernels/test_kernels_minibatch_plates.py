@@ -122,6 +122,68 @@ def test_deterministic_sites_of_a_minibatch_are_left_out_wherever_they_stand(cls
     }
 
 
+def outside(y):
+    """The plate ends before the likelihood, which nothing scales."""
+    mean, scale = latents()
+    with numpyro.plate("row", 6, subsample_size=2) as rows:
+        batch = y[rows, 0]
+    numpyro.sample("y", dist.Normal(mean, scale), obs=batch)
+
+
+def of_one_batch(y):
+    """As for a loader, which gives a minibatch: these rows are never others."""
+    mean, scale = latents()
+    with numpyro.plate("row", 600, subsample_size=6):
+        numpyro.sample("y", dist.Normal(mean, scale), obs=y[:, 0])
+
+
+def discrete(y):
+    mean, scale = latents()
+    sign = numpyro.sample("sign", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+    with numpyro.plate("row", 6, subsample_size=2) as rows:
+        numpyro.sample("y", dist.Normal(mean * (2 * sign - 1), scale), obs=y[rows, 0])
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        (outside, r"\['y'\] depend on the rows .* stand outside"),
+        (of_one_batch, "the same data in each step"),
+    ],
+)
+def test_a_likelihood_that_is_not_that_of_a_minibatch_is_an_error(model, error):
+    """Each would run, and draw from another posterior."""
+    with pytest.raises(ValueError, match=error):
+        SGLD(model, 1e-6).init(KEY, 0, None, (Y,), {})
+
+
+def test_a_discrete_site_is_an_error():
+    """The sum over its values, of a minibatch that counts for more, has a bias."""
+    pytest.importorskip("funsor")
+    with pytest.raises(ValueError, match=r"sites \['sign'\] are discrete"):
+        SGLD(discrete, 1e-6).init(KEY, 0, None, (Y,), {})
+
+
+def test_a_likelihood_outside_of_the_plate_may_be_scaled_by_hand():
+    def scaled(y):
+        with handlers.scale(scale=3.0):
+            outside(y)
+
+    def by_jit(y):
+        """A site that comes from the same compiled function as the minibatch."""
+        mean, scale = latents()
+        with numpyro.plate("row", 6, subsample_size=2) as rows:
+            double, batch = jax.jit(lambda m, y: (2.0 * m, y))(mean, y[rows, 0])
+            numpyro.sample("y", dist.Normal(mean, scale), obs=batch)
+        numpyro.factor("small", -(double**2))
+        numpyro.deterministic("double", double)
+
+    SGLD(scaled, 1e-6).init(KEY, 0, None, (Y,), {})
+    kernel = SGLD(by_jit, 1e-6)
+    z = kernel.init(KEY, 0, None, (Y,), {}).z
+    assert "double" in kernel.postprocess_fn((Y,), {})(z)
+
+
 def quartic(y):
     """Far from zero its gradient is too steep for the step."""
     mean = numpyro.sample("mean", dist.Normal(10.0, 1.0))
