@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import get_transforms, transform_fn
 
 
@@ -56,7 +57,9 @@ def init_params_from_members(
         (2, 20, 3)
     """
     seeded = handlers.seed(model, jax.random.key(0))
-    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    # Values that no prior need be drawn from: an improper one has no draws.
+    started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+    trace = handlers.trace(started).get_trace(*args, **kwargs)
     latent = {
         name: site["value"]
         for name, site in trace.items()

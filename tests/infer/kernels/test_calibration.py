@@ -1,9 +1,9 @@
 """Simulation-based calibration of the kernels on a small network.
 
 Weights from the prior make data, and a kernel draws from the posterior given these. The
-rank of what made the data among the draws is then uniform (Talts et al. 2018, Validating
-Bayesian Inference Algorithms with Simulation-Based Calibration). The ranked functions
-are invariant under the symmetries of a network.
+rank of what made the data among the draws is then uniform (Talts et al. 2018,
+Validating Bayesian Inference Algorithms with Simulation-Based Calibration). The ranked
+functions are invariant under the symmetries of a network.
 """
 
 import equinox as eqx

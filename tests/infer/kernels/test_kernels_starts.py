@@ -63,6 +63,17 @@ def test_members_are_numbers_of_any_type_with_an_axis_of_their_own():
         init_params_from_members(small, members | {"scale": 1.0})
 
 
+def test_members_of_a_prior_without_draws():
+    def improper():
+        real = dist.constraints.real
+        numpyro.sample("x", dist.ImproperUniform(real, (), (2,)))
+        numpyro.sample("y", dist.Normal(0.0, 1.0))
+
+    members = {"x": jnp.ones((3, 2)), "y": jnp.zeros(3)}
+    start = init_params_from_members(improper, members)
+    np.testing.assert_array_equal(start["x"], members["x"])
+
+
 @pytest.mark.wrong_types
 @pytest.mark.parametrize("value", ["auto", None, True, [1e-3] * 3, float("nan")])
 def test_a_setting_that_is_no_positive_number_is_an_error(value):
