@@ -101,8 +101,10 @@ class MCLMC(AbstractVectorKernel):
 
     Raises:
         TypeError: If `model` is not a function.
-        ValueError: If an argument is out of range, if the model has a discrete latent
-            site or a single dimension, or if a given `step_size` diverges at once.
+        ValueError: If an argument is out of range, if the model has a subsampled plate
+            or a single dimension, or if a given `step_size` diverges at once.
+        RuntimeError: If a discrete latent site has infinitely many values. NumPyro sums
+            the others out, as for NUTS.
         ImportError: If BlackJAX is not installed.
 
     References:

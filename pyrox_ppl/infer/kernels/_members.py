@@ -29,7 +29,7 @@ def init_params_from_members(
     Args:
         model: The NumPyro model.
         values: The values of its latent sites, constrained, with a leading axis of
-            members; deterministic and observed sites among them are left out.
+            members; other sites of the model among them are left out.
         *args: The arguments of the model.
         **kwargs: The keyword arguments of the model.
 

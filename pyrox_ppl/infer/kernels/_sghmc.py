@@ -32,11 +32,12 @@ class SGHMC(AbstractMinibatchKernel):
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
-    **Sites**: those of the model, with its deterministic sites outside of the
-    subsampled plate.
+    **Sites**: those of the model, without the deterministic sites that depend on the
+    rows of a minibatch.
 
     Args:
-        model: The NumPyro model, with a ``numpyro.plate(..., subsample_size=...)``.
+        model: The NumPyro model, with a ``numpyro.plate(..., subsample_size=...)``, as
+            in :class:`SGLD`.
         step_size: A number, or a schedule of Optax, as in :class:`SGLD`.
         momentum_decay: The share of the momentum that a step takes away, between 0 and
             1.
