@@ -64,7 +64,7 @@ def gradient_of_all(model, z):
     return -jax.grad(energy)(z)
 
 
-@pytest.mark.parametrize("model", [nested, apart])
+@pytest.mark.parametrize("model", [pytest.param(nested, marks=pytest.mark.slow), apart])
 def test_the_gradient_on_all_rows_is_that_of_the_whole_model(model):
     kernel = SGLD(model, 1e-9, control_variates=True)
     state = kernel.init(KEY, 0, None, (Y,), {})
@@ -105,7 +105,9 @@ def run(kernel, y, cls=CompiledMCMC, **kwargs):
     return mcmc
 
 
-@pytest.mark.parametrize("cls", [MCMC, CompiledMCMC])
+@pytest.mark.parametrize(
+    "cls", [pytest.param(MCMC, marks=pytest.mark.slow), CompiledMCMC]
+)
 def test_deterministic_sites_of_a_minibatch_are_left_out_wherever_they_stand(cls):
     def model(y):
         mean, scale = latents()
@@ -192,7 +194,9 @@ def quartic(y):
         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y[rows, 0])
 
 
-@pytest.mark.parametrize("cls", [MCMC, CompiledMCMC])
+@pytest.mark.parametrize(
+    "cls", [MCMC, pytest.param(CompiledMCMC, marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_from_a_state_whatever_the_default_start_is(cls, tmp_path):
     kernel = SGLD(quartic, 1e-2)
     with pytest.raises(ValueError, match="diverges within"):
