@@ -22,8 +22,9 @@ def find_dependence(
 ) -> dict[str, set[str]]:
     """Say which results of a function depend on which values that it made.
 
-    Nothing is computed. A function inside the function (a ``jit``, a ``scan``) counts
-    as one operation, all of whose outputs depend on all of its inputs.
+    Nothing is computed. A function inside the function (a ``scan``, a ``custom_jvp``)
+    counts as one operation, all of whose outputs depend on all of its inputs; only a
+    ``jit`` is looked into.
 
     Args:
         function: Returns two dictionaries of pytrees: values that :func:`mark` made,
@@ -55,9 +56,17 @@ def follow(jaxpr: Any, causes: Mapping[Any, set[str]]) -> list[set[str]]:
     """
     reached = dict(causes)
     for equation in jaxpr.eqns:
-        sources = [v for v in equation.invars if isinstance(v, Var)]
-        names = set().union(*(reached.get(v, set()) for v in sources))
-        for variable in equation.outvars:
+        sources = [
+            reached.get(v, set()) if isinstance(v, Var) else set()
+            for v in equation.invars
+        ]
+        if equation.primitive.name == "jit":
+            body = equation.params["jaxpr"]
+            body = getattr(body, "jaxpr", body)
+            found = follow(body, dict(zip(body.invars, sources, strict=True)))
+        else:
+            found = [set().union(*sources)] * len(equation.outvars)
+        for variable, names in zip(equation.outvars, found, strict=True):
             reached[variable] = reached.get(variable, set()) | names
     return [
         reached.get(v, set()) if isinstance(v, Var) else set() for v in jaxpr.outvars

@@ -183,6 +183,8 @@ class _Iterations:
         stable = jnp.ones(jnp.shape(state.diverging), bool)
         if chain.start is not None:
             state, finite = chain.start, stable
+            if isinstance(kernel, AbstractVectorKernel):
+                state = kernel.renew(state, *data)
         elif isinstance(kernel, AbstractVectorKernel):
             finite, stable = kernel.judge_start(state, *data)
         else:

@@ -6,11 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.infer.util import ModelInfo
 
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.kernels._blackjax import import_blackjax
 from pyrox_ppl.infer.kernels._mclmc_tuning import Step, Tuner, Tuning
-from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
+from pyrox_ppl.infer.kernels._rows import find_sizes
+from pyrox_ppl.infer.kernels._vector_kernel import (
+    AbstractVectorKernel,
+    is_positive,
+    keep_if_close,
+)
 
 # A step diverges at the energy error at which one of NUTS does. In many dimensions the
 # errors of a stable chain are larger: they have a variance below one for each.
@@ -95,8 +101,10 @@ class MCLMC(AbstractVectorKernel):
 
     Raises:
         TypeError: If `model` is not a function.
-        ValueError: If an argument is out of range, if the model has a discrete latent
-            site or a single dimension, or if a given `step_size` diverges at once.
+        ValueError: If an argument is out of range, if the model has a subsampled plate
+            or a single dimension, or if a given `step_size` diverges at once.
+        RuntimeError: If a discrete latent site has infinitely many values. NumPyro sums
+            the others out, as for NUTS.
         ImportError: If BlackJAX is not installed.
 
     References:
@@ -130,9 +138,10 @@ class MCLMC(AbstractVectorKernel):
     ) -> None:
         super().__init__(model, init_strategy)
         for name, value in (("step_size", step_size), ("L", L)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
-        if len(energy_variance) != 2 or not min(energy_variance) > 0:
+            if value is not None and not is_positive(value):
+                raise ValueError(f"{name} must be a positive number, got {value!r}.")
+        pair = np.shape(energy_variance) == (2,)
+        if not pair or not all(map(is_positive, energy_variance)):
             raise ValueError(
                 "energy_variance must be two positive numbers, that of the beginning "
                 f"and that of the end of the warm-up, got {energy_variance!r}."
@@ -177,6 +186,14 @@ class MCLMC(AbstractVectorKernel):
     def _tries(self) -> bool:
         return self._step_size is not None
 
+    def _check(self, info: ModelInfo, model_args: tuple, model_kwargs: dict) -> None:
+        plates = sorted(find_sizes(info.model_trace))
+        if plates:
+            raise ValueError(
+                f"MCLMC needs the gradient on all rows, and the plates {plates} draw a "
+                "part of them: leave subsample_size out, or run SGLD or SGHMC."
+            )
+
     def _log_density(self, model_args: tuple, model_kwargs: dict) -> Callable:
         potential = self._potential(model_args, model_kwargs)
         return lambda z: -potential(z)
@@ -206,6 +223,16 @@ class MCLMC(AbstractVectorKernel):
             num_diverging=count,
             adapt_state=self._tuner().start(z),
             rng_key=rng_key,
+        )
+
+    def _renew(
+        self, state: MCLMCState, model_args: tuple, model_kwargs: dict
+    ) -> MCLMCState:
+        log_density = self._log_density(model_args, model_kwargs)
+        density, gradient = jax.value_and_grad(log_density)(state.z)
+        return state._replace(
+            potential_energy=keep_if_close(state.potential_energy, -density),
+            z_grad=keep_if_close(state.z_grad, -gradient),
         )
 
     def _step(

@@ -29,7 +29,7 @@ class Tuning(NamedTuple):
         average: Their weighted average, each over the sixth power of its step size.
         time: The length of the trajectory whose moments are taken.
         mean: The average position.
-        square: The average of its square.
+        variance: Its variance, of each coordinate.
         window: Successive positions at some of the coordinates.
     """
 
@@ -41,7 +41,7 @@ class Tuning(NamedTuple):
     average: jax.Array
     time: jax.Array
     mean: jax.Array
-    square: jax.Array
+    variance: jax.Array
     window: jax.Array
 
 
@@ -99,7 +99,7 @@ class Tuner:
             average=zero,
             time=zero,
             mean=jnp.zeros(size if self._measures else 0, dtype),
-            square=jnp.zeros(size if self._measures else 0, dtype),
+            variance=jnp.zeros(size if self._measures else 0, dtype),
             # The last row takes what comes before and after.
             window=jnp.zeros((rows + 1, columns), dtype),
         )
@@ -144,10 +144,12 @@ class Tuner:
         duration = jnp.where(counts, tuning.step_size, 0.0)
         time = tuning.time + duration
         share = duration / jnp.maximum(time, jnp.finfo(time.dtype).tiny)
+        # By deviations: the difference of mean squares is lost to rounding far from 0.
+        deviation = step.z - tuning.mean
         tuning = tuning._replace(
             time=time,
-            mean=tuning.mean + share * (step.z - tuning.mean),
-            square=tuning.square + share * (step.z**2 - tuning.square),
+            mean=tuning.mean + share * deviation,
+            variance=(1 - share) * (tuning.variance + share * deviation**2),
         )
         return lax.cond(
             i == self._correlation - 1, self._spread_length, lambda t: t, tuning
@@ -179,7 +181,7 @@ class Tuner:
 
     def _spread_length(self, tuning: Tuning) -> Tuning:
         """L as the spread of the posterior; with scales, it is that of their units."""
-        variance = jnp.maximum(tuning.square - tuning.mean**2, 0.0)
+        variance = tuning.variance
         spread = jnp.sqrt(jnp.sum(variance))
         # A few steps show no spread, and none that succeeded shows any.
         known = (spread > 0.0) & (self._correlation - self._moments >= 10)
@@ -190,7 +192,7 @@ class Tuner:
         tuning = tuning if self._length is not None else tuning._replace(L=length)
         if not self._precondition:
             return tuning
-        floor = 1e-6 * jnp.max(variance)
+        floor = 1e-12 * jnp.max(variance)
         scales = jnp.where(known, jnp.maximum(variance, floor), 1.0)
         zero = jnp.zeros_like(tuning.weight)
         step_size = jnp.where(known, tuning.step_size * root / spread, tuning.step_size)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
-from numpyro.infer.util import unconstrain_fn
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import get_transforms, transform_fn
 
 
 def init_params_from_members(
@@ -28,7 +29,7 @@ def init_params_from_members(
     Args:
         model: The NumPyro model.
         values: The values of its latent sites, constrained, with a leading axis of
-            members; deterministic and observed sites among them are left out.
+            members; other sites of the model among them are left out.
         *args: The arguments of the model.
         **kwargs: The keyword arguments of the model.
 
@@ -56,11 +57,15 @@ def init_params_from_members(
         (2, 20, 3)
     """
     seeded = handlers.seed(model, jax.random.key(0))
-    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    # Values that no prior need be drawn from: an improper one has no draws.
+    started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+    trace = handlers.trace(started).get_trace(*args, **kwargs)
     latent = {
-        name: site
+        name: site["value"]
         for name, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"]
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["fn"].support.is_discrete
     }
     unknown = sorted(values.keys() - trace.keys())
     missing = sorted(latent.keys() - values.keys())
@@ -69,15 +74,18 @@ def init_params_from_members(
             f"values must have each of the sites {sorted(latent)}; missing: {missing}, "
             f"and not sites of the model: {unknown}."
         )
-    given = {name: jnp.asarray(values[name]) for name in latent}
+    given = {
+        name: jnp.asarray(values[name], jnp.result_type(value))
+        for name, value in latent.items()
+    }
     shapes = {name: value.shape for name, value in given.items()}
     wrong = {
         name: shape
         for name, shape in shapes.items()
-        if shape[1:] != jnp.shape(latent[name]["value"])
+        if len(shape) == 0 or shape[1:] != jnp.shape(latent[name])
     }
     if wrong:
-        expected = {name: jnp.shape(latent[name]["value"]) for name in wrong}
+        expected = {name: jnp.shape(latent[name]) for name in wrong}
         raise ValueError(
             f"values have the shapes {wrong}, and need (member, *site), with the sites "
             f"{expected}."
@@ -86,11 +94,31 @@ def init_params_from_members(
         raise ValueError(
             f"the sites must have the same number of members, got the shapes {shapes}."
         )
-    start = jax.vmap(lambda one: unconstrain_fn(seeded, args, kwargs, one))(given)
+
+    def unconstrain(one: dict[str, jax.Array]) -> tuple[dict, dict]:
+        transforms = get_transforms(seeded, args, kwargs, one)
+        start = transform_fn(transforms, one, invert=True)
+        return start, transform_fn(transforms, start)
+
+    start, back = jax.vmap(unconstrain)(given)
     broken = sorted(n for n, v in start.items() if not np.isfinite(v).all())
     if broken:
         raise ValueError(
             f"the values of {broken} lie on or outside the edge of their support, "
             "where no chain can start: move them inside."
         )
+    # Some inverses take any value: that of a simplex does not look at its sum.
+    moved = sorted(n for n in given if not _are_close(back[n], given[n]))
+    if moved:
+        raise ValueError(
+            f"the values of {moved} lie outside of their support (a simplex that does "
+            "not sum to one, a matrix that is not symmetric): a chain would start "
+            "elsewhere."
+        )
     return start
+
+
+def _are_close(back: Any, value: Any) -> bool:
+    value = np.asarray(value)
+    largest = np.max(np.abs(value), initial=0.0)
+    return np.allclose(back, value, rtol=1e-3, atol=1e-3 * largest)

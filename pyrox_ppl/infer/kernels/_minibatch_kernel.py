@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,11 @@ from numpyro.util import is_prng_key
 
 from pyrox_ppl.infer.kernels._blackjax import import_blackjax
 from pyrox_ppl.infer.kernels._rows import Plates, find_plates, sum_over_all_rows
-from pyrox_ppl.infer.kernels._vector_kernel import AbstractVectorKernel
+from pyrox_ppl.infer.kernels._vector_kernel import (
+    AbstractVectorKernel,
+    is_positive,
+    keep_if_close,
+)
 
 
 class MinibatchState(NamedTuple):
@@ -58,7 +63,7 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
     ) -> None:
         super().__init__(model, init_strategy)
         name = type(self).__name__
-        if not callable(step_size) and not step_size > 0:
+        if not callable(step_size) and not is_positive(step_size):
             raise ValueError(
                 f"{name} needs a positive step_size, or an Optax schedule: a function "
                 f"of the number of steps, and got {step_size!r}."
@@ -104,31 +109,28 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
     ) -> Callable:
         """The map from the vector to constrained values by site.
 
-        Deterministic sites in a subsampled plate are left out: they would be those of
-        one minibatch.
+        Deterministic sites that depend on the rows of a subsampled plate are left out:
+        they would be those of one minibatch.
         """
         on_sites = super().postprocess_fn(model_args, model_kwargs)
-        per_row = self._plates.per_row
+        of_rows = self._plates.of_rows
 
         def constrain(z: jax.Array) -> dict[str, Any]:
             with handlers.seed(rng_seed=0):  # rows that no site depends on
                 sites = on_sites(z)
-            return {name: v for name, v in sites.items() if name not in per_row}
+            return {name: v for name, v in sites.items() if name not in of_rows}
 
         return constrain
 
     def _tries(self) -> bool:
         return True
 
-    def _check(self, info: ModelInfo) -> None:
-        name = type(self).__name__
-        self._plates = find_plates(info.model_trace, name)
-        if self._control_variates and len(self._plates.sizes) > 1:
-            raise ValueError(
-                f"{name} with control_variates=True needs the gradient on all data, so "
-                "the model must have one subsampled plate, and it has "
-                f"{sorted(self._plates.sizes)}."
-            )
+    def _check(self, info: ModelInfo, model_args: tuple, model_kwargs: dict) -> None:
+        self._plates = find_plates(
+            lambda: self.model(*model_args, **model_kwargs),
+            info.model_trace,
+            type(self).__name__,
+        )
 
     def _gradient(self, model_args: tuple, model_kwargs: dict) -> Callable:
         """The gradient of the log density at a vector, on the minibatch of a key."""
@@ -139,6 +141,18 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
                 return -jax.grad(potential)(z)
 
         return gradient
+
+    def _gradient_on_all_rows(
+        self, z: jax.Array, model_args: tuple, model_kwargs: dict
+    ) -> jax.Array:
+        estimate = self._gradient(model_args, model_kwargs)
+
+        def gradient() -> jax.Array:
+            return estimate(z, jax.random.key(0))  # a key that no row depends on
+
+        for plate, (size, subsample) in self._plates.sizes.items():
+            gradient = partial(sum_over_all_rows, gradient, plate, size, subsample)
+        return gradient()
 
     def _is_finite(
         self, state: MinibatchState, model_args: tuple, model_kwargs: dict
@@ -155,12 +169,8 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
         count, none = jnp.zeros((), int), jnp.zeros(0, z.dtype)
         centre, centre_grad = none, none
         if self._control_variates:
-            gradient = self._gradient(model_args, model_kwargs)
-            ((plate, (size, subsample)),) = self._plates.sizes.items()
-            centre, centre_grad = (
-                z,
-                sum_over_all_rows(lambda: gradient(z, rng_key), plate, size, subsample),
-            )
+            centre = z
+            centre_grad = self._gradient_on_all_rows(z, model_args, model_kwargs)
         return MinibatchState(
             i=count,
             z=z,
@@ -173,6 +183,14 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
             centre_grad=centre_grad,
             rng_key=rng_key,
         )
+
+    def _renew(
+        self, state: MinibatchState, model_args: tuple, model_kwargs: dict
+    ) -> MinibatchState:
+        if not self._control_variates:
+            return state
+        new = self._gradient_on_all_rows(state.centre, model_args, model_kwargs)
+        return state._replace(centre_grad=keep_if_close(state.centre_grad, new))
 
     def _size_of_step(self, i: jax.Array) -> jax.Array:
         given = self._step_size

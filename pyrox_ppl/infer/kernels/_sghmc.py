@@ -8,6 +8,7 @@ import jax
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.kernels._blackjax import import_blackjax
 from pyrox_ppl.infer.kernels._minibatch_kernel import AbstractMinibatchKernel
+from pyrox_ppl.infer.kernels._vector_kernel import is_positive
 
 
 class SGHMC(AbstractMinibatchKernel):
@@ -31,11 +32,12 @@ class SGHMC(AbstractMinibatchKernel):
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
-    **Sites**: those of the model, with its deterministic sites outside of the
-    subsampled plate.
+    **Sites**: those of the model, without the deterministic sites that depend on the
+    rows of a minibatch.
 
     Args:
-        model: The NumPyro model, with a ``numpyro.plate(..., subsample_size=...)``.
+        model: The NumPyro model, with a ``numpyro.plate(..., subsample_size=...)``, as
+            in :class:`SGLD`.
         step_size: A number, or a schedule of Optax, as in :class:`SGLD`.
         momentum_decay: The share of the momentum that a step takes away, between 0 and
             1.
@@ -78,10 +80,10 @@ class SGHMC(AbstractMinibatchKernel):
         control_variates: bool = False,
         init_strategy: Callable = init_to_stored,
     ) -> None:
-        if not 0 < momentum_decay <= 1:
+        if not is_positive(momentum_decay) or momentum_decay > 1:
             raise ValueError(
                 "momentum_decay, the share of the momentum that a step takes away, is "
-                f"above 0 and at most 1, got {momentum_decay}."
+                f"above 0 and at most 1, got {momentum_decay!r}."
             )
         self._momentum_decay = momentum_decay
         super().__init__(model, step_size, control_variates, init_strategy)

@@ -31,11 +31,13 @@ class SGLD(AbstractMinibatchKernel):
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
-    **Sites**: those of the model, with its deterministic sites outside of the
-    subsampled plate.
+    **Sites**: those of the model, without the deterministic sites that depend on the
+    rows of a minibatch.
 
     Args:
-        model: The NumPyro model, with a ``numpyro.plate(..., subsample_size=...)``.
+        model: The NumPyro model, with one ``numpyro.plate(..., subsample_size=...)`` or
+            several. It takes all data, picks the rows that the plate draws, and has its
+            likelihood in the plate, which scales it.
         step_size: A number, or a schedule of Optax: a function of the number of steps
             since the beginning, warm-up included. With a schedule that falls, weigh the
             draws by ``step_size`` in ``sample_stats``.
@@ -43,13 +45,17 @@ class SGLD(AbstractMinibatchKernel):
             chain, on all data and on the minibatch (Baker et al. 2019). It pays where
             the chain starts near the mode (``init_params``) and stays there; a step
             then costs two gradients, and the start one on all data. The rows must be
-            independent given the sites: no batch norm.
+            independent given the sites: no batch norm. After a change of the data,
+            NumPyro's ``MCMC`` needs a new warm-up; ``CompiledMCMC`` and ``run_mcmc``
+            renew the gradient of a ``post_warmup_state``.
         init_strategy: As in NUTS; the default is :func:`init_to_stored`.
 
     Raises:
         TypeError: If `model` is not a function.
         ValueError: If the step size is not positive or diverges at once, or if the
-            model has a discrete latent site, no subsampled plate, or latents in it.
+            model has a discrete latent site, no subsampled plate, latents in it, or a
+            likelihood that stands outside of it or does not depend on its rows.
+        RuntimeError: If a discrete latent site has infinitely many values.
         ImportError: If BlackJAX is not installed.
 
     References:

@@ -87,8 +87,18 @@ def find_start(
 
 def _join_given(init_params: Any, like: dict[str, Any], join: Callable) -> Any:
     """Initial values that the user gave, by site or as a vector, as a vector."""
-    if not isinstance(init_params, dict):
+    if isinstance(init_params, ParamInfo):
         return init_params
+    vector = jax.eval_shape(join, like)
+    if not isinstance(init_params, dict):
+        if jnp.shape(init_params) != vector.shape:
+            raise ValueError(
+                f"init_params has the shape {jnp.shape(init_params)}, but the vector "
+                f"of all unconstrained values has {vector.shape}: in the order of the "
+                f"sites {sorted(like)}, and for several chains with a leading axis of "
+                "MCMC's num_chains."
+            )
+        return jnp.asarray(init_params, vector.dtype)
     if init_params.keys() != like.keys():
         raise ValueError(
             "init_params must have an unconstrained value for each of the sites "
@@ -102,7 +112,7 @@ def _join_given(init_params: Any, like: dict[str, Any], join: Callable) -> Any:
                 "unconstrained value per site, and for several chains a leading axis "
                 "of MCMC's num_chains."
             )
-    return join(init_params)
+    return join(init_params).astype(vector.dtype)
 
 
 def _on_vector(make: Callable, unravel: Callable) -> Callable:

@@ -18,6 +18,19 @@ from pyrox_ppl.infer.kernels._start import find_start
 TRIAL_STEPS = 100
 
 
+def keep_if_close(old: jax.Array, new: jax.Array) -> jax.Array:
+    """What was computed before, to the last bit, where only rounding has changed it."""
+    largest = jnp.max(jnp.abs(new), initial=0.0)
+    return jnp.where(jnp.allclose(old, new, rtol=1e-3, atol=1e-3 * largest), old, new)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is one number above zero."""
+    if np.ndim(value) != 0 or not np.issubdtype(np.asarray(value).dtype, np.number):
+        return False
+    return bool(value > 0)
+
+
 class AbstractVectorKernel(MCMCKernel):
     """A kernel whose state ``z`` is one vector: the unconstrained values of all sites.
 
@@ -32,7 +45,9 @@ class AbstractVectorKernel(MCMCKernel):
     is_unadjusted = True
 
     # What `init` sets: it decides nothing that a later `init` would not set anew.
-    set_by_init = frozenset({"_make_potential", "_make_constrain", "_warmup_steps"})
+    set_by_init = frozenset(
+        {"_make_potential", "_make_constrain", "_warmup_steps", "_sample_fn"}
+    )
 
     def __init__(self, model: Callable, init_strategy: Callable) -> None:
         if not callable(model):
@@ -46,6 +61,9 @@ class AbstractVectorKernel(MCMCKernel):
         self._make_potential: Callable | None = None
         self._make_constrain: Callable | None = None
         self._warmup_steps = 0
+        # NumPyro's MCMC asks for it by this name: a kernel without one is initialised
+        # even where the run starts at a `post_warmup_state`.
+        self._sample_fn: Callable | None = None
 
     @property
     def model(self) -> Callable:
@@ -77,7 +95,11 @@ class AbstractVectorKernel(MCMCKernel):
     def _tries(self) -> bool:
         """Whether the step size is the user's, so that it is tried before a run."""
 
-    def _check(self, info: ModelInfo) -> None:
+    def _renew(self, state: Any, model_args: tuple, model_kwargs: dict) -> Any:
+        """The state of one chain, with what it holds of the data computed anew."""
+        return state
+
+    def _check(self, info: ModelInfo, model_args: tuple, model_kwargs: dict) -> None:
         """Raise if the kernel cannot sample the model."""
 
     def init(
@@ -125,25 +147,26 @@ class AbstractVectorKernel(MCMCKernel):
             init_params,
             strategy=self._init_strategy,
         )
-        self._check(info)
+        self._check(info, model_args, model_kwargs)
         self._make_potential = start.potential_fn
         self._make_constrain = start.postprocess_fn
         self._warmup_steps = num_warmup
+        self._sample_fn = self._step
         return getattr(start.state, "z", start.state)
 
     def sample(
         self, state: Any, model_args: tuple, model_kwargs: dict[str, Any] | None
     ) -> Any:
         """The next state, of one chain or of vectorised ones."""
-        model_kwargs = {} if model_kwargs is None else model_kwargs
+        return _over_chains(self._step, state, model_args, model_kwargs or {})
 
-        def step(state: Any) -> Any:
-            return self._step(state, model_args, model_kwargs)
+    def renew(self, state: Any, model_args: tuple, model_kwargs: dict[str, Any]) -> Any:
+        """A state of an earlier run, of one chain or of vectorised ones, for this data.
 
-        if is_prng_key(state.rng_key):
-            return step(state)
-        axes = jax.tree.map(lambda _: 0, state)._replace(i=None)
-        return jax.vmap(step, in_axes=(axes,), out_axes=axes)(state)
+        A state holds energies or gradients. Those of other data would be wrong until
+        the next step that is taken, or for ever.
+        """
+        return _over_chains(self._renew, state, model_args, model_kwargs)
 
     def judge_start(
         self, state: Any, model_args: tuple, model_kwargs: dict
@@ -203,3 +226,16 @@ class AbstractVectorKernel(MCMCKernel):
         if self._make_potential is None:
             raise RuntimeError("the kernel has no potential before `init` has run.")
         return self._make_potential(*model_args, **model_kwargs)
+
+
+def _over_chains(
+    one: Callable, state: Any, model_args: tuple, model_kwargs: dict[str, Any]
+) -> Any:
+    """Apply a function of one chain's state to it, or to that of vectorised chains."""
+    if is_prng_key(state.rng_key):
+        return one(state, model_args, model_kwargs)
+    axes = jax.tree.map(lambda _: 0, state)._replace(i=None)
+    mapped = jax.vmap(
+        lambda s: one(s, model_args, model_kwargs), in_axes=(axes,), out_axes=axes
+    )
+    return mapped(state)

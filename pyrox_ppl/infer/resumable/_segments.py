@@ -97,7 +97,10 @@ class Segments:
         return jax.tree.map(whole, dict(zip(self._fields.names, kept, strict=True)))
 
     def _start(self, key: jax.Array, init_params: Any) -> Any:
-        mcmc = self._mcmc
+        mcmc, given = self._mcmc, self._mcmc.post_warmup_state
+        is_vector = isinstance(self._kernel, AbstractVectorKernel)
+        if given is not None and is_vector:
+            init_params = given.z  # no other start need hold
         check_init_params(init_params, mcmc.num_chains)
 
         def init(key: jax.Array, params: Any) -> Any:
@@ -119,11 +122,18 @@ class Segments:
                 for chain in range(mcmc.num_chains)
             ]
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        if mcmc.post_warmup_state is None:
+        if given is None:
             return state
         # As in MCMC.run: the states of those chains, with the randomness of this key.
-        ensemble = mcmc.sampler.is_ensemble_kernel
-        return mcmc.post_warmup_state._replace(rng_key=keys[0] if ensemble else keys)
+        given = given._replace(
+            rng_key=keys[0] if mcmc.sampler.is_ensemble_kernel else keys
+        )
+        if not is_vector:
+            return given
+        renew: Callable = self._kernel.renew
+        if mcmc.num_chains > 1 and not self._vectorized:
+            renew = jax.vmap(renew, in_axes=(0, None, None))
+        return jax.jit(lambda state: renew(state, self._args, self._kwargs))(given)
 
     def segment(self, state: Any, draws: Any, steps: Any) -> tuple[Any, tuple, Any]:
         """Take `draws` times `steps` steps of one chain (or of all, vectorized)."""

@@ -255,9 +255,9 @@ def test_bad_input_says_what_to_do(cls):
 def test_bad_settings_say_what_was_expected():
     with pytest.raises(TypeError, match="takes a NumPyro model"):
         MCLMC(3)
-    with pytest.raises(ValueError, match="step_size must be positive"):
+    with pytest.raises(ValueError, match="step_size must be a positive number"):
         MCLMC(targets, step_size=0.0)
-    with pytest.raises(ValueError, match="L must be positive"):
+    with pytest.raises(ValueError, match="L must be a positive number"):
         MCLMC(targets, L=-1.0)
     with pytest.raises(ValueError, match="two positive numbers"):
         MCLMC(targets, energy_variance=(0.1,))

@@ -163,13 +163,6 @@ def latent_rows(y):
         numpyro.sample("y", dist.Normal(local, 1.0), obs=y[rows])
 
 
-def two_plates(y):
-    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
-    for name in ("row", "other"):
-        with numpyro.plate(name, N, subsample_size=B) as rows:
-            numpyro.sample(f"y_{name}", dist.Normal(mean, 1.0), obs=y[rows])
-
-
 def counts(y):
     numpyro.sample("k", dist.Poisson(1.0))
     model(y)
@@ -180,8 +173,6 @@ def test_models_that_it_cannot_sample_are_an_error():
         run(SGLD(whole_rows, 0.01), cls=MCMC)
     with pytest.raises(ValueError, match=r"sites \['local'\] stand in a subsampled"):
         run(SGHMC(latent_rows, 0.01))
-    with pytest.raises(ValueError, match=r"one subsampled plate.*'other', 'row'"):
-        run(SGLD(two_plates, 0.001, control_variates=True))
     with pytest.raises(RuntimeError, match="enumerate support"):
         run(SGLD(counts, 0.01))
 
