@@ -6,10 +6,10 @@
 # trusted? Every few years an El Niño warms this sea by several degrees; a field learns
 # from 45 years what four readings say about all twelve months.
 #
-# The field `f(x; z)` takes the time of year as its coordinate `x` and the four readings
-# as its context `z`. It is a plain, deterministic Equinox module: a SIREN whose last
-# layer is generated from the context. One line in the NumPyro model makes it Bayesian;
-# NUTS and SVI run on the same model.
+# The field `f(x; z)` takes the month as its coordinate `x` and the four readings as its
+# context `z`. It is a plain, deterministic Equinox module: a SIREN whose last layer is
+# generated from the context. One line in the NumPyro model makes it Bayesian; NUTS and
+# SVI run on the same model.
 
 # %%
 import os
@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 OUTPUT = HERE / "output"
 OUTPUT.mkdir(exist_ok=True)
 SMALL = "PYROX_PPL_SMALL" in os.environ  # a short run, as the tests make it
-WARMUP, DRAWS, SVI_STEPS = (250, 150, 1500) if SMALL else (500, 1000, 3000)
+WARMUP, DRAWS, SVI_STEPS = (200, 150, 500) if SMALL else (500, 1000, 3000)
 field_key, nuts_key, svi_key, predict_key = jax.random.split(jax.random.key(0), 4)
 start = time.perf_counter()
 
@@ -51,9 +51,9 @@ start = time.perf_counter()
 # Monthly means in °C, 1950 to 2010 (NOAA, see `data/README.md`). The field models the
 # anomaly: the temperature minus the month's mean over the training years.
 #
-# Twelve months in a row may begin in January, April, July or October: the station is
-# read in the second, fifth, eighth and eleventh of them. So the 45 training years make
-# 177 examples.
+# An example is twelve months in a row, which begin in January, April, July or October:
+# the station is read in the second, fifth, eighth and eleventh of them. So the 45
+# training years make 177 examples.
 
 # %%
 table = np.loadtxt(HERE / "data" / "elnino.csv", delimiter=",", skiprows=1)
@@ -78,10 +78,11 @@ z_test = jnp.float32(anomaly[test][:, None, READ])
 # The first layer of the SIREN keeps its random initial weights: it is a basis of waves.
 # The context generates the last layer, so the field is `f(x; z) = φ₀(x) + z₁ φ₁(x) + …
 # + z₄ φ₄(x)`: each curve says how far a reading reaches. The weights of the curves have
-# a normal prior that learns its own scale.
+# a normal prior that learns its own scale: ridge regression that infers its penalty.
 #
-# Each of the twelve months has its own noise, at least 0.2 °C. The examples overlap: a
-# month is in four of them, and counts for a quarter in each.
+# Each of the twelve months has its own noise, of at least 0.2 °C; without that floor,
+# it would tend to zero where the field passes through the readings. The examples
+# overlap: a month is in four of them, so it counts for a quarter in each.
 
 # %%
 field = HyperSIREN(
@@ -210,7 +211,7 @@ for name, (rmse, coverage) in scores.items():
 # %% [markdown]
 # ## The figure and the file
 #
-# Four test years, with the El Niño of 1997 and 1998.
+# The El Niño of 1997 and 1998, with a year before and after.
 
 # %%
 shown = [1996, 1997, 1998, 1999]
@@ -223,10 +224,10 @@ center, low, high = (  # what was read is known
 )
 
 figure, axis = plt.subplots(figsize=(8, 4.4), layout="constrained")
-axis.plot(date[is_read], truth[is_read], "ok", zorder=3, label="seen: four readings")
+axis.plot(date[is_read], truth[is_read], "ok", zorder=3, label="seen: 4 months a year")
 axis.plot(date, center, color="C0", label="predicted: the mean")
 axis.fill_between(date, low, high, alpha=0.25, lw=0, label="doubted: 90 % interval")
-hidden = {"mfc": "w", "mec": "C3", "ms": 5, "label": "hidden: eight months"}
+hidden = {"mfc": "w", "mec": "C3", "ms": 5, "label": "hidden: the other 8"}
 axis.plot(date[~is_read], truth[~is_read], "o", **hidden)
 axis.plot(date, usual, "--", color="0.6", label="usual: mean of 1950-1994")
 axis.set(xlabel="year", ylabel="sea surface temperature / °C", xlim=(1996, 2000))
