@@ -138,7 +138,7 @@ def test_nuts_copes_with_a_learned_scale_on_real_data(rule, el_nino):
 
 @pytest.fixture
 def el_nino():
-    """The quickstart's data, and a field of its kind, of 8 features."""
+    """Real data, and a field of 8 features that reads the first three months."""
     path = px.__path__[0] + "/../tutorials/data/elnino.csv"
     celsius = np.loadtxt(path, delimiter=",", skiprows=1)[:45, 1:]
     mean, std = celsius.mean(0), celsius.std(0)
