@@ -119,11 +119,10 @@ def model(x, number, since, y=None):
 #
 # The members start at networks that are initialised anew and are trained in one
 # program. NUTS starts a chain at each of two members. The county's levels and the
-# field's coordinates explain the same differences between places, so trajectories would
-# have to be longer than 63 steps to cross the posterior: `diagnose` says that these
-# 300 draws have not. A forecast needs less than a converged posterior (the held-out
-# year below is the judge of that), a claim about the function needs `max_tree_depth=8`
-# and the hour it takes.
+# field's coordinates explain the same differences between places, and 63 steps are too
+# few to cross such a posterior: `diagnose` says that the chains have not. The held-out
+# year below judges the forecast all the same; before a claim about the function itself,
+# let the trees grow (`max_tree_depth=10`, NumPyro's default) and draw for longer.
 
 # %%
 trees = {}
@@ -210,10 +209,11 @@ for i, name in enumerate(county):
 panels[1, 1].set(
     xlabel="longitude / °E",
     ylabel="latitude / °N",
-    title="cases from mid-March to mid-June",
+    title="mid-March to mid-June (larger: less sure)",
     aspect=1.47,  # a degree of longitude is that much shorter at 47 °N
 )
-figure.colorbar(dots, ax=panels[1, 1], label="share of the year / %")
+panels[1, 1].margins(0.12)
+figure.colorbar(dots, ax=panels[1, 1], label="share of the year's cases / %")
 figure.savefig(OUTPUT / "spacetime.png", dpi=150)
 print(f"{time.perf_counter() - start:.0f} s")
 
