@@ -45,9 +45,7 @@ class AbstractVectorKernel(MCMCKernel):
     is_unadjusted = True
 
     # What `init` sets: it decides nothing that a later `init` would not set anew.
-    set_by_init = frozenset(
-        {"_make_potential", "_make_constrain", "_warmup_steps", "_sample_fn"}
-    )
+    set_by_init = frozenset({"_make_potential", "_make_constrain", "_warmup_steps"})
 
     def __init__(self, model: Callable, init_strategy: Callable) -> None:
         if not callable(model):
@@ -61,9 +59,12 @@ class AbstractVectorKernel(MCMCKernel):
         self._make_potential: Callable | None = None
         self._make_constrain: Callable | None = None
         self._warmup_steps = 0
+
+    @property
+    def _sample_fn(self) -> Callable | None:
         # NumPyro's MCMC asks for it by this name: a kernel without one is initialised
         # even where the run starts at a `post_warmup_state`.
-        self._sample_fn: Callable | None = None
+        return None if self._make_potential is None else self._step
 
     @property
     def model(self) -> Callable:
@@ -151,7 +152,6 @@ class AbstractVectorKernel(MCMCKernel):
         self._make_potential = start.potential_fn
         self._make_constrain = start.postprocess_fn
         self._warmup_steps = num_warmup
-        self._sample_fn = self._step
         return getattr(start.state, "z", start.state)
 
     def sample(
