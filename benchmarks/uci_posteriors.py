@@ -38,7 +38,7 @@ PRIORS = {
 }
 LIKELIHOODS = ("normal", "student", "input_dependent")
 METHODS = ("nuts", "mclmc", "ensemble")
-WIDTH, MEMBERS = 50, 10
+WIDTH, MEMBERS, STEPS = 50, 10, 1000
 COSTS = ("seconds", "gradient_evaluations")
 # ArviZ counts draws in the first of them.
 LOO_GROUPS = ("posterior", "log_likelihood")
@@ -112,7 +112,7 @@ class Fitter:
 
     def __init__(self, prior, likelihood, *, warmup, draws):
         self.outputs = 2 if likelihood == "input_dependent" else 1
-        self.model, self.steps = make_model(prior, likelihood), 5 * draws
+        self.model = make_model(prior, likelihood)
         run = functools.partial(CompiledMCMC, progress_bar=False)
         self.chain = run(FlatNUTS(self.model), num_warmup=warmup, num_samples=draws)
         self.chains = run(
@@ -138,29 +138,25 @@ class Fitter:
 
         network_key, key, chain_key = jax.random.split(key, 3)
         network = make(network_key)
+        data = network, x, y
         if method == "nuts":
-            self.chain.run(key, network, x, y)
+            self.chain.run(chain_key, *data)
             return px.to_datatree(self.chain, network, *everywhere)
         fit = run_ensemble(
-            *(self.svi, key, MEMBERS, self.steps, network, x, y),
-            make=make,
-            progress_bar=False,
+            self.svi, key, MEMBERS, STEPS, *data, make=make, progress_bar=False
         )
         members = self.guide.median(fit.params)
+        spent = np.array([fit.seconds, fit.gradient_evaluations])
         if method == "ensemble":
             # Each member predicts many times, for the quantiles of its noise.
             draws = {n: np.repeat(v, 100, axis=0) for n, v in members.items()}
             tree = px.to_datatree(draws, network, *everywhere, model=self.model)
-            spent = fit.seconds, fit.gradient_evaluations
         else:
-            start = init_params_from_members(self.model, members, network, x, y)
-            self.chains.run(chain_key, network, x, y, init_params=start)
+            start = init_params_from_members(self.model, members, *data)
+            self.chains.run(chain_key, *data, init_params=start)
             tree = px.to_datatree(self.chains, network, *everywhere)
-            spent = (
-                fit.seconds + tree.attrs["seconds"],
-                fit.gradient_evaluations + tree.attrs["gradient_evaluations"],
-            )
-        tree.attrs |= dict(zip(COSTS, spent, strict=True))
+            spent += [tree.attrs[name] for name in COSTS]
+        tree.attrs |= dict(zip(COSTS, spent.tolist(), strict=True))
         return tree
 
 
