@@ -1,10 +1,12 @@
 """Test log-likelihood on UCI's regression sets: the standard 20 splits, and gap splits.
 
-A network with one hidden layer of 50 units, priors scaled by the fan-in, and noise of
-an unknown scale, sampled by NUTS, by MCLMC from an ensemble, or the ensemble itself. A
-recipe weighs posteriors (of tanh and of ReLU units) by what the training data say of
-them: the weights maximise the leave-one-out log score of the mixture (stacking, Yao et
-al., 2018; PSIS-LOO). The test rows decide nothing.
+A network with one hidden layer of 50 units, sampled by NUTS from where its initialiser
+puts it, by MCLMC from an ensemble, or the ensemble itself. The weights of a layer share
+a scale that is learned, and the noise is Student's: with a Normal one a few test rows
+decide the mean, and leave-one-out misses them (rows held out of the training rows say
+so, ``--validate 0.2``). A recipe weighs the posteriors of tanh and of ReLU units by the
+training rows: the weights maximise the leave-one-out log score of the mixture
+(stacking, Yao et al., 2018, by PSIS-LOO). The test rows decide nothing.
 
 The data folder holds ``uci/NAME`` and ``uci-gap/NAME`` with ``data.txt`` (for gaps, of
 ``uci``), ``index_features.txt``, ``index_target.txt``, ``index_train_0.txt``,
@@ -34,6 +36,7 @@ from uci_posteriors import (
     Fitter,
     Split,
     count_splits,
+    folder_of,
     measure,
 )
 
@@ -89,6 +92,11 @@ class Case(NamedTuple):
 def plan(args):
     """The cases, the first split of every set first."""
     numbers = {name: count_splits(args.data, name) for name in args.sets}
+    if missing := [name for name, number in numbers.items() if not number]:
+        raise FileNotFoundError(
+            f"{args.data} has no splits of {missing}: it needs "
+            f"{folder_of(args.data, missing[0])}/index_train_0.txt and so on."
+        )
     splits = range(max(numbers.values())) if args.splits is None else args.splits
     ways = list(itertools.product(args.methods, args.priors, args.likelihoods))
     for split, name in itertools.product(splits, args.sets):
@@ -151,7 +159,8 @@ def summary(setting, splits):
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", nargs="?", type=Path, help="the data folder")
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    gaps = "the standard five by default; energy-gap and concrete-gap are the others"
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help=gaps)
     parser.add_argument("--splits", nargs="+", type=int, help="all by default")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["nuts"])
     parser.add_argument(

@@ -62,6 +62,12 @@ def test_a_split_is_standardised_by_its_training_rows_alone(load, tmp_path):
     assert split.unit == pytest.approx(seen.std())
 
 
+def test_a_set_that_is_not_there_is_named(load, tmp_path):
+    uci = load("uci")
+    with pytest.raises(FileNotFoundError, match=r"no splits of \['yacht'\]"):
+        uci.main(uci.parse([str(tmp_path), "--sets", "yacht", "--kept", str(tmp_path)]))
+
+
 def test_rows_held_out_for_a_choice_are_training_rows(load, tmp_path):
     write_uci(tmp_path)
     whole = load("uci_posteriors").Split(tmp_path, "toy", 0)
@@ -165,21 +171,41 @@ def test_uci_runs_every_method(load, tmp_path, monkeypatch, likelihood):
     assert all(row["gradients"] > 0 for row in rows)
 
 
-@pytest.mark.rank_promotion
-def test_airfoil_measures_what_is_missing_and_skips_an_absent_bde(
-    load, tmp_path, monkeypatch, capsys
-):
+def airfoil_arguments(folder):
+    """A small setting, and rows in the file's format."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 2))
     table = np.column_stack([x, 3.0 * x[:, 0] + 0.1 * rng.normal(size=40)])
     header = {"header": "a,b,target", "comments": ""}
-    np.savetxt(tmp_path / "airfoil.csv", table, delimiter=",", **header)
-    airfoil = load("airfoil")
+    np.savetxt(folder / "airfoil.csv", table, delimiter=",", **header)
     small = "--members 2 --steps 40 --warmup 30 --samples 40 --draws 20 --width 3"
-    arguments = [str(tmp_path), *small.split(), "--depth", "1", "--seeds", "0"]
-    arguments += ["--kept", str(tmp_path / "kept"), "--bde", sys.executable]
+    kept = ["--depth", "1", "--seeds", "0", "--kept", str(folder / "kept")]
+    return [str(folder), *small.split(), *kept, "--bde", sys.executable]
+
+
+def test_an_absent_bde_is_skipped_with_the_command_that_installs_it(
+    load, tmp_path, capsys
+):
+    airfoil = load("airfoil")
+    args = airfoil.parse(airfoil_arguments(tmp_path))
+    assert airfoil.run_bde(sys.executable, args, seed=0) is None
+    assert "pip install sklearn-contrib-bde" in capsys.readouterr().out
+
+
+def test_airfoil_rows_are_standardised_by_those_it_learns_from(load, tmp_path):
+    airfoil_arguments(tmp_path)
+    for share, sizes in ((0.0, (32, 8)), (0.25, (24, 8))):
+        train, test = load("airfoil").read(tmp_path / "airfoil.csv", share)
+        assert (len(train[1]), len(test[1])) == sizes
+        moments = [np.mean(train[1]), np.std(train[1]), np.mean(train[0])]
+        np.testing.assert_allclose(moments, [0.0, 1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.rank_promotion
+def test_airfoil_measures_what_is_missing(load, tmp_path, monkeypatch):
+    airfoil, arguments = load("airfoil"), airfoil_arguments(tmp_path)
     airfoil.main(airfoil.parse(arguments))
-    assert "skipped" in capsys.readouterr().out
 
     def measure(*arguments, **kwargs):
         raise AssertionError("a seed that is there is not measured again")
