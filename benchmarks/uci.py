@@ -6,7 +6,8 @@ a scale that is learned, and the noise is Student's: with a Normal one a few tes
 decide the mean, and leave-one-out misses them (rows held out of the training rows say
 so, ``--validate 0.2``). A recipe weighs the posteriors of tanh and of ReLU units by the
 training rows: the weights maximise the leave-one-out log score of the mixture
-(stacking, Yao et al., 2018, by PSIS-LOO). The test rows decide nothing.
+(stacking, Yao et al., 2018, by PSIS-LOO). The test rows decide nothing. Beside it are
+each of the two, and both with equal weights.
 
 The data folder holds ``uci/NAME`` and ``uci-gap/NAME`` with ``data.txt`` (for gaps, of
 ``uci``), ``index_features.txt``, ``index_target.txt``, ``index_train_0.txt``,
@@ -42,8 +43,13 @@ from uci_posteriors import (
 
 import pyrox_ppl as px
 
-# The posteriors that a recipe weighs.
-RECIPES = {"tanh": ("tanh",), "relu": ("relu",), "stacked": ("tanh", "relu")}
+# The posteriors that a recipe mixes; all but "stacked" give them equal weights.
+RECIPES = {
+    "tanh": ("tanh",),
+    "relu": ("relu",),
+    "pooled": ("tanh", "relu"),
+    "stacked": ("tanh", "relu"),
+}
 LEVEL = 0.9
 COLUMNS = ("set", "method", "prior", "likelihood", "recipe")
 
@@ -58,10 +64,10 @@ def stacking_weights(scores, steps=1000):
     return weights
 
 
-def mix(parts):
-    """The scores of a weighted mixture of posteriors on the test rows of a split."""
-    weights = np.ones(1)
-    if len(parts) > 1:
+def mix(parts, stacks):
+    """The scores of a mixture of posteriors on the test rows of a split."""
+    weights = np.full(len(parts), 1 / len(parts))
+    if stacks:
         weights = stacking_weights([part["loo"] for part in parts])
     unit = parts[0]["unit"]
     with np.errstate(divide="ignore"):
@@ -127,10 +133,11 @@ def main(args):
         parts = {name: part for name, part in parts.items() if part}
         for recipe, members in RECIPES.items():
             # A point has no leave-one-out score, by which to weigh it.
-            weighs = len(members) > 1 and case.method == "ensemble"
-            if weighs or not parts.keys() >= set(members):
+            stacks = recipe == "stacked"
+            impossible = stacks and case.method == "ensemble"
+            if impossible or not parts.keys() >= set(members):
                 continue
-            row = mix([parts[member] for member in members])
+            row = mix([parts[member] for member in members], stacks)
             where = case.name, case.method, case.prior, case.likelihood, recipe
             mixed.setdefault(where, []).append(row)
             if not args.table:

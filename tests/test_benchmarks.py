@@ -92,7 +92,7 @@ def test_a_mixture_scores_as_the_density_in_the_units_of_the_data(load):
         }
         for law in laws
     ]
-    row = uci.mix(parts)
+    row = uci.mix(parts, stacks=True)
     a, b = row["weights"]
 
     def density(value):
@@ -108,8 +108,9 @@ def test_a_mixture_scores_as_the_density_in_the_units_of_the_data(load):
     assert row["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-2)
     assert (row["seconds"], row["gradients"]) == (2.0, 20)
     # A row outside the central 90 % of the first law, which weighs all.
-    alone = uci.mix([parts[0] | {"pit": [0.5, 0.02, 0.96]}])
+    alone = uci.mix([parts[0] | {"pit": [0.5, 0.02, 0.96]}], stacks=False)
     assert alone["coverage"] == pytest.approx(1 / 3)
+    assert uci.mix(parts, stacks=False)["weights"] == [0.5, 0.5]
 
 
 def test_stacking_weights_are_the_best_on_a_grid(load):
@@ -166,8 +167,8 @@ def test_uci_runs_every_method(load, tmp_path, monkeypatch, likelihood):
     kept = ["--likelihoods", likelihood, "--kept", str(tmp_path / "kept")]
     uci.main(uci.parse([str(tmp_path), *small, *ways, *kept]))
     rows = json.loads((tmp_path / "report" / "uci.json").read_text())["rows"]
-    # Two activations and their mixture, but of points, which have no leave-one-out.
-    assert len(rows) == 2 * (3 + 3 + 2)
+    # Two activations and two mixtures, but one of points: they have no leave-one-out.
+    assert len(rows) == 2 * (4 + 4 + 3)
     assert all(row["gradients"] > 0 for row in rows)
 
 
