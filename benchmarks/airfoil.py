@@ -99,6 +99,12 @@ def gaussian_score(tree, y):
     return score(mean, std, np.asarray(y))
 
 
+def make_network(inputs, width, depth, activation, key):
+    """A network as its initialiser draws it: the outputs are a mean and a scale."""
+    how = {"activation": ACTIVATIONS[activation], "key": key}
+    return eqx.nn.MLP(inputs, 2, width, depth, **how)
+
+
 class Fitter:
     """The programs of all seeds, compiled once."""
 
@@ -117,20 +123,17 @@ class Fitter:
             progress_bar=False,
         )
 
-    def make(self, key, inputs):
-        args = self.args
-        how = {"activation": ACTIVATIONS[args.activation], "key": key}
-        return eqx.nn.MLP(inputs, 2, args.width, args.depth, **how)
-
     def measure(self, seed, train, test):
         """The scores of the ensemble and of the chains that start at its members."""
         begin = time.perf_counter()
-        make = functools.partial(self.make, inputs=train[0].shape[1])
+        args = self.args
+        sizes = train[0].shape[1], args.width, args.depth
+        make = functools.partial(make_network, *sizes, args.activation)
         key, network_key, chain_key = jax.random.split(jax.random.key(seed), 3)
         network = make(network_key)
         data = network, *train
         fit = run_ensemble(
-            *(self.svi, key, self.args.members, self.args.steps, *data),
+            *(self.svi, key, args.members, args.steps, *data),
             make=make,
             progress_bar=False,
         )

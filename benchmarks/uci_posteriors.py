@@ -107,6 +107,12 @@ def make_model(prior, likelihood):
     return model
 
 
+def make_network(inputs, outputs, width, activation, key):
+    """A network as its initialiser draws it."""
+    how = {"activation": ACTIVATIONS[activation], "key": key}
+    return eqx.nn.MLP(inputs, outputs, width, 1, **how)
+
+
 class Fitter:
     """The methods on one model; a program is compiled once per shape of the data."""
 
@@ -132,10 +138,9 @@ class Fitter:
         x, y = split.train
         everywhere = [jnp.concatenate(pair) for pair in zip(*split.rows, strict=True)]
 
-        def make(key):
-            how = {"activation": ACTIVATIONS[activation], "key": key}
-            return eqx.nn.MLP(x.shape[1], self.outputs, WIDTH, 1, **how)
-
+        make = functools.partial(
+            make_network, x.shape[1], self.outputs, WIDTH, activation
+        )
         network_key, key, chain_key = jax.random.split(key, 3)
         network = make(network_key)
         data = network, x, y
