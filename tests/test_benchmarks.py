@@ -123,6 +123,7 @@ def test_stacking_weights_are_the_best_on_a_grid(load):
     assert 0.05 < weights[0] < 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.rank_promotion
 def test_uci_measures_what_is_missing_and_prints_a_table(
     load, tmp_path, monkeypatch, capsys
