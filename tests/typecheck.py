@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any, Self, get_args
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.door import die_if_unbearable
 
 _jaxtyped = jaxtyping.jaxtyped
+# A wrong type is a TypeError, as it is to jaxtyping and to the package's own checks.
+CONF = BeartypeConf(violation_type=TypeError)
 
 
 def install() -> None:
@@ -28,7 +30,7 @@ def check(function: Callable) -> Callable:
     """Decorate by beartype, which cannot tell what `Self` is outside of its class."""
     hints = {k: Any if v is Self else v for k, v in function.__annotations__.items()}
     function.__annotations__ = hints
-    return beartype(function)
+    return beartype(function, conf=CONF)
 
 
 def check_nested(function: Callable) -> Callable:
@@ -44,10 +46,10 @@ def check_nested(function: Callable) -> Callable:
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         for name in given.keys() & hints.keys():
-            die_if_unbearable(given[name], hints[name])
+            die_if_unbearable(given[name], hints[name], conf=CONF)
         out = function(*args, **kwargs)
         if "return" in hints:
-            die_if_unbearable(out, hints["return"])
+            die_if_unbearable(out, hints["return"], conf=CONF)
         return out
 
     return checked

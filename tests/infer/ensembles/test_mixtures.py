@@ -93,7 +93,10 @@ def fit_with(guide, model, steps=60):
     return run_ensemble(svi, KEY, MEMBERS, steps, X, Y, make=make, progress_bar=False)
 
 
-@pytest.fixture(scope="module", params=list(PRIORS))
+@pytest.fixture(
+    scope="module",
+    params=["non-centred", pytest.param("centred", marks=pytest.mark.slow)],
+)
 def mixture(request):
     model = model_with(request.param)
     guide = AutoLaplace(model, "full")

@@ -11,7 +11,7 @@ from pyrox_ppl.infer import AutoSWAG, CompiledSVI
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 
-USUAL = ("mlp-NonCentered", "state-normal")
+USUAL = ("mlp-NonCentered",)
 RANK, STEPS = 3, 20
 
 
