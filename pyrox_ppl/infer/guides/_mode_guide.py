@@ -55,7 +55,8 @@ class AbstractModeGuide(AutoDelta):
 
     def median(self, params: Mapping[str, Any]) -> Draws:
         """The median of every latent site: the mode, constrained."""
-        return {name: params[self._loc(name)] for name in self._latents(params)}
+        latents = self._latents(params)
+        return {name: jnp.asarray(params[self._loc(name)]) for name in latents}
 
     def _check_latents(self, latents: Mapping[str, Any]) -> None:
         """Refuse latent sites that the guide cannot have, by their messages."""
