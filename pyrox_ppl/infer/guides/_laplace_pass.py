@@ -64,18 +64,18 @@ def go_through(
     }
     at = ModelAtMode(run, mode, params=trained, sites=sites)
     _check_repeats(at, first, kwargs)
-    _value_and_gradient(at, first, kwargs)
-    curvature = make_curvature(structure, at, first, kwargs, rank=rank, key=rng_key)
     value = jnp.zeros(())
     gradient = {name: jnp.zeros(jnp.shape(mode[name])) for name in at.sites}
-    for number in range(curvature.num_passes):
+    # Before the curvature, whose probes would take a NaN for rows that are coupled.
+    for batch, weight in batches():
+        one, slope = _value_and_gradient(at, batch, kwargs)
+        value = value + weight * one
+        gradient = {n: g + weight * slope[n] for n, g in gradient.items()}
+    curvature = make_curvature(structure, at, first, kwargs, rank=rank, key=rng_key)
+    for _ in range(curvature.num_passes):
         for step, (batch, weight) in enumerate(batches()):
             key = jax.random.fold_in(rng_key, step)
             curvature = curvature.accumulate(at, batch, kwargs, weight=weight, key=key)
-            if number == 0:
-                one, slope = _value_and_gradient(at, batch, kwargs)
-                value = value + weight * one
-                gradient = {n: g + weight * slope[n] for n, g in gradient.items()}
         curvature = curvature.finish_pass()
     prior = prior_precision(structure, at, first, kwargs)
     fit = LaplaceFit(
