@@ -1,6 +1,5 @@
-"""Jaxprs: the names of primitives, the bodies of calls and loops, and evaluation."""
+"""Jaxprs: the names of primitives, the bodies of calls and loops."""
 
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -51,11 +50,3 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     constants, carry, _ = params["ft_in"].unpack()
     return len(constants), len(carry)
-
-
-def bind_eqn(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """Apply the operation itself."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    with eqn.ctx.manager:
-        results = eqn.primitive.bind(*operands, **params)
-    return list(results) if eqn.primitive.multiple_results else [results]

@@ -1,7 +1,9 @@
 """A loop over draws inside one ``jit``, which brings results to the host in chunks."""
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,8 +12,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
 
-# The most memory that one chunk of results may take on the device, in bytes.
+from pyrox_ppl.prediction._flat_bits import with_flat_bits
+
+# The most memory that chunks of results may take on the device, in bytes.
 CHUNK_BYTES = 2**26
+_AT_A_TIME = 2
 
 
 def keys_of_draws(rng_key: PRNGKeyArray, number: int) -> jax.Array:
@@ -34,55 +39,129 @@ def bytes_of(result: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(result))
 
 
-def map_draws(
-    one: Callable[..., Any],
-    draws: Any,
-    number: int,
-    *,
-    consume: Callable[[Any], None] | None = None,
-    description: str = "",
-    progress_bar: bool = False,
-) -> Any:
-    """Evaluate a function at every draw, one after the other.
+def run_ahead[Result](results: Iterable[Result], number: int = 1) -> Iterator[Result]:
+    """Yield results some steps late: the next ones are computed in the meantime."""
+    started: deque[Result] = deque()
+    for result in results:
+        started.append(result)
+        if len(started) > number:
+            yield started.popleft()
+    while started:
+        yield started.popleft()
+
+
+class DrawLoop:
+    """A function evaluated at every draw, one after the other, in one program.
 
     On a CPU this is fastest and lightest: the arrays of one draw stay in the cache, and
-    matrix products are not batched. The function is compiled once.
-
-    Args:
-        one: ``one(draw)`` -> a pytree of arrays.
-        draws: A pytree of arrays with a leading axis of draws.
-        number: The length of that axis.
-        consume: If given, ``one(draw)`` returns a pair: what to keep, and what is
-            passed on in chunks ``consume(chunk)``, arrays with a leading axis of draws
-            that are not kept. It sees every draw once.
-        description: What the progress bar says.
-        progress_bar: Whether to show one, if it takes more than two seconds.
-
-    Returns:
-        The results as NumPy arrays with a leading axis of draws.
+    matrix products are not batched. Two chunks of draws run at a time, since most
+    operations of one draw use a single core.
     """
-    leaves, treedef = jax.tree.flatten(draws)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    first = jax.tree.unflatten(treedef, [leaf[0] for leaf in leaves])
-    result = jax.eval_shape(one, first)
-    kept = result if consume is None else result[0]
-    size = even_size(number, CHUNK_BYTES // max(1, bytes_of(result)))
-    loop = jax.jit(lambda chunk: jax.lax.map(one, jax.tree.unflatten(treedef, chunk)))
-    out = jax.tree.map(lambda leaf: np.empty((number, *leaf.shape), leaf.dtype), kept)
-    starts = tqdm(
-        range(0, number, size), desc=description, disable=not progress_bar, delay=2.0
-    )
-    for start in starts:
-        # The last chunk begins earlier, so that all have one shape.
-        begin = min(start, number - size)
-        where = slice(begin, begin + size)
-        chunk = loop([leaf[where] for leaf in leaves])
-        if consume is not None:
-            chunk, passed = chunk
-            fresh = start - begin
-            consume(jax.tree.map(lambda leaf: np.asarray(leaf)[fresh:], passed))  # noqa: B023 - called at once
-        for whole, part in zip(
-            jax.tree.leaves(out), jax.tree.leaves(chunk), strict=True
-        ):
-            whole[where] = np.asarray(part)
-    return out
+
+    def __init__(
+        self, one: Callable[..., Any], draws: Any, number: int, *others: Any
+    ) -> None:
+        """Compile the function.
+
+        Args:
+            one: ``one(draw, *others)`` -> a pytree of arrays.
+            draws: A pytree of arrays with a leading axis of draws.
+            number: The length of that axis.
+            *others: Other arrays, of the shapes that `run` will be given.
+        """
+        leaves, treedef = jax.tree.flatten(draws)
+        self._leaves = [jnp.asarray(leaf) for leaf in leaves]
+        self._number = number
+        first = jax.tree.unflatten(treedef, [leaf[0] for leaf in self._leaves])
+        flat, self._shapes = with_flat_bits(one, first, *others)
+        # As many chunks again wait to be read.
+        most = CHUNK_BYTES // (2 * _AT_A_TIME) // max(1, bytes_of(self._shapes))
+        self._size = even_size(number, most)
+
+        @jax.jit
+        def program(leaves: list[jax.Array], *others: Any) -> Any:
+            draws = jax.tree.unflatten(treedef, leaves)
+            return jax.lax.map(lambda draw: flat(draw, *others), draws)
+
+        # Compiled here, because threads do not see JAX's settings of a `with` block.
+        self._program = program.lower(self._chunk(0), *others).compile()
+
+    def run(
+        self,
+        *others: Any,
+        consume: Callable[[Any], None] | None = None,
+        out: Any = None,
+        description: str = "",
+        progress_bar: bool = False,
+    ) -> Any:
+        """Evaluate the function at every draw.
+
+        Args:
+            *others: The other arguments of the function.
+            consume: If given, the function returns a pair: what to keep, and what is
+                passed on in chunks ``consume(chunk)``, arrays with a leading axis of
+                draws that are not kept. It sees every draw once.
+            out: The result of an earlier run, to be overwritten.
+            description: What the progress bar says.
+            progress_bar: Whether to show one, if it takes more than two seconds.
+
+        Returns:
+            The results as NumPy arrays with a leading axis of draws.
+        """
+        if out is None:
+            kept = self._shapes if consume is None else self._shapes[0]
+            out = jax.tree.map(
+                lambda leaf: np.empty((self._number, *leaf.shape), leaf.dtype), kept
+            )
+        starts = tqdm(
+            range(0, self._number, self._size),
+            desc=description,
+            disable=not progress_bar,
+            delay=2.0,
+        )
+        at_a_time = self._at_a_time()
+        with ThreadPoolExecutor(at_a_time) as pool:
+            started = self._start(pool, starts, others)
+            for begin, fresh, running in run_ahead(started, at_a_time):
+                chunk = running.result()
+                if consume is not None:
+                    chunk, passed = chunk
+                    consume(jax.tree.map(lambda leaf: np.asarray(leaf)[fresh:], passed))  # noqa: B023 - called at once
+                    del passed
+                for whole, part in zip(
+                    jax.tree.leaves(out), jax.tree.leaves(chunk), strict=True
+                ):
+                    whole[begin : begin + self._size] = np.asarray(part)
+                    del part
+                del chunk, running  # before the device begins another
+        return out
+
+    def _chunk(self, begin: int) -> list[jax.Array]:
+        return [leaf[begin : begin + self._size] for leaf in self._leaves]
+
+    def _at_a_time(self) -> int:
+        """How many chunks run at a time; over several devices they may deadlock."""
+        program = self._program
+        shardings = jax.tree.leaves((program.input_shardings, program.output_shardings))
+        return _AT_A_TIME if all(len(s.device_set) == 1 for s in shardings) else 1
+
+    def _start(
+        self, pool: Executor, starts: Iterable[int], others: tuple
+    ) -> Iterator[tuple[int, int, Future]]:
+        """Start the chunks: where each begins, how many of it are old, its results."""
+        nans, infs = jax.config.jax_debug_nans, jax.config.jax_debug_infs
+
+        def run(part: list[jax.Array]) -> Any:
+            # Settings of a `with` block are those of its own thread.
+            with jax.debug_nans(nans), jax.debug_infs(infs):
+                return jax.block_until_ready(self._program(part, *others))
+
+        for start in starts:
+            # The last chunk begins earlier, so that all have one shape.
+            begin = min(start, self._number - self._size)
+            yield begin, start - begin, pool.submit(run, self._chunk(begin))
+
+
+def map_draws(one: Callable[..., Any], draws: Any, number: int, **options: Any) -> Any:
+    """Evaluate ``one(draw)`` at every draw; see :class:`DrawLoop`."""
+    return DrawLoop(one, draws, number).run(**options)

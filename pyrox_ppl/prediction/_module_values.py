@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from pyrox_ppl._dict_order import wrap_dicts
 from pyrox_ppl._parameter import class_name
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size
+from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size, run_ahead
 from pyrox_ppl.prediction._matching import match_draws
 from pyrox_ppl.prediction._members import give_members, plate_size
 from pyrox_ppl.prediction._module_call import (
@@ -220,25 +220,22 @@ class ModuleValues:
         return jax.eval_shape(lambda: self._evaluate(one, points, 1))
 
     def blocks(self, progress_bar: bool = False) -> Iterator[tuple[Any, np.ndarray]]:
-        """Yield slices of the points, and the values there of all draws.
-
-        The device computes the next block while the caller reads the last one.
-        """
+        """Yield slices of the points, and the values there of all draws."""
         points = self.points
         if points is None or self.block == points:
             yield ..., np.asarray(self._at(0, points or 1))
             return
-        starts = range(0, points, self.block)
-        waiting = None
-        for start in tqdm(starts, desc="predict", disable=not progress_bar, delay=2.0):
-            # The last block begins earlier, so that all have one shape.
-            begin = min(start, points - self.block)
-            running = self._at(begin, self.block)
-            if waiting is not None:
-                yield waiting[0], np.asarray(waiting[1])
-            waiting = slice(begin, begin + self.block), running
-        if waiting is not None:
-            yield waiting[0], np.asarray(waiting[1])
+        starts = tqdm(
+            range(0, points, self.block),
+            desc="predict",
+            disable=not progress_bar,
+            delay=2.0,
+        )
+        # The last block begins earlier, so that all have one shape.
+        begins = (min(start, points - self.block) for start in starts)
+        started = ((begin, self._at(begin, self.block)) for begin in begins)
+        for begin, values in run_ahead(started):
+            yield slice(begin, begin + self.block), np.asarray(values)
 
     def shape(self) -> jax.ShapeDtypeStruct:
         """The shape of the values of one draw at all points."""

@@ -14,6 +14,7 @@ from pyrox_ppl.prediction._outcome import class_probabilities, outcome_of
 from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
 from pyrox_ppl.prediction._site_uncertainty import split_uncertainty
 from pyrox_ppl.prediction._site_values import SiteValues, value_of
+from pyrox_ppl.prediction._uncertainty import LawMeans
 
 
 def predict_sites(
@@ -26,17 +27,15 @@ def predict_sites(
     """Summarise a model's sites over all draws (see :func:`~pyrox_ppl.predict`)."""
     if not draws.values:
         _check_only_trained(call)
-    read = _SiteReader()
-    values = SiteValues(call, draws, rng_key, sites, read=read)
-    split = (
-        split_uncertainty(call, draws, rng_key, sites) if options.uncertainty else {}
-    )
+    read, laws = _SiteReader(), LawMeans() if options.uncertainty else None
+    values = SiteValues(call, draws, rng_key, sites, read=read, laws=laws)
     total = sum(shape.size for shape in values.shapes.values())
     if options.batch_size is None and total <= values.block_size:
         arrays = values.all(options.progress_bar)
         summaries = {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
     else:
         summaries = {n: _summarise_blocks(values, n, options) for n in values.shapes}
+    split = {} if laws is None else split_uncertainty(call, draws.values, laws)
     return {
         name: summary._replace(
             uncertainty=split.get(name), has_noise=name in read.noisy

@@ -1,6 +1,9 @@
 """Prediction: what is kept of the draws of a prediction."""
 
+import os
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
@@ -8,8 +11,11 @@ import numpy as np
 
 from pyrox_ppl.prediction._uncertainty import Uncertainty
 
-# As many bytes of draws as fit in a core's cache are summarised at a time.
-_BLOCK_BYTES = 2**21
+# As many bytes of draws as fit in a core's cache, in double precision as well, are
+# summarised at a time.
+_BLOCK_BYTES = 2**19
+# How many draws are transposed at a time: the rows of so many stay in the cache.
+_TILE = 128
 
 
 class SummaryOptions(NamedTuple):
@@ -83,19 +89,28 @@ class Prediction(NamedTuple):
         arrays = [self.mean, self.std, *self.quantiles.values()]
         mean, std, *quantiles = (array[where].reshape(-1) for array in arrays)
         width = max(1, _BLOCK_BYTES // (len(draws) * np.dtype(kind).itemsize))
-        # A value that is not finite shows in the result; NumPy need not warn as well.
-        with np.errstate(invalid="ignore"):
-            for start in range(0, draws.shape[1], width):
-                part = slice(start, start + width)
-                # Each entry's draws side by side: NumPy is several times faster so.
-                block = np.array(draws[:, part].T, kind, order="C")
-                double = np.result_type(kind, np.float64)
+        double = np.result_type(kind, np.float64)
+
+        def summarise(start: int) -> None:
+            part = slice(start, start + width)
+            # Each entry's draws side by side: NumPy is several times faster so.
+            rows = draws[:, part]
+            block = np.empty(rows.shape[::-1], kind)
+            for first in range(0, len(rows), _TILE):
+                tile = slice(first, first + _TILE)
+                block[:, tile] = rows[tile].T
+            # A value that is not finite shows in the result; NumPy need not warn too.
+            with np.errstate(invalid="ignore"):
                 mean[part] = block.mean(1, dtype=double)
                 std[part] = np.abs(block.std(1, dtype=double))
                 if quantiles:
                     block.sort(axis=1)
                 for probability, array in zip(self.quantiles, quantiles, strict=True):
                     array[part] = _sorted_quantile(block, probability)
+
+        starts = range(0, draws.shape[1], width)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            deque(pool.map(summarise, starts), maxlen=0)
 
 
 def _sorted_quantile(draws: np.ndarray, probability: float) -> np.ndarray:

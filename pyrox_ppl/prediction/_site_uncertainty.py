@@ -1,37 +1,27 @@
 """The uncertainty of a model's sites, split over all draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._dependence import abstract_trace, find_dependence
 from pyrox_ppl._full_data import redraw
-from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
-from pyrox_ppl.prediction._site_values import site_function
-from pyrox_ppl.prediction._uncertainty import LawMeans, Uncertainty, law_at_draw
+from pyrox_ppl.prediction._uncertainty import LawMeans, Uncertainty
 
 
 def split_uncertainty(
-    call: ModelCall, draws: Draws, rng_key: PRNGKeyArray, sites: Sequence[str] | None
+    call: ModelCall, draws: Mapping[str, Any], means: LawMeans
 ) -> dict[str, Uncertainty | None]:
-    """The uncertainty of each site, None where it cannot be split."""
+    """The uncertainty of each site, None where it cannot be split.
 
-    def read(site: dict[str, Any]) -> dict[str, jax.Array]:
-        return law_at_draw(site["fn"]) if site["type"] == "sample" else {}
-
-    laws, means = site_function(call, sites, read=read), LawMeans()
-    keys = keys_of_draws(rng_key, draws.number)
-    map_draws(
-        lambda draw_and_key: ((), laws(draw_and_key)),
-        (draws.on_device(), keys),
-        draws.number,
-        consume=means.add,
-    )
-    mixed = _sites_on_undrawn(call, draws.values)
+    Args:
+        call: The model.
+        draws: The draws.
+        means: What the distributions of the sites say at all of them.
+    """
+    mixed = _sites_on_undrawn(call, draws)
     return {
         name: None if name in mixed else means.uncertainty(name) for name in means.names
     }

@@ -1,5 +1,6 @@
 """The sites of a model at every draw, as NumPyro's Predictive has them."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl._full_data import is_factor, redraw
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
+from pyrox_ppl.prediction._loop import CHUNK_BYTES, DrawLoop, even_size, keys_of_draws
 from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
 from pyrox_ppl.prediction._trained import check_trained
+from pyrox_ppl.prediction._uncertainty import LawMeans, law_at_draw
 
 # The most memory that a site's values at all draws may take, in bytes. The model runs
 # once for every block of them.
@@ -123,12 +125,32 @@ class SiteValues:
         sites: Sequence[str] | None = None,
         kinds: Sequence[str] = ("sample", "deterministic"),
         read: Callable[[dict[str, Any]], Any] = value_of,
+        laws: LawMeans | None = None,
     ) -> None:
-        self._evaluate = site_function(call, sites, kinds, read)
+        """Trace the model.
+
+        Args:
+            call: The model.
+            draws: The draws.
+            rng_key: The key of the predictions.
+            sites: Which sites; by default all that were not drawn.
+            kinds: The types of sites to take.
+            read: What to take from a site.
+            laws: Takes what the distributions of these sites say. The first pass over
+                the draws fills it.
+        """
+
+        def value_and_law(site: dict[str, Any]) -> tuple[Any, dict[str, jax.Array]]:
+            has_law = laws is not None and site["type"] == "sample"
+            return read(site), law_at_draw(site["fn"]) if has_law else {}
+
+        self._evaluate = site_function(call, sites, kinds, value_and_law)
         self._number = draws.number
         self._draws = (draws.on_device(), keys_of_draws(rng_key, draws.number))
+        self._unread_laws = laws
         first = jax.tree.map(lambda leaf: leaf[0], self._draws)
-        self.shapes = jax.eval_shape(self._evaluate, first)
+        shapes = jax.eval_shape(self._evaluate, first)
+        self.shapes = {name: value for name, (value, _) in shapes.items()}
 
     @property
     def block_size(self) -> int:
@@ -137,10 +159,8 @@ class SiteValues:
 
     def all(self, progress_bar: bool = False) -> dict[str, np.ndarray]:
         """All sites, with a leading axis of draws."""
-        return map_draws(
-            self._evaluate,
-            self._draws,
-            self._number,
+        return self._run(
+            functools.partial(self._loop, lambda values: values),
             description="predict",
             progress_bar=progress_bar,
         )
@@ -148,21 +168,47 @@ class SiteValues:
     def blocks(
         self, name: str, batch_size: int | None = None, progress_bar: bool = False
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """One site, a block of its values at a time; the model runs for every block."""
+        """One site, a block of its values at a time; the model runs for every block.
+
+        Each block overwrites the one before.
+        """
         size = self.shapes[name].size
         if size == 0:
             return
         width = even_size(size, batch_size or self.block_size)
 
-        @jax.jit
-        def loop(draws: Any, start: jax.Array) -> jax.Array:
-            def block(draw: Any) -> jax.Array:
-                whole = self._evaluate(draw)[name].reshape(-1)
-                return jax.lax.dynamic_slice(whole, (start,), (width,))
+        def block(values: dict[str, jax.Array], start: Any) -> jax.Array:
+            whole = values[name].reshape(-1)
+            return jax.lax.dynamic_slice(whole, (start,), (width,))
 
-            return jax.lax.map(block, draws)
+        @functools.cache
+        def loop(with_laws: bool) -> DrawLoop:
+            return self._loop(block, with_laws, jnp.zeros((), int))
 
+        values = None
         starts = range(0, size, width)
         for start in tqdm(starts, desc=name, disable=not progress_bar, delay=2.0):
             begin = min(start, size - width)
-            yield slice(begin, begin + width), np.asarray(loop(self._draws, begin))
+            values = self._run(loop, jnp.asarray(begin), out=values)
+            yield slice(begin, begin + width), values
+
+    def _loop(
+        self, take: Callable[..., Any], with_laws: bool, *others: Any
+    ) -> DrawLoop:
+        """The pass that keeps what `take` takes of the sites, with or without laws."""
+
+        def one(draw: Any, *others: Any) -> Any:
+            sites = self._evaluate(draw)
+            kept = take({name: value for name, (value, _) in sites.items()}, *others)
+            laws = {name: law for name, (_, law) in sites.items()}
+            return (kept, laws) if with_laws else kept
+
+        return DrawLoop(one, self._draws, self._number, *others)
+
+    def _run(
+        self, loop: Callable[[bool], DrawLoop], *others: Any, **options: Any
+    ) -> Any:
+        """One pass over the draws; the first fills the laws, if they are wanted."""
+        laws, self._unread_laws = self._unread_laws, None
+        consume = None if laws is None else laws.add
+        return loop(laws is not None).run(*others, consume=consume, **options)

@@ -171,7 +171,7 @@ def test_importance_weights_are_in_float64():
 def test_the_log_likelihood_in_chunks_is_numpyros(monkeypatch):
     draws = {"slope": jnp.linspace(-1.0, 1.0, 11)}
     model = BATTERY["masked"].model
-    monkeypatch.setattr(loop, "CHUNK_BYTES", 200)  # a few draws at a time
+    monkeypatch.setattr(loop, "CHUNK_BYTES", 4 * 200)  # a few draws at a time
     tree = px.to_datatree(draws, X, y=Y, model=model)
     theirs = log_likelihood(model, draws, X, y=Y)["y"]
     np.testing.assert_allclose(

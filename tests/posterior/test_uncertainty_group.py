@@ -145,7 +145,7 @@ def test_the_outcome_is_in_the_tree_and_comes_back_from_disk(tree, tmp_path):
 def test_nothing_of_the_size_of_draws_times_rows_times_classes_is_held(
     tree, monkeypatch
 ):
-    monkeypatch.setattr(loop, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(loop, "CHUNK_BYTES", 4 * 4000)  # of four chunks
     most, add = [], LawMeans.add
     monkeypatch.setattr(
         LawMeans,

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pyrox_ppl._jaxpr import bind_eqn
 from pyrox_ppl.infer._jaxpr import (
     CHECKPOINTS,
     ELEMENTWISE,
-    bind_eqn,
     inner_jaxpr,
     open_jaxpr,
     scan_counts,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pyrox_ppl.infer._jaxpr import bind_eqn
+from pyrox_ppl._jaxpr import bind_eqn
 from pyrox_ppl.infer.losses._noise import standard_normal
 
 
