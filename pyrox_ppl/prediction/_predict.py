@@ -112,7 +112,7 @@ def predict(
             and epistemic: of classes their entropy, of numbers their variance. It is
             None for a site for which NumPyro has no formula (vectors, angles,
             deterministic sites) and for one that depends on another sample site
-            without draws. The model runs once more for each draw.
+            without draws.
         **kwargs: Keyword arguments for the module or the model.
 
     Returns:
