@@ -15,6 +15,7 @@ from pyrox_ppl.posterior._model_sites import ModelSites
 from pyrox_ppl.prediction._draws import CHAIN
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._outcome import in_single
 from pyrox_ppl.prediction._site_values import site_function
 from pyrox_ppl.prediction._uncertainty import LawMeans, law_at_draw
 
@@ -138,7 +139,8 @@ def draw_prior(
 
 def _log_prob(site: dict[str, Any]) -> jax.Array:
     # NumPyro compares NumPy observations with traced bounds in NumPy, which fails.
-    return jnp.asarray(site["fn"].log_prob(jnp.asarray(site["value"])))
+    fn, value = in_single((site["fn"], jnp.asarray(site["value"])))
+    return jnp.asarray(fn.log_prob(value))
 
 
 def _log_joint(trace: dict[str, Any]) -> jax.Array:

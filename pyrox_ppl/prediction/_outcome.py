@@ -57,6 +57,21 @@ def outcome_of(fn: dist.Distribution) -> Outcome | None:
     return Outcome("count" if base.is_discrete else "continuous")
 
 
+def in_single(tree: Any) -> Any:
+    """Arrays in single precision at least; a distribution is a tree of arrays.
+
+    In bfloat16 a probability or a log density has two or three digits, and those of all
+    classes do not sum to 1.
+    """
+
+    def widen(leaf: Any) -> Any:
+        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        is_narrow = is_float and jnp.asarray(leaf).dtype.itemsize < 4
+        return jnp.asarray(leaf, jnp.float32) if is_narrow else leaf
+
+    return jax.tree.map(widen, tree)
+
+
 def class_probabilities(fn: dist.Distribution) -> jax.Array:
     r"""The probability of each class, :math:`p(y = k)`.
 
@@ -64,6 +79,7 @@ def class_probabilities(fn: dist.Distribution) -> jax.Array:
         Of a binary outcome the probability of 1, of the shape of a draw; of a
         categorical one all probabilities along a new last axis.
     """
+    fn = in_single(fn)
     base = _one_value(fn)
     outcome = outcome_of(fn)
     if outcome is None or outcome.num_classes is None:
@@ -84,6 +100,7 @@ def class_probabilities(fn: dist.Distribution) -> jax.Array:
 
 def mean_and_variance(fn: dist.Distribution) -> tuple[jax.Array, jax.Array] | None:
     """The mean and variance of each value, or None where NumPyro has no formula."""
+    fn = in_single(fn)
     try:
         mean, variance = fn.mean, fn.variance
     except NotImplementedError:
