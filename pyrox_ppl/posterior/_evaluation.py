@@ -15,7 +15,7 @@ from pyrox_ppl.posterior._model_sites import ModelSites
 from pyrox_ppl.prediction._draws import CHAIN
 from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
 from pyrox_ppl.prediction._model_call import ModelCall
-from pyrox_ppl.prediction._outcome import in_single
+from pyrox_ppl.prediction._precision import in_single
 from pyrox_ppl.prediction._site_values import site_function
 from pyrox_ppl.prediction._uncertainty import LawMeans, law_at_draw
 

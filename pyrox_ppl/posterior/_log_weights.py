@@ -1,6 +1,5 @@
 """Importance weights of a guide's draws: how well the guide fits the posterior."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
-from numpyro.distributions import Distribution
-from numpyro.distributions.transforms import Transform
 
 from pyrox_ppl.posterior._guide import GuideDraws
 from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size
 from pyrox_ppl.prediction._model_call import ModelCall
+from pyrox_ppl.prediction._precision import in_double
 
 
 def log_weights(call: ModelCall, drawn: GuideDraws) -> np.ndarray | None:
@@ -80,31 +78,8 @@ def log_weights(call: ModelCall, drawn: GuideDraws) -> np.ndarray | None:
 
 def _log_prob(site: dict[str, Any]) -> jax.Array:
     """The log density of a site's value, event by event, in float64."""
-    return jnp.asarray(_in_float64(site["fn"]).log_prob(_in_float64(site["value"])))
+    return jnp.asarray(in_double(site["fn"]).log_prob(in_double(site["value"])))
 
 
 def _scale(site: dict[str, Any]) -> Any:
-    return 1.0 if site["scale"] is None else _in_float64(site["scale"])
-
-
-def _in_float64(tree: Any) -> Any:
-    """A tree with its floating arrays in float64, inside distributions as well.
-
-    A distribution is copied attribute by attribute, since a user's own need not be a
-    pytree.
-    """
-
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, Distribution | Transform):
-            new = copy.copy(leaf)
-            vars(new).update(_in_float64(vars(leaf)))
-            return new
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-            return jnp.asarray(leaf, jnp.float64)
-        return leaf
-
-    def is_leaf(node: Any) -> bool:
-        return isinstance(node, Distribution | Transform)
-
-    return jax.tree.map(convert, tree, is_leaf=is_leaf)
+    return 1.0 if site["scale"] is None else in_double(site["scale"])

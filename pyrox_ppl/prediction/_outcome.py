@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from pyrox_ppl.prediction._precision import in_single
+
 Kind = Literal[
     "binary", "categorical", "circular", "continuous", "count", "multivariate"
 ]
@@ -55,21 +57,6 @@ def outcome_of(fn: dist.Distribution) -> Outcome | None:
     if base.support is constraints.circular:
         return Outcome("circular")
     return Outcome("count" if base.is_discrete else "continuous")
-
-
-def in_single(tree: Any) -> Any:
-    """Arrays in single precision at least; a distribution is a tree of arrays.
-
-    In bfloat16 a probability or a log density has two or three digits, and those of all
-    classes do not sum to 1.
-    """
-
-    def widen(leaf: Any) -> Any:
-        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        is_narrow = is_float and jnp.asarray(leaf).dtype.itemsize < 4
-        return jnp.asarray(leaf, jnp.float32) if is_narrow else leaf
-
-    return jax.tree.map(widen, tree)
 
 
 def class_probabilities(fn: dist.Distribution) -> jax.Array:

@@ -125,3 +125,20 @@ def test_a_distribution_that_declares_no_support_has_no_kind():
 def test_moments_that_no_formula_gives_are_none():
     shift = dist.transforms.AffineTransform(1.0, 2.0)
     assert mean_and_variance(dist.TransformedDistribution(HALF, shift)) is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_probabilities_of_half_precision_are_those_of_its_logits(dtype):
+    fn = dist.Categorical(logits=LOGITS.astype(dtype))
+    assert fn.probs.dtype == dtype  # which NumPyro keeps, rounded
+    p = class_probabilities(fn)
+    exact = jax.nn.softmax(fn.logits.astype(jnp.float32))
+    np.testing.assert_allclose(p, exact, rtol=1e-6)
+    np.testing.assert_allclose(p.sum(-1), 1.0, rtol=1e-6)
+
+
+def test_moments_of_half_precision_are_those_of_its_parameters():
+    scale = jnp.asarray(0.3, jnp.bfloat16)
+    mean, variance = mean_and_variance(dist.Normal(jnp.zeros(2, jnp.bfloat16), scale))
+    assert mean.dtype == variance.dtype == jnp.float32
+    np.testing.assert_allclose(variance, np.float64(scale) ** 2, rtol=1e-6)
