@@ -9,9 +9,11 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
-from scipy import stats
+from scipy import special, stats
 
 import pyrox_ppl as px
+import pyrox_ppl.prediction._loop as loop
+from pyrox_ppl.prediction._uncertainty import LawMeans
 
 X = jnp.linspace(-2.0, 2.0, 6)
 WEIGHTS = jax.random.normal(jax.random.key(0), (40, 3))
@@ -66,9 +68,11 @@ def test_renumbering_the_classes_changes_their_order_alone():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_the_parts_of_uncertainty():
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_the_parts_of_uncertainty(batch_size):
     kind, rain = by_hand(WEIGHTS)
-    ours = px.predict(model, {"w": WEIGHTS}, X, uncertainty=True)
+    draws = {"w": WEIGHTS}
+    ours = px.predict(model, draws, X, uncertainty=True, batch_size=batch_size)
     for name, p in (("kind", kind), ("rain", np.stack([1 - rain, rain], -1))):
         split = ours[name].uncertainty
         total, noise = stats.entropy(p.mean(0), axis=-1), stats.entropy(p, axis=-1)
@@ -151,3 +155,30 @@ def test_a_module_has_no_noise_to_split():
     draws = {"linear.bias": jnp.ones((3, 1))}
     with pytest.raises(ValueError, match="pass the model instead of Linear"):
         px.predict(linear, draws, jnp.ones((2, 1)), uncertainty=True)
+
+
+def test_the_laws_of_all_sites_are_read_once_though_blocks_are_many(monkeypatch):
+    add, seen = LawMeans.add, []
+
+    def counted(self, laws):
+        seen.append(len(laws["kind"]["entropy"]))
+        add(self, laws)
+
+    monkeypatch.setattr(LawMeans, "add", counted)
+    px.predict(model, {"w": WEIGHTS}, X, uncertainty=True, batch_size=4)
+    assert sum(seen) == len(WEIGHTS)
+
+
+def test_settings_of_a_with_block_hold_for_all_chunks(monkeypatch):
+    monkeypatch.setattr(loop, "CHUNK_BYTES", 4000)  # several
+    logits = np.outer(np.float64(X), np.float64(WEIGHTS[0]))
+    with jax.enable_x64(True):
+        weights = jnp.asarray(WEIGHTS, jnp.float64)
+        ours = px.predict(model, {"w": weights}, jnp.asarray(X, jnp.float64))
+        assert ours["kind"].mean.dtype == ours["height"].mean.dtype == np.float64
+        once = px.predict(model, {"w": weights[:1]}, jnp.asarray(X, jnp.float64))
+        p = special.softmax(logits, axis=-1)
+        np.testing.assert_allclose(once["kind"].mean, p, rtol=1e-12)
+    broken = WEIGHTS.at[-1].set(jnp.inf)  # times 0 is NaN
+    with jax.debug_nans(True), pytest.raises(Exception, match="nan"):
+        px.predict(model, {"w": broken}, X.at[0].set(0.0), sites=["kind"])
