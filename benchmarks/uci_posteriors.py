@@ -1,6 +1,7 @@
 """The posteriors of benchmarks/uci.py: a split's rows, the model, and the methods."""
 
 import functools
+import time
 import warnings
 from pathlib import Path
 
@@ -119,11 +120,12 @@ def make_network(inputs, outputs, width, activation, key):
 class Fitter:
     """The methods on one model; a program is compiled once per shape of the data."""
 
-    def __init__(self, prior, likelihood, *, warmup, draws):
+    def __init__(self, prior, likelihood, *, warmup, draws, depth):
         self.outputs = 2 if likelihood == "input_dependent" else 1
         self.model = make_model(prior, likelihood)
         run = functools.partial(CompiledMCMC, progress_bar=False)
-        self.chain = run(FlatNUTS(self.model), num_warmup=warmup, num_samples=draws)
+        nuts = FlatNUTS(self.model, max_tree_depth=depth)
+        self.chain = run(nuts, num_warmup=warmup, num_samples=draws)
         self.chains = run(
             MCLMC(self.model),
             num_warmup=20 * warmup,
@@ -181,6 +183,7 @@ def leave_one_out(log_likelihood):
 
 def measure(fitter, method, activation, key, split):
     """What is kept of a posterior: its scores of each row."""
+    start = time.process_time()
     tree = fitter.fit(method, activation, key, split)
     seen = len(split.train[1])
     likelihood = tree.log_likelihood["y"]
@@ -204,4 +207,5 @@ def measure(fitter, method, activation, key, split):
     stats = tree.sample_stats if "sample_stats" in tree else {}
     if "diverging" in stats:
         cost["diverging"] = int(stats["diverging"].sum())
+    cost["CPU seconds"] = time.process_time() - start
     return kept | cost | {"unit": split.unit}

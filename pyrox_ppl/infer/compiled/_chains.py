@@ -73,6 +73,13 @@ def replicate(tree: Any, num_chains: int) -> Any:
     return jax.device_put(tree, NamedSharding(chain_mesh(num_chains), PartitionSpec()))
 
 
+def spread(tree: Any, num_chains: int) -> Any:
+    """Put what each chain has for itself on its device, wherever it is now."""
+    return jax.device_put(
+        tree, NamedSharding(chain_mesh(num_chains), PartitionSpec("chain"))
+    )
+
+
 def check_init_params(init_params: Any, num_chains: int) -> None:
     """Raise unless each of several chains has its own initial values."""
     if num_chains == 1:

@@ -26,6 +26,7 @@ from pyrox_ppl.infer.compiled._chains import (
     check_init_params,
     choose_method,
     replicate,
+    spread,
 )
 from pyrox_ppl.infer.compiled._fields import choose_fields
 from pyrox_ppl.infer.compiled._nuts_program import (
@@ -196,9 +197,12 @@ class CompiledMCMC(AbstractFlattenedMCMC):
             # Sampling after a warm-up keeps the params of the warm-up.
             self._origin = rng_key
         shared = Shared(self._origin, arrays)
-        if self.chain_method == "parallel" and self.num_chains > 1:
-            shared = replicate(shared, self.num_chains)
         chains = ChainStart(rng_key, start, init_params)
+        if self.chain_method == "parallel" and self.num_chains > 1:
+            # The keys of an earlier run's last state are spread over the devices.
+            origin = jax.device_put(self._origin, jax.local_devices()[0])
+            shared = replicate(Shared(origin, arrays), self.num_chains)
+            chains = spread(chains, self.num_chains)
         with explain_tracing_errors("CompiledMCMC"):
             carry, valid = self._programs.begin(key, chains, shared)
             self._check_valid(valid, chains, args, kwargs)

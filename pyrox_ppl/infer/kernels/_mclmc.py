@@ -1,6 +1,7 @@
 """MCLMC: microcanonical Langevin Monte Carlo, by BlackJAX's program."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -238,28 +239,22 @@ class MCLMC(AbstractVectorKernel):
     def _step(
         self, state: MCLMCState, model_args: tuple, model_kwargs: dict
     ) -> MCLMCState:
-        mclmc = import_blackjax("mcmc.mclmc", "MCLMC")
-        tuning, size = state.adapt_state, state.z.size
-        largest = max(_LARGEST_ERROR**2 / size, _LARGEST_VARIANCE)
-        kernel = mclmc.build_kernel(
-            desired_energy_var_max_ratio=largest, desired_energy_var=1.0
+        integrators = import_blackjax("mcmc.integrators", "MCLMC")
+        tuning = state.adapt_state
+        integrator = integrators.isokinetic_mclachlan(
+            self._log_density(model_args, model_kwargs), tuning.inverse_mass_matrix
         )
-        before = mclmc.IntegratorState(
+        before = integrators.IntegratorState(
             state.z, state.r, -state.potential_energy, -state.z_grad
         )
         rng_key, key = jax.random.split(state.rng_key)
-        after, info = kernel(
-            key,
-            before,
-            self._log_density(model_args, model_kwargs),
-            tuning.inverse_mass_matrix,
-            tuning.L,
-            tuning.step_size,
+        key, key_turn = jax.random.split(key)
+        after, kinetic_change = integrators.with_isokinetic_maruyama(integrator)(
+            before, tuning.step_size, tuning.L, key
         )
-        # BlackJAX reports a step that it rejects for its energy by no flag. It leaves
-        # the position as it was, which no step that it takes does.
-        diverging = ~info.nonans | jnp.all(after.position == state.z)
-        squared = (info.energy_change**2 / size).astype(state.energy_variance.dtype)
+        error = kinetic_change - after.logdensity + before.logdensity
+        after, error, diverging = self._reject(before, after, error, key_turn)
+        squared = (error**2 / state.z.size).astype(state.energy_variance.dtype)
         tuning = self._tuner().update(
             state.i, tuning, Step(after.position, squared, ~diverging)
         )
@@ -274,7 +269,7 @@ class MCLMC(AbstractVectorKernel):
             r=after.momentum,
             potential_energy=-after.logdensity,
             z_grad=-after.logdensity_grad,
-            energy_error=info.energy_change.astype(state.energy_error.dtype),
+            energy_error=error.astype(state.energy_error.dtype),
             diverging=diverging,
             num_steps=state.num_steps,
             energy_variance=(mean + (squared - mean) / n).astype(squared.dtype),
@@ -282,3 +277,24 @@ class MCLMC(AbstractVectorKernel):
             adapt_state=tuning,
             rng_key=rng_key,
         )
+
+    @staticmethod
+    def _reject(before: Any, after: Any, error: jax.Array, rng_key: Any) -> tuple:
+        """Undo a step that diverged, in a new direction.
+
+        BlackJAX's kernel has the same rule, but draws two new directions in each step,
+        for the rare one that needs them.
+        """
+        util = import_blackjax("util", "MCLMC")
+        size = before.position.size
+        largest = np.sqrt(max(_LARGEST_ERROR**2, size * _LARGEST_VARIANCE))
+        fine = jnp.abs(error) <= largest  # NaN is not
+        # A gradient that is not finite leaves no finite momentum.
+        fine &= jnp.all(jnp.isfinite(after.position) & jnp.isfinite(after.momentum))
+        momentum = jax.lax.cond(
+            fine,
+            lambda: after.momentum,
+            lambda: util.generate_unit_vector(rng_key, before.position),
+        )
+        after = jax.tree.map(partial(jnp.where, fine), after, before)
+        return after._replace(momentum=momentum), jnp.where(fine, error, 0.0), ~fine

@@ -85,12 +85,12 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
     def _move(
         self,
         rng_key: Any,
-        gradient: Callable,
+        gradient: jax.Array,
         z: jax.Array,
         r: jax.Array,
         step_size: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """BlackJAX's step; the gradient is that of the log density, on a minibatch."""
+        """BlackJAX's step, by an estimate of the gradient of the log density at `z`."""
 
     @property
     def default_fields(self) -> Any:
@@ -132,23 +132,23 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
             type(self).__name__,
         )
 
-    def _gradient(self, model_args: tuple, model_kwargs: dict) -> Callable:
-        """The gradient of the log density at a vector, on the minibatch of a key."""
+    def _estimator(self, model_args: tuple, model_kwargs: dict) -> Callable:
+        """The log density at a vector and its gradient, on the minibatch of a key."""
         potential = self._potential(model_args, model_kwargs)
 
-        def gradient(z: jax.Array, rng_key: Any) -> jax.Array:
+        def estimate(z: jax.Array, rng_key: Any) -> tuple[jax.Array, jax.Array]:
             with handlers.seed(rng_seed=rng_key):
-                return -jax.grad(potential)(z)
+                return jax.value_and_grad(lambda z: -potential(z))(z)
 
-        return gradient
+        return estimate
 
     def _gradient_on_all_rows(
         self, z: jax.Array, model_args: tuple, model_kwargs: dict
     ) -> jax.Array:
-        estimate = self._gradient(model_args, model_kwargs)
+        estimate = self._estimator(model_args, model_kwargs)
 
         def gradient() -> jax.Array:
-            return estimate(z, jax.random.key(0))  # a key that no row depends on
+            return estimate(z, jax.random.key(0))[1]  # a key that no row depends on
 
         for plate, (size, subsample) in self._plates.sizes.items():
             gradient = partial(sum_over_all_rows, gradient, plate, size, subsample)
@@ -157,10 +157,12 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
     def _is_finite(
         self, state: MinibatchState, model_args: tuple, model_kwargs: dict
     ) -> jax.Array:
-        gradient = self._gradient(model_args, model_kwargs)
+        estimate = self._estimator(model_args, model_kwargs)
         if not is_prng_key(state.rng_key):
-            gradient = jax.vmap(gradient)
-        return jnp.all(jnp.isfinite(gradient(state.z, state.rng_key)), axis=-1)
+            estimate = jax.vmap(estimate)
+        density, gradient = estimate(state.z, state.rng_key)
+        finite = jnp.isfinite(density) & jnp.all(jnp.isfinite(gradient), axis=-1)
+        return finite & jnp.all(jnp.isfinite(state.centre_grad), axis=-1)
 
     def _first_state(
         self, rng_key: Any, z: jax.Array, model_args: tuple, model_kwargs: dict
@@ -200,14 +202,15 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
         self, state: MinibatchState, model_args: tuple, model_kwargs: dict
     ) -> MinibatchState:
         rng_key, rows, noise = jax.random.split(state.rng_key, 3)
-        estimate = self._gradient(model_args, model_kwargs)
+        estimate = self._estimator(model_args, model_kwargs)
+        density, gradient = estimate(state.z, rows)
         if self._control_variates:
-            estimate = self._with_control_variates(estimate, state)
+            gradient = self._with_control_variates(estimate, state)(state.z, rows)
         step_size = self._size_of_step(state.i).astype(state.z.dtype)
-        z, r = self._move(
-            noise, lambda z: estimate(z, rows), state.z, state.r, step_size
-        )
-        finite = jnp.all(jnp.isfinite(z)) & jnp.all(jnp.isfinite(r))
+        z, r = self._move(noise, gradient, state.z, state.r, step_size)
+        # Where the density is NaN or zero, its gradient can still be finite.
+        finite = jnp.isfinite(density)
+        finite &= jnp.all(jnp.isfinite(z)) & jnp.all(jnp.isfinite(r))
         return state._replace(
             i=state.i + 1,
             z=jnp.where(finite, z, state.z),
@@ -225,6 +228,6 @@ class AbstractMinibatchKernel(AbstractVectorKernel):
         gradients = import_blackjax("sgmcmc.gradients", type(self).__name__)
 
         def known(z: jax.Array, rows: Any) -> jax.Array:
-            return state.centre_grad if rows is None else estimate(z, rows)
+            return state.centre_grad if rows is None else estimate(z, rows)[1]
 
         return gradients.control_variates(known, state.centre, None)

@@ -28,7 +28,8 @@ class SGHMC(AbstractMinibatchKernel):
     above one.
 
     Nothing is adapted: the warm-up is only the part of the run that is thrown away. A
-    step that is not finite is counted as diverging, and the chain stays where it was.
+    step that is not finite, or where the density on its minibatch is not, is counted as
+    diverging, and the chain stays where it was.
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
@@ -97,7 +98,7 @@ class SGHMC(AbstractMinibatchKernel):
     def _move(
         self,
         rng_key: Any,
-        gradient: Callable,
+        gradient: jax.Array,
         z: jax.Array,
         r: jax.Array,
         step_size: jax.Array,
@@ -106,5 +107,5 @@ class SGHMC(AbstractMinibatchKernel):
         # Its integrator lets each step have a minibatch of its own.
         tiny = 1e-30  # a schedule may fall to zero
         step = self._import().sghmc(alpha=self._momentum_decay / (step_size + tiny))
-        z_new, r_new = step(rng_key, z, r, gradient(z), step_size)
+        z_new, r_new = step(rng_key, z, r, gradient, step_size)
         return z_new.astype(z.dtype), r_new.astype(r.dtype)

@@ -27,7 +27,8 @@ class SGLD(AbstractMinibatchKernel):
     :math:`2 / \lambda`, and well below it to be right.
 
     Nothing is adapted: the warm-up is only the part of the run that is thrown away. A
-    step that is not finite is counted as diverging, and the chain stays where it was.
+    step that is not finite, or where the density on its minibatch is not, is counted as
+    diverging, and the chain stays where it was.
 
     **Shapes**: ``state.z`` is ``(D,)``; the draws have their sites' shapes.
 
@@ -98,11 +99,11 @@ class SGLD(AbstractMinibatchKernel):
     def _move(
         self,
         rng_key: Any,
-        gradient: Callable,
+        gradient: jax.Array,
         z: jax.Array,
         r: jax.Array,
         step_size: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         step = self._import().build_kernel()
-        moved = step(rng_key, z, lambda z, _: gradient(z), None, step_size)
+        moved = step(rng_key, z, lambda *_: gradient, None, step_size)
         return moved.astype(z.dtype), r

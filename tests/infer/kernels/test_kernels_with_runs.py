@@ -148,6 +148,17 @@ for name in ("MCLMC", "SGLD"):
     assert ours.chain_method == "parallel"
     assert len(ours.last_state.z.devices()) == 2
     assert_close(ours.get_samples(), one.get_samples())
+    later = [make(name, num_chains=2), one]
+    for mcmc, state in zip(later, (ours.last_state, one.last_state), strict=True):
+        mcmc.post_warmup_state = state
+        mcmc.run(state.rng_key, Y)
+    assert_close(*(mcmc.get_samples() for mcmc in later))
+    one.post_warmup_state = None
+    start = {"mean": jax.numpy.zeros((2, 2)), "spread": jax.numpy.zeros(2)}
+    later = [make(name, num_chains=2), one]
+    for mcmc in later:
+        mcmc.run(KEY, Y, init_params=jax.device_put(start, jax.devices()[1]))
+    assert_close(*(mcmc.get_samples() for mcmc in later))
     numpyros = make(name, MCMC, num_chains=2, chain_method="parallel")
     numpyros.run(KEY, Y)
     assert_close(ours.get_samples(), numpyros.get_samples())

@@ -6,6 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from blackjax.mcmc import mclmc
 from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 
@@ -152,6 +153,31 @@ def test_a_funnel():
     mcmc = run(funnel, kernel=kernel, num_warmup=10_000, num_samples=200_000)
     moments = {"v": (0.0, 1.0), "x": (np.zeros(4), np.exp(0.5) * np.ones(4))}
     check_moments(mcmc.get_samples(group_by_chain=True), moments, bias=0.05)
+
+
+def test_steps_are_those_of_blackjax():
+    kernel = MCLMC(small, step_size=0.5, L=2.0)
+    state = kernel.init(KEY, 0, None, (), {})
+    log_density = kernel._log_density((), {})
+
+    @jax.jit
+    def both(state):
+        before = mclmc.IntegratorState(
+            state.z, state.r, -state.potential_energy, -state.z_grad
+        )
+        key = jax.random.split(state.rng_key)[1]
+        step = mclmc.build_kernel()
+        return kernel.sample(state, (), {}), *step(
+            key, before, log_density, 1.0, 2.0, 0.5
+        )
+
+    for _ in range(5):
+        state, expected, info = both(state)
+        np.testing.assert_allclose(state.z, expected.position, rtol=1e-5)
+        np.testing.assert_allclose(state.r, expected.momentum, rtol=1e-4)
+        np.testing.assert_allclose(-state.z_grad, expected.logdensity_grad, rtol=1e-5)
+        np.testing.assert_allclose(state.energy_error, info.energy_change, atol=1e-5)
+        assert not state.diverging
 
 
 def test_a_step_into_nothing_is_rejected_and_counted():

@@ -119,9 +119,9 @@ def test_chains_and_steps_have_minibatches_of_their_own():
     """Without noise of its own, a gradient tells the minibatch that it was made on."""
     kernel = SGLD(model, 1e-12)
     kernel.init(KEY, 0, None, (Y,), {})
-    gradient = kernel._gradient((Y,), {})
+    estimate = kernel._estimator((Y,), {})
     keys = jax.random.split(KEY, 200)
-    found = jax.vmap(lambda k: gradient(jnp.zeros(3), k))(keys)
+    found = jax.vmap(lambda k: estimate(jnp.zeros(3), k)[1])(keys)
     assert len(np.unique(found[:, 0])) > 150
     expected = N * Y.mean()
     error = 4 * np.sqrt(gradient_noise() / 200)
@@ -149,6 +149,32 @@ def test_a_step_that_diverges_later_is_counted():
     mcmc = run(SGLD(model, late), num_warmup=150, num_samples=20)
     assert np.all(mcmc.get_extra_fields()["diverging"][-10:])
     assert np.all(np.isfinite(mcmc.get_samples()["mean"]))
+
+
+@pytest.mark.parametrize("kernel", [(SGLD, 2e-4), (SGHMC, 0.0045)])
+def test_a_density_of_zero_is_seen_behind_a_finite_gradient(kernel):
+    def walled(y, wall):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", N, subsample_size=B) as rows:
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y[rows])
+        numpyro.factor("wall", jnp.where(mean > wall, -jnp.inf, 0.0))
+
+    kind, step_size = kernel
+    how = {"num_warmup": 0, "num_samples": 600}
+    how["init_params"] = {"mean": jnp.array([0.0, -0.5])}
+    with pytest.raises(RuntimeError, match=r"not finite at the start of chains \[0\]"):
+        run(kind(walled, step_size), Y, -0.2, **how)
+    mcmc = run(kind(walled, step_size), Y, 0.8, **how)
+    beyond = np.asarray(mcmc.get_samples(group_by_chain=True)["mean"]) > 0.8
+    diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
+    assert beyond.any()
+    np.testing.assert_array_equal(diverging[:, 1:], beyond[:, :-1])
+
+
+def test_control_variates_of_data_that_are_no_numbers_are_an_error():
+    kernel = SGLD(model, 1e-3, control_variates=True)
+    with pytest.raises(RuntimeError, match="gradient is not finite at the start"):
+        run(kernel, Y.at[3].set(jnp.nan), num_samples=10)
 
 
 def whole_rows(y):
