@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
@@ -27,6 +26,18 @@ def even_size(number: int, most: int) -> int:
     """
     parts = max(1, math.ceil(number / max(1, min(number, most))))
     return math.ceil(number / parts)
+
+
+def shapes_of_one(draws: Any) -> Any:
+    """The shapes of one draw, of a pytree with a leading axis of draws.
+
+    To slice a draw off would compile a small program for every shape.
+    """
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+    return jax.tree.map(one, draws)
 
 
 def bytes_of(result: Any) -> int:
@@ -62,9 +73,9 @@ def map_draws(
         The results as NumPy arrays with a leading axis of draws.
     """
     leaves, treedef = jax.tree.flatten(draws)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    first = jax.tree.unflatten(treedef, [leaf[0] for leaf in leaves])
-    result = jax.eval_shape(one, first)
+    leaves = jax.device_put(leaves)
+    one = jax.jit(one)  # traced once, for its shapes and for the loop
+    result = jax.eval_shape(one, shapes_of_one(jax.tree.unflatten(treedef, leaves)))
     kept = result if consume is None else result[0]
     size = even_size(number, CHUNK_BYTES // max(1, bytes_of(result)))
     loop = jax.jit(lambda chunk: jax.lax.map(one, jax.tree.unflatten(treedef, chunk)))
@@ -76,7 +87,7 @@ def map_draws(
         # The last chunk begins earlier, so that all have one shape.
         begin = min(start, number - size)
         where = slice(begin, begin + size)
-        chunk = loop([leaf[where] for leaf in leaves])
+        chunk = loop(leaves if size == number else [leaf[where] for leaf in leaves])
         if consume is not None:
             chunk, passed = chunk
             fresh = start - begin

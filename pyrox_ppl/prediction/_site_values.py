@@ -12,7 +12,13 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl._full_data import is_factor, redraw
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._loop import CHUNK_BYTES, even_size, keys_of_draws, map_draws
+from pyrox_ppl.prediction._loop import (
+    CHUNK_BYTES,
+    even_size,
+    keys_of_draws,
+    map_draws,
+    shapes_of_one,
+)
 from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
 from pyrox_ppl.prediction._trained import check_trained
 
@@ -124,11 +130,10 @@ class SiteValues:
         kinds: Sequence[str] = ("sample", "deterministic"),
         read: Callable[[dict[str, Any]], Any] = value_of,
     ) -> None:
-        self._evaluate = site_function(call, sites, kinds, read)
+        self._evaluate = jax.jit(site_function(call, sites, kinds, read))
         self._number = draws.number
         self._draws = (draws.on_device(), keys_of_draws(rng_key, draws.number))
-        first = jax.tree.map(lambda leaf: leaf[0], self._draws)
-        self.shapes = jax.eval_shape(self._evaluate, first)
+        self.shapes = jax.eval_shape(self._evaluate, shapes_of_one(self._draws))
 
     @property
     def block_size(self) -> int:
