@@ -112,7 +112,11 @@ def test_the_density_is_that_of_the_model_by_hand(kind, factor, order):
 
 @pytest.mark.parametrize(
     ("guide", "kind"),
-    [(AutoNormal, "centred"), (AutoNormal, "non-centred"), (AutoDelta, "centred")],
+    [
+        pytest.param(AutoNormal, "centred", marks=pytest.mark.slow),
+        (AutoNormal, "non-centred"),
+        (AutoDelta, "centred"),
+    ],
 )
 def test_autoguides_have_the_loss_of_the_model_by_hand(guide, kind):
     losses, params = [], []
