@@ -26,12 +26,16 @@ def run_readme(change=lambda block: block):
 
 
 def test_the_code_blocks_of_the_readme_run_in_order(capsys):
-    """With few draws, which is what takes time; the next test takes them all."""
+    """With few draws and steps, which take time; the next test takes them all."""
     assert len(BLOCKS) >= 2
-    few = r"num_warmup=10, num_samples=10"
-    names = run_readme(
-        lambda block: re.sub(r"num_warmup=\d+, num_samples=\d+", few, block)
-    )
+
+    def shorten(block):
+        few = "num_warmup=10, num_samples=10"
+        block = re.sub(r"num_warmup=\d+, num_samples=\d+", few, block)
+        return re.sub(r"svi\.run\(run_key, \d+", "svi.run(run_key, 10", block)
+
+    names = run_readme(shorten)
+    assert len(names["fit"].losses) == 10
     assert len(names["posterior"].posterior.draw) == 10
     plt.close("all")
 

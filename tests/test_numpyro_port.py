@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import importlib
 import inspect
 import re
@@ -63,9 +64,13 @@ def attributes_in(tree):
             yield node.attr
 
 
+@functools.cache
+def private_names_of(file):
+    return frozenset(attributes_in(ast.parse(file.read_text()))) - PUBLIC
+
+
 def private_names(files):
-    found = {name for f in files for name in attributes_in(ast.parse(f.read_text()))}
-    return found - PUBLIC
+    return {name for file in files for name in private_names_of(file)}
 
 
 FILES = (NUMPYRO / name for name in ("primitives.py", "handlers.py", "optim.py"))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 
@@ -81,7 +81,7 @@ class ModelSites:
                 or have another shape.
         """
         # JAX arrays, because a scan indexes them with a traced step.
-        first = {name: jnp.asarray(value[0, 0]) for name, value in draws.items()}
+        first = jax.device_put({name: value[0, 0] for name, value in draws.items()})
         trace = call.trace(first)
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}

@@ -7,7 +7,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
@@ -32,6 +31,18 @@ def even_size(number: int, most: int) -> int:
     """
     parts = max(1, math.ceil(number / max(1, min(number, most))))
     return math.ceil(number / parts)
+
+
+def shapes_of_one(draws: Any) -> Any:
+    """The shapes of one draw, of a pytree with a leading axis of draws.
+
+    To slice a draw off would compile a small program for every shape.
+    """
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+    return jax.tree.map(one, draws)
 
 
 def bytes_of(result: Any) -> int:
@@ -70,9 +81,9 @@ class DrawLoop:
             *others: Other arrays, of the shapes that `run` will be given.
         """
         leaves, treedef = jax.tree.flatten(draws)
-        self._leaves = [jnp.asarray(leaf) for leaf in leaves]
+        self._leaves = jax.device_put(leaves)
         self._number = number
-        first = jax.tree.unflatten(treedef, [leaf[0] for leaf in self._leaves])
+        first = shapes_of_one(jax.tree.unflatten(treedef, self._leaves))
         flat, self._shapes = with_flat_bits(one, first, *others)
         # As many chunks again wait to be read.
         most = CHUNK_BYTES // (2 * _AT_A_TIME) // max(1, bytes_of(self._shapes))
@@ -137,6 +148,8 @@ class DrawLoop:
         return out
 
     def _chunk(self, begin: int) -> list[jax.Array]:
+        if self._size == self._number:
+            return self._leaves
         return [leaf[begin : begin + self._size] for leaf in self._leaves]
 
     def _at_a_time(self) -> int:

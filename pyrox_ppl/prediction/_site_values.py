@@ -13,7 +13,13 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl._full_data import is_factor, redraw
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._loop import CHUNK_BYTES, DrawLoop, even_size, keys_of_draws
+from pyrox_ppl.prediction._loop import (
+    CHUNK_BYTES,
+    DrawLoop,
+    even_size,
+    keys_of_draws,
+    shapes_of_one,
+)
 from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
 from pyrox_ppl.prediction._trained import check_trained
 from pyrox_ppl.prediction._uncertainty import LawMeans, law_at_draw
@@ -144,12 +150,11 @@ class SiteValues:
             has_law = laws is not None and site["type"] == "sample"
             return read(site), law_at_draw(site["fn"]) if has_law else {}
 
-        self._evaluate = site_function(call, sites, kinds, value_and_law)
+        self._evaluate = jax.jit(site_function(call, sites, kinds, value_and_law))
         self._number = draws.number
         self._draws = (draws.on_device(), keys_of_draws(rng_key, draws.number))
         self._unread_laws = laws
-        first = jax.tree.map(lambda leaf: leaf[0], self._draws)
-        shapes = jax.eval_shape(self._evaluate, first)
+        shapes = jax.eval_shape(self._evaluate, shapes_of_one(self._draws))
         self.shapes = {name: value for name, (value, _) in shapes.items()}
 
     @property

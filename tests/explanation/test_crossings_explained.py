@@ -11,7 +11,12 @@ __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 
 
-@over()
+@over(
+    often=(
+        *("mlp-NonCentered", "plate-hierarchical", "learned-hierarchical"),
+        *("state-normal", "walk-normal"),
+    )
+)
 def test_what_becomes_of_every_parameter(own):
     crossing = own.crossing
     explanation = px.explain(crossing.model, crossing.x, y=crossing.y)
@@ -35,7 +40,7 @@ def test_what_becomes_of_every_parameter(own):
     assert {s.name for s in explanation.sites if s.type == "observed"} == {"y"}
 
 
-@over(often=("mlp-fan_in", "plate-normal", "learned-normal", "walk-normal"))
+@over(often=("mlp-fan_in", "plate-hierarchical", "learned-hierarchical", "walk-normal"))
 def test_the_scale_under_the_prior(own):
     crossing = own.crossing
     explanation = px.explain(crossing.model, crossing.x, y=crossing.y)

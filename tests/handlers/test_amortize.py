@@ -20,7 +20,7 @@ from models import (
     sites,
 )
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer import NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.util import log_density
 
 import pyrox_ppl as px
@@ -162,7 +162,8 @@ def test_a_generated_distribution_is_a_conditional_prior():
         assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
     drawn = Predictive(model, num_samples=500)(KEY, 10 * Z)[BIAS]
     np.testing.assert_allclose(drawn.mean(0), np.full(6, 15.0), atol=0.1)
-    mcmc = MCMC(NUTS(model), num_warmup=10, num_samples=10, progress_bar=False)
+    settings = {"num_warmup": 10, "num_samples": 10, "progress_bar": False}
+    mcmc = px.infer.CompiledMCMC(NUTS(model), **settings)
     mcmc.run(KEY, Z, OBSERVED[0])
     assert mcmc.get_samples()[BIAS].shape == (10, 6)
 
@@ -190,7 +191,7 @@ def test_in_a_guide_it_is_an_amortised_posterior():
 
     svi = SVI(model, guide, numpyro.optim.Adam(0.02), Trace_ELBO(8))
     step = jax.jit(svi.update)
-    state = svi.init(KEY, jnp.array(0.0))
+    state = jax.jit(svi.init)(KEY, jnp.array(0.0))
     for i in range(1200):
         state, _ = step(state, jnp.array([-1.0, 0.0, 0.5, 2.0])[i % 4])
     params = svi.get_params(state)

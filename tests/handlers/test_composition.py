@@ -196,7 +196,8 @@ def test_a_discrete_latent_is_enumerated_beside_it():
             )
             numpyro.sample("y", dist.Normal(mean * (2 * sign - 1), 0.3), obs=y)
 
-    mcmc = MCMC(NUTS(mixture), num_warmup=5, num_samples=5, progress_bar=False)
+    settings = {"num_warmup": 5, "num_samples": 5, "progress_bar": False}
+    mcmc = px.infer.CompiledMCMC(NUTS(mixture), **settings)
     with jax.numpy_rank_promotion("allow"):  # NumPyro's enumeration promotes ranks
         mcmc.run(jax.random.key(0), ROWS, OBSERVED[:, 0])
     assert mcmc.get_samples()[WEIGHT].shape == (5, 6, 2)

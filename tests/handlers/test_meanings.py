@@ -15,6 +15,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledMCMC
 from pyrox_ppl.nn import HyperNetwork
 
 KEY = jax.random.key(0)
@@ -156,8 +157,15 @@ def test_svi_holds_what_is_learned_or_guided_and_nothing_dead(case):
     model = model_of(case)
     guide = AutoNormal(model)
     svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
-    state = svi.init(KEY, X, Y)
-    after, loss = jax.jit(svi.update)(state, X, Y)
+
+    @jax.jit
+    def one_step(key):
+        state = svi.init(key, X, Y)
+        after, loss = svi.update(state, X, Y)
+        held = (svi.get_params(state), svi.get_params(after), state.optim_state)
+        return *held, loss
+
+    before, params, optim_state, loss = one_step(KEY)
     assert np.isfinite(loss)
     guided = case.samples | {"noise": ()}
     expected = case.params | {
@@ -165,18 +173,32 @@ def test_svi_holds_what_is_learned_or_guided_and_nothing_dead(case):
         for name, shape in guided.items()
         for half in ("loc", "scale")
     }
-    before, params = svi.get_params(state), svi.get_params(after)
     assert {name: value.shape for name, value in params.items()} == expected
     # Adam: a value and two moments each, and the step number.
-    assert len(jax.tree.leaves(state.optim_state)) == 3 * len(expected) + 1
+    assert len(jax.tree.leaves(optim_state)) == 3 * len(expected) + 1
     for name in case.params:
         assert not np.array_equal(before[name], params[name]), name
 
 
-@every_case
-def test_nuts_draws_the_sample_sites_and_holds_the_params(case):
+OFTEN = ("learn", "bayesianize", "bayesianize and amortize", CASES[-1].name)
+
+
+# NumPyro's own run compiles a hundred small programs, ours one.
+@pytest.mark.parametrize(
+    ("case", "make"),
+    [
+        pytest.param(
+            case,
+            MCMC if case.name == "bayesianize" else CompiledMCMC,
+            id=case.name,
+            marks=() if case.name in OFTEN else pytest.mark.slow,
+        )
+        for case in CASES
+    ],
+)
+def test_nuts_draws_the_sample_sites_and_holds_the_params(case, make):
     kernel = NUTS(model_of(case), step_size=0.01, max_tree_depth=2)
-    mcmc = MCMC(kernel, num_warmup=0, num_samples=2, progress_bar=False)
+    mcmc = make(kernel, num_warmup=0, num_samples=2, progress_bar=False)
     mcmc.run(KEY, X, Y)
     draws = mcmc.get_samples()
     expected = case.samples | {"noise": (), "f": (6,)}

@@ -27,7 +27,23 @@ BATCHES = {
 }
 
 
-@pytest.fixture(params=["whole", "in pieces"])
+SIZES = ("whole", "in pieces")
+# Every pair of order, batch and size; their triples are slow tests.
+TRIPLES = [
+    pytest.param(
+        name,
+        order,
+        size,
+        id=f"{size}-{order}-{name}",
+        marks=() if (i + j + k) % 2 == 0 else pytest.mark.slow,
+    )
+    for i, name in enumerate(BATCHES)
+    for j, order in enumerate(ORDERS)
+    for k, size in enumerate(SIZES)
+]
+
+
+@pytest.fixture(params=SIZES)
 def pieces(request, monkeypatch):
     """Sizes at which the small examples fall into pieces, with a rest, or do not."""
     if request.param == "in pieces":
@@ -75,8 +91,7 @@ def only(monkeypatch, order):
 
 
 @pytest.mark.rank_promotion  # the sum by hand broadcasts
-@pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("name", "order", "pieces"), TRIPLES, indirect=["pieces"])
 def test_every_order_is_the_sum_by_hand_with_its_gradients(
     name, order, pieces, monkeypatch
 ):

@@ -65,7 +65,14 @@ def train(field, x, z, u):
     return eqx.combine(jax.lax.scan(step, start, length=STEPS)[0][0], static)
 
 
-@pytest.mark.parametrize("make", [film_siren, hyper_rff, hyper_siren])
+@pytest.mark.parametrize(
+    "make",
+    [
+        film_siren,
+        pytest.param(hyper_rff, marks=pytest.mark.slow),
+        pytest.param(hyper_siren, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.rank_promotion  # optax multiplies arrays by its scalars
 def test_it_learns_the_family_and_holds_at_contexts_it_has_not_seen(make):
     field = make(*jax.random.split(jax.random.key(0)))

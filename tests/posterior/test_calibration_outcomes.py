@@ -1,5 +1,6 @@
 """calibration by the kind of outcome: against scikit-learn and scoringrules."""
 
+import functools
 import pickle
 
 import jax
@@ -30,9 +31,15 @@ def classes(x, order, y=None):
         numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
 
-def tree_of(order):
-    labels = np.argsort(order)[LABELS]
-    return px.to_datatree({"w": WEIGHTS}, X, order, y=labels, model=classes)
+@functools.cache
+def made(place):
+    labels = np.argsort(ORDERS[place])[LABELS]
+    return px.to_datatree({"w": WEIGHTS}, X, ORDERS[place], y=labels, model=classes)
+
+
+def tree_of(place):
+    """The tree under one numbering of the classes: a copy, which may be changed."""
+    return made(place).copy()
 
 
 def probabilities():
@@ -44,7 +51,7 @@ def probabilities():
 @pytest.fixture(scope="module", params=[0, 1])
 def found(request):
     """The same predictions, under two numberings of the classes."""
-    return px.calibration(tree_of(ORDERS[request.param]))
+    return px.calibration(tree_of(request.param))
 
 
 def test_classes_are_scored_as_scikit_learn_scores_them(found):
@@ -75,7 +82,7 @@ def test_classes_have_no_numbers(found):
     assert not hasattr(found, "crps")
     assert pickle.loads(pickle.dumps(found)).accuracy == found.accuracy
     with pytest.raises(ValueError, match="'y' is categorical: it has no intervals"):
-        px.calibration(tree_of(ORDERS[0]), levels=(0.9,))
+        px.calibration(tree_of(0), levels=(0.9,))
     text = str(found)
     assert "y (categorical): 60 observations" in text
     assert "15 bins of equal width" in text
@@ -83,7 +90,7 @@ def test_classes_have_no_numbers(found):
 
 
 def test_the_bins_are_those_asked_for():
-    tree = tree_of(ORDERS[0])
+    tree = tree_of(0)
     found = px.calibration(tree, bins=4, binning="equal_mass")
     assert found.reliability.count.tolist() == [15, 15, 15, 15]
     assert "4 bins of equal mass" in str(found)
@@ -252,7 +259,7 @@ def test_probabilities_of_other_draws_or_rows_are_refused(several):
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, match):
-    tree = tree_of(ORDERS[0])
+    tree = tree_of(0)
     observed = tree.observed_data.to_dataset()
     observed["y"] = observed["y"].copy(data=labels)
     tree["observed_data"] = xr.DataTree(observed)
@@ -265,7 +272,7 @@ def test_held_out_rows_of_a_saved_tree_are_judged_alike(tmp_path):
     tree = px.to_datatree(tree, X, ORDERS[0], y=LABELS, model=classes)
     px.save(tmp_path / "held_out.nc", tree)
     saved = px.calibration(px.load(tmp_path / "held_out.nc").posterior)
-    found = px.calibration(tree_of(ORDERS[0]))
+    found = px.calibration(tree_of(0))
     np.testing.assert_allclose(saved.brier, found.brier, rtol=1e-6)
     assert saved.elpd == pytest.approx(found.elpd, rel=1e-5)
 

@@ -27,9 +27,13 @@ def tree_of(weights=WEIGHTS):
     return px.to_datatree({"w": weights}, X, y=LABELS, model=classes)
 
 
+@pytest.fixture(scope="module")
+def tree():
+    return tree_of()
+
+
 @pytest.mark.parametrize("how", ["resampled", "thinned", "joined and thinned"])
-def test_mean_probabilities_of_other_draws_are_refused_whatever_their_number(how):
-    tree = tree_of()
+def test_mean_probabilities_of_other_draws_are_refused_whatever_their_number(tree, how):
     if how == "resampled":
         changed = tree.isel(draw=RNG.integers(0, 40, 40))
     elif how == "thinned":
@@ -58,6 +62,6 @@ def test_mean_probabilities_of_other_draws_are_refused_whatever_their_number(how
     np.testing.assert_allclose(px.calibration(remade).brier, expected, rtol=1e-6)
 
 
-def test_draws_selected_without_their_axis_are_refused():
+def test_draws_selected_without_their_axis_are_refused(tree):
     with pytest.raises(ValueError, match=r"no axis \['draw'\]: select draws by a list"):
-        px.calibration(tree_of().isel(draw=0))
+        px.calibration(tree.isel(draw=0))

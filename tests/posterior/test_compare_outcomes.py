@@ -1,5 +1,7 @@
 """compare by the kind of the outcome: its scores, masks, and kinds that do not mix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,12 +49,18 @@ def trees_of(model, y, **options):
     }
 
 
+@functools.cache
+def trees_of_classes():
+    """The trees of the categorical model, which tests read and do not change."""
+    return trees_of(categorical, LABELS)
+
+
 def softmax(scale, logits):
     return np.exp(jax.nn.log_softmax(scale[:, None, None] * logits)).mean(0)
 
 
 def test_classes_are_scored_as_scikit_learn_does():
-    comparison = px.compare(trees_of(categorical, LABELS))
+    comparison = px.compare(trees_of_classes())
     assert list(comparison.scores) == ["elpd", "accuracy", "brier", "ece"]
     for name, draws in DRAWS.items():
         p = np.float64(softmax(draws["scale"], LOGITS))
@@ -70,7 +78,7 @@ def test_classes_are_scored_as_scikit_learn_does():
 
 
 def test_the_numbering_of_classes_changes_nothing():
-    comparison = px.compare(trees_of(categorical, LABELS))
+    comparison = px.compare(trees_of_classes())
     order = np.array([2, 0, 1])
     other = px.compare(trees_of(categorical, np.argsort(order)[LABELS], order=order))
     for name, score in comparison.scores.items():
@@ -114,8 +122,9 @@ def test_a_binary_outcome_has_the_brier_score_of_one_probability():
 
 
 def test_ordered_classes_have_a_ranked_probability_score():
-    comparison = px.compare(trees_of(ordered, LABELS))
-    for name, tree in trees_of(ordered, LABELS).items():
+    trees = trees_of(ordered, LABELS)
+    comparison = px.compare(trees)
+    for name, tree in trees.items():
         p = tree["uncertainty"]["y_probability"].values
         rps = scoringrules.rps_score(LABELS + 1, p).mean()
         assert comparison.scores["rps"].value[name] == pytest.approx(rps, rel=1e-4)
@@ -193,7 +202,7 @@ def test_angles_have_a_log_score_only():
 
 def test_kinds_without_a_common_score_are_refused():
     y = np.float32(LABELS)
-    trees = trees_of(categorical, LABELS)
+    trees = trees_of_classes()
 
     def numbers(y=None):
         scale = numpyro.sample("scale", dist.Gamma(2.0, 1.0))
@@ -213,14 +222,14 @@ def test_masked_rows_are_left_out_and_other_masks_refused():
         with numpyro.plate("row", N), numpyro.handlers.mask(mask=mask):
             numpyro.sample("y", dist.Categorical(logits=scale * LOGITS), obs=y)
 
-    comparison = px.compare(trees_of(model, LABELS))
+    trees = trees_of(model, LABELS)
+    comparison = px.compare(trees)
     assert comparison.observations == keep.sum()
     for name, draws in DRAWS.items():
         p = np.asarray(softmax(draws["scale"], LOGITS))[keep]
         value = comparison.scores["accuracy"].value[name]
         assert value == accuracy_score(LABELS[keep], p.argmax(1))
-    whole = trees_of(categorical, LABELS)["right"]
-    tree = trees_of(model, LABELS)["right"]
+    whole, tree = trees_of_classes()["right"], trees["right"]
     with pytest.raises(ValueError, match=r"shape \(120,\), 'masked' of shape \(90,\)"):
         px.compare({"whole": whole, "masked": tree})
     zeros = np.zeros(N, int)
@@ -231,7 +240,7 @@ def test_masked_rows_are_left_out_and_other_masks_refused():
 
 
 def test_integers_of_which_the_tree_says_nothing_are_refused():
-    tree = trees_of(categorical, LABELS)["right"]
+    tree = trees_of_classes()["right"].copy(deep=True)
     del tree["observed_data"]["y"].attrs["outcome"]
     with pytest.raises(ValueError, match="pass outcome='count'"):
         px.compare({"a": tree})
@@ -250,7 +259,7 @@ def test_draws_of_labels_have_no_class_probabilities():
 
 
 def test_a_tree_that_was_thinned_later_is_refused():
-    tree = trees_of(categorical, LABELS)["right"]
+    tree = trees_of_classes()["right"]
     thinned = tree.copy()
     for name in ("posterior_predictive", "log_likelihood"):
         thinned[name] = tree[name].to_dataset().isel(draw=slice(None, None, 2))

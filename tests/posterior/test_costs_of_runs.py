@@ -74,15 +74,24 @@ def test_a_compiled_run_counts_its_warmup(numpyros, bar):
     assert steps_of(mcmc) == draws
 
 
-@pytest.mark.parametrize("method", ["sequential", "vectorized"])
-def test_several_chains_and_thinning_count_every_step(method):
-    many = {"num_chains": 2, "chain_method": method, "thinning": 3}
-    kept = {**SIZES, "num_warmup": 0, "num_samples": 6, "num_chains": 2}
+def two_chains(**kwargs):
     kernel = NUTS(model, step_size=0.3, adapt_step_size=False, adapt_mass_matrix=False)
-    whole = CompiledMCMC(kernel, **kept, chain_method=method)
-    whole.run(KEY, y=Y, **FIELDS)
-    thinned = CompiledMCMC(kernel, **(kept | many))
-    thinned.run(KEY, y=Y, **FIELDS)
+    settings = {**SIZES, "num_warmup": 0, "num_samples": 6, "num_chains": 2}
+    mcmc = CompiledMCMC(kernel, **settings, **kwargs)
+    mcmc.run(KEY, y=Y, **FIELDS)
+    return mcmc
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Two chains, all of whose draws are kept."""
+    return two_chains(chain_method="sequential")
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_several_chains_and_thinning_count_every_step(whole, method):
+    thinned = two_chains(chain_method=method, thinning=3)
+    assert len(thinned.get_samples()["mean"]) == 4
     assert costs(whole)["gradient_evaluations"] == steps_of(whole)
     assert costs(thinned)["gradient_evaluations"] == steps_of(whole)
 
@@ -106,7 +115,8 @@ def test_svi_counts_a_gradient_for_each_step_and_particle(tmp_path):
         return make(model, AutoNormal(model), Adam(0.1), Trace_ELBO(num_particles=3))
 
     guide = AutoNormal(model)
-    plain = svi(SVI).run(KEY, 5, y=Y, progress_bar=False)
+    # Compiled whole: it is a hundred small programs.
+    plain = jax.jit(lambda key: svi(SVI).run(key, 5, y=Y, progress_bar=False))(KEY)
     assert costs(plain, guide=guide) == {}
     compiled = svi(CompiledSVI).run(KEY, 5, y=Y, progress_bar=False)
     path = tmp_path / "run"

@@ -11,9 +11,10 @@ import pyrox_ppl as px
 
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
+SOME = ("mlp-NonCentered", "plate-hierarchical", "learned-hierarchical", "walk-normal")
 
 
-@over()
+@over(often=SOME)
 def test_what_judges_held_out_data(own):
     x = own.crossing.new_x
     tree, f = own.tree_on_new, own.f(x).astype(np.float64)
@@ -32,7 +33,7 @@ def test_what_judges_held_out_data(own):
     np.testing.assert_allclose(f.mean(0) - lower, residuals[rank - 1], **CLOSE)
 
 
-@over()
+@over(often=SOME)
 def test_doubt_is_the_variance_of_the_function(own):
     x = own.crossing.new_x
     tree, doubt = own.tree_on_new, own.f(x).astype(np.float64).var(0)

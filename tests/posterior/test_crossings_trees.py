@@ -33,9 +33,7 @@ def test_the_tree_of_draws(own):
         np.testing.assert_array_equal(own.tree.posterior[name], own.by_chain[name])
 
 
-@over(
-    often=("plate-normal", "plate-hierarchical", "convolution-normal", "mlp-horseshoe")
-)
+@over(often=("mlp-NonCentered", "plate-hierarchical", "convolution-normal"))
 def test_the_axes_of_parameters_are_named(own):
     for path in own.crossing.kind.fan_in.keys() - set(own.crossing.kind.learned):
         decentred = f"net.{path}_decentered" in own.crossing.latent()
@@ -53,7 +51,9 @@ def test_the_axes_of_parameters_are_named(own):
             assert dims[-2:] == (f"{module}.out", f"{module}.in")
 
 
-@over()
+@over(
+    often=("plate-hierarchical", "learned-hierarchical", "state-normal", "walk-normal")
+)
 def test_draws_on_other_data(own):
     new_x, moved = own.crossing.new_x, own.crossing.x + np.float32(0.25)
     for tree, x in ((own.tree_on_new, new_x), (own.tree_of(moved), moved)):
@@ -67,8 +67,8 @@ def test_draws_on_other_data(own):
 
 @over(
     often=(
-        *("mlp-horseshoe", "plate-normal", "learned-normal", "ties-normal"),
-        *("state-normal", "gru-normal", "walk-normal", "convolution-normal"),
+        *("plate-hierarchical", "ties-normal", "learned-hierarchical"),
+        *("state-normal", "gru-hierarchical", "convolution-normal"),
     )
 )
 def test_predictions_and_prior(own):
@@ -120,7 +120,7 @@ def test_the_tree_of_a_fit(own):
     )
 
 
-@over(often=FITS)
+@over(often=("learned-normal", "state-normal"))
 def test_a_fit_on_other_data(own):
     x, params = own.crossing.new_x, own.fit.params
     tree = px.to_datatree(

@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC, NUTS
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledMCMC
 
 GROUPS = [
     "posterior",
@@ -44,9 +45,9 @@ def model(h, z, power=1.0, y=None, counts=None):
         numpyro.sample("counts", dist.Poisson(rate), obs=counts)
 
 
-def make_mcmc(kernel, extra_fields, num_chains):
-    mcmc = MCMC(
-        kernel,
+def make_mcmc(make, extra_fields, num_chains):
+    mcmc = make(
+        NUTS(model),
         num_warmup=30,
         num_samples=20,
         num_chains=num_chains,
@@ -59,7 +60,7 @@ def make_mcmc(kernel, extra_fields, num_chains):
 
 @pytest.fixture(scope="module")
 def mcmc():
-    return make_mcmc(NUTS(model), ("potential_energy", "num_steps", "energy"), 2)
+    return make_mcmc(MCMC, ("potential_energy", "num_steps", "energy"), 2)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_lp_is_the_log_density_by_hand_with_its_sign(tree, mcmc):
 
 
 def test_lp_is_computed_where_it_was_not_collected(tree):
-    plain = make_mcmc(NUTS(model), (), 2)
+    plain = make_mcmc(CompiledMCMC, (), 2)
     ours = px.to_datatree(plain, H, Z, y=Y, counts=COUNTS)
     assert set(ours.sample_stats.data_vars) == {"lp", "diverging"}
     np.testing.assert_allclose(

@@ -7,11 +7,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
+from numpyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 from numpyro.infer import autoguide as auto
 from scipy import stats
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledSVI
 
 KEY = jax.random.key(0)
 GUIDE_KEY = jax.random.split(KEY)[1]
@@ -33,7 +34,7 @@ def listed(model):
 
 
 def fit(guide, steps=60):
-    svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    svi = CompiledSVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
     return svi.run(KEY, steps, Y, progress_bar=False)
 
 
@@ -61,7 +62,7 @@ def test_the_spread_of_a_laplace_approximation_is_that_by_hand():
             numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
 
     guide = auto.AutoLaplaceApproximation(normal)
-    svi = SVI(normal, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    svi = CompiledSVI(normal, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
     found = svi.run(KEY, 400, Y, progress_bar=False)
     draws = px.to_datatree(found, Y, guide=guide, num_samples=4000).posterior["a"]
     assert float(draws.mean()) == pytest.approx(4.0 / 4, abs=0.03)
@@ -111,6 +112,11 @@ def test_a_guide_has_the_rows_of_its_model():
     assert tree.log_likelihood["y"].shape == (1, 3, 6)
 
 
+@pytest.fixture(scope="module")
+def of_normal():
+    return fit(auto.AutoNormal(model), 5)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -119,10 +125,9 @@ def test_a_guide_has_the_rows_of_its_model():
         auto.AutoDelta,
     ],
 )
-def test_another_guide_than_the_trained_one_is_refused(other):
-    found = fit(auto.AutoNormal(model), 5)
+def test_another_guide_than_the_trained_one_is_refused(of_normal, other):
     with pytest.raises(ValueError, match=r"of the guide have no trained|neither this"):
-        px.to_datatree(found, Y, guide=other(model), num_samples=3)
+        px.to_datatree(of_normal, Y, guide=other(model), num_samples=3)
 
 
 def test_a_parameter_of_a_guide_that_has_no_value_is_refused():
@@ -138,12 +143,19 @@ def test_a_parameter_of_a_guide_that_has_no_value_is_refused():
         px.to_datatree({"loc": jnp.array(5.0)}, Y[0], guide=guide, model=of_one)
 
 
-def test_a_new_guide_with_the_trained_values_draws_what_the_trained_one_does():
-    guide = auto.AutoMultivariateNormal(model)
+@pytest.mark.parametrize(
+    "make",
+    [
+        auto.AutoNormal,
+        pytest.param(auto.AutoMultivariateNormal, marks=pytest.mark.slow),
+    ],
+)
+def test_a_new_guide_with_the_trained_values_draws_what_the_trained_one_does(make):
+    guide = make(model)
     params = fit(guide, 5).params
     trees = [
         px.to_datatree(params, Y, guide=of, num_samples=4)
-        for of in (guide, auto.AutoMultivariateNormal(model))
+        for of in (guide, make(model))
     ]
     np.testing.assert_array_equal(trees[0].posterior["a"], trees[1].posterior["a"])
 
@@ -160,7 +172,7 @@ def test_a_model_that_hides_its_discrete_latent_is_asked_for():
 
     blocked = handlers.block(mixture, hide=["z"])
     guide = auto.AutoNormal(blocked)
-    svi = SVI(mixture, guide, numpyro.optim.Adam(0.05), TraceEnum_ELBO())
+    svi = CompiledSVI(mixture, guide, numpyro.optim.Adam(0.05), TraceEnum_ELBO())
     found = svi.run(KEY, 3, Y, progress_bar=False)
     with pytest.raises(ValueError, match=r"hides the latent sites \['z'\]"):
         px.to_datatree(found, Y, guide=guide)

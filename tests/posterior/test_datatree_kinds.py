@@ -8,12 +8,13 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.contrib.control_flow import scan
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, autoguide
+from numpyro.infer import MCMC, NUTS, Predictive, Trace_ELBO, autoguide
 from numpyro.primitives import mutable
 from scipy import stats
 from scipy.special import logsumexp
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledMCMC, CompiledSVI
 from pyrox_ppl.posterior._functions import function_statistics
 from pyrox_ppl.prediction._model_call import ModelCall
 
@@ -132,10 +133,16 @@ def line(x, y=None):
     numpyro.sample("y", dist.Normal(f, 1.0).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("number", [5, 3, 0])
-def test_deterministic_sites_are_those_of_the_data_that_are_given(number):
+@pytest.fixture(scope="module")
+def run_of_line():
     mcmc = MCMC(NUTS(line), num_warmup=5, num_samples=6, progress_bar=False)
     mcmc.run(KEY, X, X)
+    return mcmc
+
+
+@pytest.mark.parametrize("number", [5, 3, 0])
+def test_deterministic_sites_are_those_of_the_data_that_are_given(run_of_line, number):
+    mcmc = run_of_line
     x = jnp.full(number, 7.0)
     trained = px.to_datatree(mcmc, X, y=X, predictions=(x,))
     for source in (mcmc.get_samples(), mcmc, trained):
@@ -177,7 +184,7 @@ def smooth(y=None):
 
 def test_a_scan_with_latents_has_every_group():
     y = jnp.arange(4.0)
-    mcmc = MCMC(NUTS(smooth), num_warmup=5, num_samples=6, progress_bar=False)
+    mcmc = CompiledMCMC(NUTS(smooth), num_warmup=5, num_samples=6, progress_bar=False)
     mcmc.run(KEY, y, extra_fields=("potential_energy",))
     tree = px.to_datatree(mcmc, y, rng_key=KEY)
     draws = mcmc.get_samples()
@@ -223,7 +230,7 @@ def normed(net):
 def test_the_state_of_an_svi_run_reaches_every_group_and_predict():
     x = 10.0 + 3.0 * X
     guide = autoguide.AutoNormal(normed(NET))
-    svi = SVI(normed(NET), guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+    svi = CompiledSVI(normed(NET), guide, numpyro.optim.Adam(0.1), Trace_ELBO())
     fit = svi.run(KEY, 300, x, X, progress_bar=False)
     model = normed(eqx.nn.inference_mode(NET))
     everything = {**fit.params, **fit.state.mutable_state}
@@ -267,10 +274,8 @@ def test_a_network_kept_as_a_param_of_arrays_predicts_from_its_tree():
         px.predict(model, draws, X, params={"net.w.0": jnp.ones(3)})
 
 
-def test_a_tree_without_the_models_arguments_says_what_to_give():
-    mcmc = MCMC(NUTS(line), num_warmup=2, num_samples=2, progress_bar=False)
-    mcmc.run(KEY, X, X)
+def test_a_tree_without_the_models_arguments_says_what_to_give(run_of_line):
     with pytest.raises(ValueError, match=r"argument: 'x'.*arguments of mcmc\.run"):
-        px.to_datatree(mcmc)
+        px.to_datatree(run_of_line)
     with pytest.raises(ValueError, match="cannot be called"):
-        px.to_datatree(mcmc, X, X, predictions={"z": X})
+        px.to_datatree(run_of_line, X, X, predictions={"z": X})

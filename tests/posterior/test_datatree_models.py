@@ -10,6 +10,7 @@ from models import make_film
 from numpyro.infer import HMC, MCMC, NUTS, BarkerMH, DiscreteHMCGibbs
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledMCMC
 
 Y = np.tanh(np.linspace(-1.0, 1.0, 15)).reshape(5, 3).astype(np.float32)
 Z = np.array([0.5, 1.0], np.float32)
@@ -17,14 +18,14 @@ FILM = make_film()
 MARK = {"enumerate": "parallel"}
 
 
-def run_kernel(kernel, *args, extra_fields=(), **kwargs):
-    mcmc = MCMC(kernel, num_warmup=3, num_samples=3, progress_bar=False)
+def run_kernel(kernel, *args, make=MCMC, extra_fields=(), **kwargs):
+    mcmc = make(kernel, num_warmup=3, num_samples=3, progress_bar=False)
     mcmc.run(jax.random.key(0), *args, extra_fields=extra_fields, **kwargs)
     return mcmc
 
 
 def run(model, *args, **kwargs):
-    return run_kernel(NUTS(model), *args, **kwargs)
+    return run_kernel(NUTS(model), *args, make=CompiledMCMC, **kwargs)
 
 
 def test_constants_in_containers_and_numbers_are_named_by_their_path():
@@ -60,7 +61,8 @@ def test_a_module_among_the_arguments_is_no_data():
         numpyro.sample("y", dist.Normal(mean, 0.3).to_event(2), obs=y)
 
     kernel = NUTS(lambda y: of_module(FILM, y))
-    assert "constant_data" not in px.to_datatree(run_kernel(kernel, y=Y), y=Y).children
+    mcmc = run_kernel(kernel, y=Y, make=CompiledMCMC)
+    assert "constant_data" not in px.to_datatree(mcmc, y=Y).children
 
 
 def line(x, y=None):

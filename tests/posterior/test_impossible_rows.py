@@ -23,9 +23,14 @@ def unbounded(y=None):
         numpyro.sample("y", dist.Normal(0.0, width), obs=y)
 
 
-def test_they_are_counted_in_a_comparison():
+@pytest.fixture(scope="module")
+def tree():
+    return px.to_datatree(WIDTH, y=Y, model=bounded)
+
+
+def test_they_are_counted_in_a_comparison(tree):
     trees = {
-        "bounded": px.to_datatree(WIDTH, y=Y, model=bounded),
+        "bounded": tree,
         "unbounded": px.to_datatree(WIDTH, y=Y, model=unbounded),
     }
     comparison = px.compare(trees)
@@ -35,9 +40,8 @@ def test_they_are_counted_in_a_comparison():
 
 
 @pytest.mark.parametrize("rows", [slice(5), slice(2, 3)])
-def test_calibration_says_why_there_is_no_number(rows):
-    tree = px.to_datatree(WIDTH, y=Y, model=bounded).isel(row=rows)
-    found = px.calibration(tree)
+def test_calibration_says_why_there_is_no_number(tree, rows):
+    found = px.calibration(tree.isel(row=rows))
     assert found.elpd == -np.inf
     assert "ELPD -inf nats" in str(found)
     assert "support" in str(found)

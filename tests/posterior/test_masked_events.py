@@ -1,5 +1,7 @@
 """Masks inside an event: what is hidden is in no group, and no score counts it."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -36,12 +38,17 @@ def twice(y=None):
         numpyro.sample("y", fn, obs=y)
 
 
+@functools.cache
+def tree_of(model):
+    return px.to_datatree(DRAWS, y=jnp.asarray(Y), model=model)
+
+
 @pytest.mark.parametrize(
     ("model", "seen"),
     [(on_a_plate, MASK), (whole, MASK), (twice, MASK & ROW[:, None])],
 )
 def test_hidden_elements_of_an_event_are_left_out(model, seen):
-    tree = px.to_datatree(DRAWS, y=jnp.asarray(Y), model=model)
+    tree = tree_of(model)
     np.testing.assert_array_equal(tree.observed_data["y"], Y[seen])
     assert tree.posterior_predictive["y"].shape == (1, 60, seen.sum())
     places = [v for n, v in tree.observed_data.coords.items() if n.startswith("y_")]
@@ -56,11 +63,11 @@ def test_hidden_elements_of_an_event_are_left_out(model, seen):
 
 def test_the_density_stays_that_of_the_events():
     density = stats.norm.logpdf(0.3, np.asarray(DRAWS["a"])[:, None], 0.5)
-    tree = px.to_datatree(DRAWS, y=jnp.asarray(Y), model=on_a_plate)
+    tree = tree_of(on_a_plate)
     assert tree.log_likelihood["y"].dims == ("chain", "draw", "row")
     by_hand = density * MASK.sum(1)
     np.testing.assert_allclose(tree.log_likelihood["y"][0], by_hand, rtol=1e-5)
-    tree = px.to_datatree(DRAWS, y=jnp.asarray(Y), model=twice)
+    tree = tree_of(twice)
     by_hand = density * MASK.sum(1)[ROW]
     np.testing.assert_allclose(tree.log_likelihood["y"][0], by_hand, rtol=1e-5)
 

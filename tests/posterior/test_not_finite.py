@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
@@ -205,7 +205,8 @@ def test_few_weights_are_not_judged():
         numpyro.sample("y", dist.Normal(mean, 1.0).expand([6]).to_event(1), obs=y)
 
     guide = AutoNormal(model)
-    svi = SVI(model, guide, numpyro.optim.Adam(0.05), Trace_ELBO())
+    optim = numpyro.optim.Adam(0.05)
+    svi = px.infer.CompiledSVI(model, guide, optim, Trace_ELBO())
     fit = svi.run(jax.random.key(0), 60, y=jnp.ones(6), progress_bar=False)
     for number, known in ((16, False), (40, True)):
         tree = px.to_datatree(fit, y=jnp.ones(6), guide=guide, num_samples=number)

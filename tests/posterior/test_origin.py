@@ -7,11 +7,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from numpyro.infer import MCMC, NUTS, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledMCMC, CompiledSVI
 
 KEY = jax.random.key(0)
 LINEAR = eqx.nn.Linear(1, 1, use_bias=False, key=KEY)
@@ -63,10 +64,10 @@ def model(x, y=None):
 
 def test_held_out_data_do_not_change_what_the_draws_are():
     guide = AutoNormal(model)
-    svi = SVI(model, guide, Adam(0.1), Trace_ELBO())
+    svi = CompiledSVI(model, guide, Adam(0.1), Trace_ELBO())
     fit = svi.run(KEY, 30, X, X[:, 0], progress_bar=False)
     tree = px.to_datatree(fit, X, X[:, 0], guide=guide, num_samples=20)
-    mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=20, progress_bar=False)
+    mcmc = CompiledMCMC(NUTS(model), num_warmup=5, num_samples=20, progress_bar=False)
     mcmc.run(KEY, X, X[:, 0])
     for source, inference in (
         (tree, "SVI"),

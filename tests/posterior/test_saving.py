@@ -30,32 +30,62 @@ def tree_of(module, name):
     return px.to_datatree(draws, rng_key=KEY)
 
 
-PREDICT = """
-import sys, numpy as np, jax.numpy as jnp, pyrox_ppl as px
-saved = px.load(sys.argv[1])
+FIELD = make_field(depth=3)
+# One process does all, as its start takes seconds: it predicts from two files, loads a
+# class that is not there, and dies while it saves.
+ELSEWHERE = """
+import os, sys, numpy as np, jax.numpy as jnp, pyrox_ppl as px
+from pyrox_ppl.posterior import _saving as saving
+*paths, zoo, killed = sys.argv[1:]
 x, z = jnp.linspace(-1.0, 1.0, 10).reshape(5, 2), jnp.array([0.5, 1.0])
-fit = px.predict(saved.module, saved.posterior, x, z, name=saved.name)
-np.savez(sys.argv[2], mean=fit.mean, std=fit.std, median=fit.quantiles[0.5])
+for path in paths:
+    saved = px.load(path)
+    fit = px.predict(saved.module, saved.posterior, x, z, name=saved.name)
+    np.savez(path + ".npz", mean=fit.mean, std=fit.std, median=fit.quantiles[0.5])
+try:
+    px.load(zoo)
+except ValueError as error:
+    print(error, flush=True)
+write = saving.write_tree
+saving.write_tree = lambda tree, path: (write(tree, path), os.kill(os.getpid(), 9))
+px.save(killed, px.to_datatree({"a": jnp.zeros(3)}))
 """
 
 
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """What another process did with the files of this one."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    tree, one = tree_of(FIELD, "left.field"), px.to_datatree({"a": jnp.ones(3)})
+    paths = [folder / f"fit{suffix}" for suffix in SUFFIXES]
+    for number, path in enumerate(paths, 1):
+        px.save(path, tree, FIELD, name="left.field")
+        assert len(list(folder.iterdir())) == number
+    px.save(folder / "zoo.nc", one, make_zoo(identity))
+    px.save(folder / "killed.nc", one)
+    command = [sys.executable, "-W", "error", "-c", ELSEWHERE, *paths]
+    done = subprocess.run(
+        [*command, folder / "zoo.nc", folder / "killed.nc"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return folder, tree, done
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_another_process_predicts_the_same_bits(tmp_path, suffix):
-    field = make_field(depth=3)
-    tree = tree_of(field, "left.field")
-    path = tmp_path / f"fit{suffix}"
-    px.save(path, tree, field, name="left.field")
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    command = [sys.executable, "-W", "error", "-c", PREDICT, path, tmp_path / "out.npz"]
-    subprocess.run(command, check=True)
-    ours = px.predict(field, tree, X, Z, name="left.field")
-    with np.load(tmp_path / "out.npz") as theirs:
+def test_another_process_predicts_the_same_bits(elsewhere, suffix):
+    folder, tree, done = elsewhere
+    path = folder / f"fit{suffix}"
+    ours = px.predict(FIELD, tree, X, Z, name="left.field")
+    assert (folder / f"{path.name}.npz").is_file(), done.stderr
+    with np.load(folder / f"{path.name}.npz") as theirs:
         assert np.array_equal(theirs["mean"], ours.mean)
         assert np.array_equal(theirs["std"], ours.std)
         assert np.array_equal(theirs["median"], ours.quantiles[0.5])
     saved = px.load(path)
     assert saved.posterior.identical(tree)
-    assert eqx.tree_equal(saved.module, field)
+    assert eqx.tree_equal(saved.module, FIELD)
     assert saved.posterior.attrs["rng_key"] == "[0, 0]"
 
 
@@ -133,21 +163,12 @@ def test_an_interrupted_save_leaves_the_file_before(tmp_path, monkeypatch, suffi
     assert list(tmp_path.iterdir()) == [path]
 
 
-KILLED = """
-import os, sys, jax.numpy as jnp, pyrox_ppl as px
-from pyrox_ppl.posterior import _saving as saving
-write = saving.write_tree
-saving.write_tree = lambda tree, path: (write(tree, path), os.kill(os.getpid(), 9))
-px.save(sys.argv[1], px.to_datatree({"a": jnp.zeros(3)}))
-"""
-
-
-def test_a_killed_save_leaves_the_file_before(tmp_path):
-    path = tmp_path / "fit.nc"
-    px.save(path, px.to_datatree({"a": jnp.ones(3)}))
-    done = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
-    assert done.returncode == -9
-    assert px.load(path).posterior["posterior"]["a"].values.tolist() == [[1.0] * 3]
+def test_a_killed_save_leaves_the_file_before(elsewhere):
+    folder, _, done = elsewhere
+    assert done.returncode == -9, done.stderr
+    assert px.load(folder / "killed.nc").posterior["posterior"][
+        "a"
+    ].values.tolist() == [[1.0] * 3]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -180,11 +201,5 @@ def test_foreign_and_missing_files_are_refused(tmp_path):
         px.save(tmp_path / "fit.pkl", px.to_datatree({"a": jnp.ones(3)}))
 
 
-def test_a_class_that_is_not_there_is_named(tmp_path):
-    path = tmp_path / "zoo.nc"
-    px.save(path, px.to_datatree({"a": jnp.ones(3)}), make_zoo(identity))
-    code = "import sys, pyrox_ppl as px; px.load(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
-    )
-    assert "and there is none" in done.stderr
+def test_a_class_that_is_not_there_is_named(elsewhere):
+    assert "and there is none" in elsewhere[2].stdout

@@ -1,5 +1,7 @@
 """Selection by uncertainty: its order by hand, masks, and what it refuses."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -26,13 +28,23 @@ def classes(x, y=None):
         numpyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
 
 
+@functools.cache
+def tree_of_numbers():
+    return px.to_datatree(SLOPES, X, y=np.zeros(4, np.float32), model=numbers)
+
+
+@functools.cache
+def tree_of_classes():
+    return px.to_datatree(SLOPES, X, y=np.zeros(4, int), model=classes)
+
+
 def test_numbers_are_ordered_by_the_variance_of_their_mean():
-    tree = px.to_datatree(SLOPES, X, y=np.zeros(4, np.float32), model=numbers)
+    tree = tree_of_numbers()
     assert px.most_uncertain(tree, 4).tolist() == [1, 2, 3, 0]
 
 
 def test_classes_are_ordered_by_mutual_information():
-    tree = px.to_datatree(SLOPES, X, y=np.zeros(4, int), model=classes)
+    tree = tree_of_classes()
     p = 1 / (1 + np.exp(-SLOPES["slope"][:, None] * X))
     information = px.scores.mutual_information(np.stack([1 - p, p], -1))
     assert px.most_uncertain(tree, 3).tolist() == (-information).argsort()[:3].tolist()
@@ -70,7 +82,7 @@ def test_a_row_of_several_values_counts_by_their_sum(hidden):
 
 
 def test_predictions_of_rows_without_labels_are_taken():
-    tree = px.to_datatree(SLOPES, X, y=np.zeros(4, int), model=classes)
+    tree = tree_of_classes()
     group = tree["uncertainty"]
     parts = (group[f"y_{part}"].values for part in Uncertainty._fields)
     prediction = Prediction(X, X, {}, Uncertainty(*parts))
@@ -116,13 +128,13 @@ def test_a_latent_is_not_taken_for_the_outcome():
 @pytest.mark.wrong_types
 @pytest.mark.parametrize("number", [0, 2.0, True, None])
 def test_the_number_of_rows_is_a_whole_number(number):
-    tree = px.to_datatree(SLOPES, X, y=np.zeros(4, int), model=classes)
+    tree = tree_of_classes()
     with pytest.raises(ValueError, match="number must be a whole number from 1"):
         px.most_uncertain(tree, number)
 
 
 def test_what_has_no_meaning_is_refused():
-    tree = px.to_datatree(SLOPES, X, y=np.zeros(4, np.float32), model=numbers)
+    tree = tree_of_numbers()
     with pytest.raises(ValueError, match="'y' is continuous, and only predictions of"):
         px.accuracy_rejection_curve(tree)
 

@@ -51,7 +51,7 @@ def test_a_tree_has_the_values_that_were_substituted(cls, kernel, tmp_path):
 
 
 def test_what_was_never_trained_is_there_as_it_was_held():
-    tree = px.to_datatree(run(MCMC, NUTS(model)), X, y=5.0 * X[:, 0])
+    tree = px.to_datatree(run(CompiledMCMC, NUTS(model)), X, y=5.0 * X[:, 0])
     np.testing.assert_array_equal(tree.params["n.weight"], LINE.weight)
 
 

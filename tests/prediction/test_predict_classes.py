@@ -51,7 +51,13 @@ def test_classes_are_summarised_by_their_probabilities(batch_size):
             assert ours[name].uncertainty is None  # only on demand
 
 
-def test_renumbering_the_classes_changes_their_order_alone():
+@pytest.fixture(scope="module")
+def split():
+    """All sites with their uncertainty in parts."""
+    return px.predict(model, {"w": WEIGHTS}, X, uncertainty=True)
+
+
+def test_renumbering_the_classes_changes_their_order_alone(split):
     order = np.array([2, 0, 1])
 
     def renumbered(x):
@@ -60,7 +66,7 @@ def test_renumbering_the_classes_changes_their_order_alone():
         with numpyro.plate("row", x.shape[0]):
             numpyro.sample("kind", dist.Categorical(logits=logits))
 
-    one = px.predict(model, {"w": WEIGHTS}, X, uncertainty=True)["kind"]
+    one = split["kind"]
     other = px.predict(renumbered, {"w": WEIGHTS}, X, uncertainty=True)["kind"]
     np.testing.assert_allclose(one.mean[:, order], other.mean, rtol=1e-5)
     np.testing.assert_allclose(one.std[:, order], other.std, atol=1e-6)
@@ -69,29 +75,31 @@ def test_renumbering_the_classes_changes_their_order_alone():
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_the_parts_of_uncertainty(batch_size):
+def test_the_parts_of_uncertainty(split, batch_size):
     kind, rain = by_hand(WEIGHTS)
-    draws = {"w": WEIGHTS}
-    ours = px.predict(model, draws, X, uncertainty=True, batch_size=batch_size)
+    options = {"uncertainty": True, "batch_size": batch_size}
+    ours = (
+        split if batch_size is None else px.predict(model, {"w": WEIGHTS}, X, **options)
+    )
     for name, p in (("kind", kind), ("rain", np.stack([1 - rain, rain], -1))):
-        split = ours[name].uncertainty
+        parts = ours[name].uncertainty
         total, noise = stats.entropy(p.mean(0), axis=-1), stats.entropy(p, axis=-1)
-        np.testing.assert_allclose(split.total, total, rtol=1e-5)
-        np.testing.assert_allclose(split.aleatoric, noise.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(split.epistemic, total - noise.mean(0), atol=1e-6)
-    split = ours["height"].uncertainty
+        np.testing.assert_allclose(parts.total, total, rtol=1e-5)
+        np.testing.assert_allclose(parts.aleatoric, noise.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(parts.epistemic, total - noise.mean(0), atol=1e-6)
+    parts = ours["height"].uncertainty
     f = np.outer(WEIGHTS[:, 0], X)
-    np.testing.assert_allclose(split.aleatoric, 4.0)
-    np.testing.assert_allclose(split.epistemic, f.var(0), rtol=1e-5)
-    np.testing.assert_allclose(split.total, 4.0 + f.var(0), rtol=1e-5)
+    np.testing.assert_allclose(parts.aleatoric, 4.0)
+    np.testing.assert_allclose(parts.epistemic, f.var(0), rtol=1e-5)
+    np.testing.assert_allclose(parts.total, 4.0 + f.var(0), rtol=1e-5)
     assert ours["f"].uncertainty is None
     assert ours["pair"].uncertainty is None
 
 
-def test_of_a_tree_and_of_chains_it_is_the_same():
+def test_of_a_tree_and_of_chains_it_is_the_same(split):
     tree = px.to_datatree({"w": WEIGHTS.reshape(4, 10, 3)}, batch_ndims=2)
     one = px.predict(model, tree, X, uncertainty=True)["kind"]
-    other = px.predict(model, {"w": WEIGHTS}, X, uncertainty=True)["kind"]
+    other = split["kind"]
     np.testing.assert_array_equal(one.mean, other.mean)
     np.testing.assert_array_equal(one.uncertainty, other.uncertainty)
 

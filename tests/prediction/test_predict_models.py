@@ -9,7 +9,7 @@ import pytest
 from models import make_mlp
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import Predictive, Trace_ELBO
 from numpyro.infer.reparam import LocScaleReparam
 
 import pyrox_ppl as px
@@ -185,9 +185,9 @@ def learned(x, y=None):
 
 
 def test_a_model_that_is_only_learned_is_one_draw():
-    fit = SVI(learned, lambda x, y: None, numpyro.optim.Adam(0.1), Trace_ELBO()).run(
-        KEY, 200, X, 3.0 * X, progress_bar=False
-    )
+    optim = numpyro.optim.Adam(0.1)
+    svi = px.infer.CompiledSVI(learned, lambda x, y: None, optim, Trace_ELBO())
+    fit = svi.run(KEY, 200, X, 3.0 * X, progress_bar=False)
     theirs = Predictive(learned, {}, params=fit.params, num_samples=1)(KEY, X)["y"][0]
     ours = px.predict(learned, {}, X, params=fit.params, rng_key=KEY)["y"]
     np.testing.assert_allclose(ours.mean, theirs, atol=1e-6)

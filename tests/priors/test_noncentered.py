@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from models import OBSERVED, ROWS, H, Z, make_film, sites
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer import MCMC, NUTS, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 import pyrox_ppl as px
@@ -92,7 +92,8 @@ def test_the_shape_parameters_of_a_family_stay():
 
 def test_nuts_keeps_the_weight_under_its_name_and_predictive_makes_it_again():
     kernel = NUTS(regression, max_tree_depth=2)
-    mcmc = MCMC(kernel, num_warmup=2, num_samples=4, progress_bar=False)
+    settings = {"num_warmup": 2, "num_samples": 4, "progress_bar": False}
+    mcmc = px.infer.CompiledMCMC(kernel, **settings)
     mcmc.run(jax.random.key(0), ROWS, OBSERVED)
     draws = mcmc.get_samples()
     expected = draws[f"{W}.scale"] / 2**0.5
@@ -110,7 +111,9 @@ def test_nuts_keeps_the_weight_under_its_name_and_predictive_makes_it_again():
 @pytest.mark.rank_promotion
 def test_svi_holds_the_standard_form():
     guide = AutoNormal(regression)
-    svi = SVI(regression, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+    svi = px.infer.CompiledSVI(
+        regression, guide, numpyro.optim.Adam(0.01), Trace_ELBO()
+    )
     fit = svi.run(jax.random.key(0), 3, ROWS, OBSERVED, progress_bar=False)
     assert f"{W}_decentered_auto_loc" in fit.params
     assert f"{W}_auto_loc" not in fit.params

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from models import run, sites
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import NUTS
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density
 
@@ -176,7 +176,8 @@ def test_nuts_under_jit_and_the_model_under_jit():
     seeded = lambda s: handlers.seed(regression, 0)(s)  # noqa: E731 - one line each
     np.testing.assert_allclose(jax.jit(seeded)(2.0), 2.0 * seeded(1.0), rtol=1e-5)
     kernel = NUTS(regression, max_tree_depth=3)
-    mcmc = MCMC(kernel, num_warmup=3, num_samples=3, progress_bar=False)
+    settings = {"num_warmup": 3, "num_samples": 3, "progress_bar": False}
+    mcmc = px.infer.CompiledMCMC(kernel, **settings)
     mcmc.run(jax.random.key(0), 2.0, y=jnp.ones(2))
     draws = mcmc.get_samples()
     np.testing.assert_allclose(draws[W], 2**0.5 * draws[NOISE], rtol=1e-5)

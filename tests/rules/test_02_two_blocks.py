@@ -22,7 +22,8 @@ FILMS = [FiLM.init(3, 2, key=jax.random.key(i)) for i in (0, 1)]
 
 def fit(model, guide, steps=3):
     svi = SVI(model, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
-    return svi.run(jax.random.key(0), steps, progress_bar=False)
+    run = lambda key: svi.run(key, steps, progress_bar=False)  # noqa: E731 - jitted
+    return jax.jit(run)(jax.random.key(0))  # one program instead of hundreds
 
 
 def read(first, second, one=px.learn, two=px.learn):

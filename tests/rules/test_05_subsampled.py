@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.handlers import block, scale, seed, substitute, trace
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 from numpyro.infer.util import log_density
 
@@ -112,13 +112,17 @@ def test_the_density_is_that_of_the_model_by_hand(kind, factor, order):
 
 @pytest.mark.parametrize(
     ("guide", "kind"),
-    [(AutoNormal, "centred"), (AutoNormal, "non-centred"), (AutoDelta, "centred")],
+    [
+        pytest.param(AutoNormal, "centred", marks=pytest.mark.slow),
+        (AutoNormal, "non-centred"),
+        (AutoDelta, "centred"),
+    ],
 )
 def test_autoguides_have_the_loss_of_the_model_by_hand(guide, kind):
     losses, params = [], []
     for model in (by_hand(kind, 5.0), bound(kind, 5.0, ORDERS[1])):
         own = guide(model, create_plates=plate)
-        svi = SVI(model, own, numpyro.optim.Adam(0.01), Trace_ELBO())
+        svi = px.infer.CompiledSVI(model, own, numpyro.optim.Adam(0.01), Trace_ELBO())
         fit = svi.run(jax.random.key(0), 5, progress_bar=False)
         frames = own.prototype_trace
         name = SITE if kind == "centred" else f"{SITE}_decentered"

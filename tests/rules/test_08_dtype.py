@@ -58,7 +58,8 @@ def test_nuts_samples_a_bfloat16_module_in_float32():
         numpyro.sample("y", dist.Normal(y.astype(jnp.float32), 1.0), obs=jnp.ones(3))
 
     kernel = numpyro.infer.NUTS(model)
-    mcmc = numpyro.infer.MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
+    settings = {"num_warmup": 5, "num_samples": 5, "progress_bar": False}
+    mcmc = px.infer.CompiledMCMC(kernel, **settings)
     mcmc.run(jax.random.key(0))
     for draws in mcmc.get_samples().values():
         assert draws.dtype == jnp.float32

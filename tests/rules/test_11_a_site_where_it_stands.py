@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from models import H, Z, film_laws, make_film, run, sites
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from numpyro.infer import NUTS, Predictive, Trace_ELBO
 from numpyro.infer.reparam import LocScaleReparam
 from numpyro.infer.util import log_density
 
@@ -254,12 +254,14 @@ def test_inference_sees_what_stands_inside():
 
     y = x @ WEIGHT[0] + 7.0
     kernel = NUTS(model, max_tree_depth=3)
-    mcmc = MCMC(kernel, num_warmup=3, num_samples=3, progress_bar=False)
+    settings = {"num_warmup": 3, "num_samples": 3, "progress_bar": False}
+    mcmc = px.infer.CompiledMCMC(kernel, **settings)
     mcmc.run(jax.random.key(0), y)
     assert list(mcmc.get_samples()) == [W]
     drawn = Predictive(model, num_samples=3)(jax.random.key(0))
     np.testing.assert_array_equal(drawn[B], np.full((3, 1), 7.0))
-    svi = SVI(learned, lambda y=None: None, numpyro.optim.Adam(0.1), Trace_ELBO())
+    optim = numpyro.optim.Adam(0.1)
+    svi = px.infer.CompiledSVI(learned, lambda y=None: None, optim, Trace_ELBO())
     fit = svi.run(jax.random.key(0), 200, y, progress_bar=False)
     np.testing.assert_allclose(fit.params[W], WEIGHT, atol=0.05)
 
