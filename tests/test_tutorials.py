@@ -9,7 +9,7 @@ import pytest
 
 # Even their small settings take more than half a minute.
 LONG = (
-    *("co2", "conditioning", "diagnosing", "digits", "groups"),
+    *("co2", "conditioning", "diagnosing", "digits", "digits_as_fields", "groups"),
     *("one_module_five_meanings", "spacetime", "which_posterior"),
 )
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
