@@ -233,8 +233,7 @@ class AmortizedGuide:
         Raises:
             ValueError: If the guide has not run yet.
         """
-        # Arguments of the program: XLA evaluates the encoder on constants while it
-        # compiles, and takes longer for that than the program does.
+        # Arguments of the program: XLA slowly evaluates constants while it compiles.
         arrays, static = eqx.partition(params, eqx.is_array)
 
         def draw(key: jax.Array, arrays: Any) -> Draws:
