@@ -9,8 +9,9 @@ import pytest
 
 # Even their small settings take more than half a minute.
 LONG = (
-    *("co2", "conditioning", "diagnosing", "digits", "groups"),
-    *("one_module_five_meanings", "spacetime", "which_posterior"),
+    *("co2", "conditioning", "diagnosing", "digits", "digits_as_fields"),
+    *("flow_vector_field", "groups", "one_module_five_meanings"),
+    *("spacetime", "which_posterior"),
 )
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
 

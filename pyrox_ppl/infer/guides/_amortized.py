@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpyro.distributions as dist
 from jax.core import Tracer
@@ -232,17 +233,20 @@ class AmortizedGuide:
         Raises:
             ValueError: If the guide has not run yet.
         """
+        # Arguments of the program: XLA slowly evaluates constants while it compiles.
+        arrays, static = eqx.partition(params, eqx.is_array)
 
-        def draw(key: jax.Array) -> Draws:
-            with handlers.substitute(data=params), handlers.seed(rng_seed=key):
+        def draw(key: jax.Array, arrays: Any) -> Draws:
+            values = eqx.combine(arrays, static)
+            with handlers.substitute(data=values), handlers.seed(rng_seed=key):
                 return self(*args, **kwargs)
 
         self._known_plate()
         keys = jax.random.split(rng_key, sample_shape) if sample_shape else rng_key
         for _ in sample_shape:
-            draw = jax.vmap(draw)
+            draw = jax.vmap(draw, (0, None))
         # The guide runs the model only for its shapes. Under jit XLA drops that run.
-        return jax.jit(draw)(keys)
+        return jax.jit(draw)(keys, arrays)
 
     def _known_plate(self) -> PlateSummary:
         """The plate, as the first run found it."""

@@ -82,8 +82,12 @@ def marginal_law(
         scale = spread if spread.ndim == 2 else jnp.linalg.norm(spread, axis=-1)
         base = dist.Normal(loc.reshape(shape), scale.reshape(shape))
         return site.constrain(base.to_event(site.event_dim))
-    joint = dist.MultivariateNormal(loc, spread @ jnp.swapaxes(spread, -1, -2))
-    if site.shape == (site.size,) and site.event_dim == 1:
-        return site.constrain(joint)
+    covariance = spread @ jnp.swapaxes(spread, -1, -2)
+    if site.event_dim == 1 and site.shape[-1] == site.size:
+        # A single vector for each datum. It may have batch axes of size 1, which other
+        # plates leave free; without a reshape the law has a mean and a covariance.
+        covariance = covariance.reshape(*shape, site.size)
+        return site.constrain(dist.MultivariateNormal(loc.reshape(shape), covariance))
+    joint = dist.MultivariateNormal(loc, covariance)
     arrange = ReshapeTransform(site.shape, (site.size,))
     return site.constrain(dist.TransformedDistribution(joint, arrange))

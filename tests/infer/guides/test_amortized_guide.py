@@ -133,6 +133,26 @@ def test_the_posterior_of_data_is_what_the_guide_samples(fitted):
         assert (apart < 0.2 * ours.std(0)).all()
 
 
+def test_a_vector_in_an_outer_plate_has_a_mean_and_a_covariance():
+    def model(y):
+        with numpyro.plate("data", len(y), dim=-2):
+            numpyro.sample("u", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    encoder = eqx.nn.Linear(4, 5, key=KEY)
+    guide = guide_of(model, "full", encoder=encoder, context=lambda y: y)
+    laws_of(guide)
+    params = {"encoder.weight": encoder.weight, "encoder.bias": encoder.bias}
+    law = guide.posterior(params, Y)["u"]
+    raw = np.asarray(jax.vmap(encoder)(Y))
+    factor = np.zeros((6, 2, 2))
+    factor[:, 1, 0] = raw[:, 2]
+    factor[:, [0, 1], [0, 1]] = jax.nn.softplus(raw[:, 3:])
+    assert law.shape() == (6, 1, 2)
+    np.testing.assert_allclose(law.mean[:, 0], raw[:, :2], rtol=1e-6)
+    expected = factor @ factor.swapaxes(1, 2)
+    np.testing.assert_allclose(law.covariance_matrix[:, 0], expected, rtol=1e-4)
+
+
 @pytest.mark.rank_promotion
 def test_predictive_takes_data_of_another_number(fitted):
     guide, params = fitted
