@@ -12,7 +12,6 @@ from numpyro.infer import autoguide as auto
 from numpyro.optim import Adam
 
 import pyrox_ppl as px
-from pyrox_ppl.infer import CompiledMCMC, CompiledSVI
 
 KEY = jax.random.key(0)
 GUIDES = {
@@ -26,8 +25,8 @@ GUIDES = {
 DRAWS = 40
 
 
-def by_mcmc(entry, kernel, chains, make=MCMC):
-    mcmc = make(
+def by_mcmc(entry, kernel, chains):
+    mcmc = MCMC(
         kernel,
         num_warmup=50,
         num_samples=DRAWS,
@@ -39,8 +38,8 @@ def by_mcmc(entry, kernel, chains, make=MCMC):
     return px.to_datatree(mcmc, **entry.kwargs, rng_key=KEY), {}
 
 
-def by_svi(entry, guide, make=CompiledSVI):
-    svi = make(entry.model, guide, Adam(0.05), Trace_ELBO())
+def by_svi(entry, guide):
+    svi = SVI(entry.model, guide, Adam(0.05), Trace_ELBO())
     fit = svi.run(KEY, 30, **entry.kwargs, progress_bar=False)
     tree = px.to_datatree(
         fit,
@@ -63,17 +62,14 @@ def by_dictionary(entry):
 def infer(name, how):
     entry = BATTERY[name]
     match how:
-        # NumPyro's own runs compile a hundred small programs, so only some are its own.
-        case "NUTS-1":
-            return by_mcmc(entry, NUTS(entry.model), 1)
-        case "NUTS-4":
-            return by_mcmc(entry, NUTS(entry.model), 4, CompiledMCMC)
+        case "NUTS-1" | "NUTS-4":
+            return by_mcmc(entry, NUTS(entry.model), int(how[-1]))
         case "HMCECS":
             return by_mcmc(entry, HMCECS(NUTS(entry.model), num_blocks=1), 1)
         case "dictionary":
             return by_dictionary(entry)
         case "custom":
-            return by_svi(entry, entry.guide, SVI)
+            return by_svi(entry, entry.guide)
         case _:
             return by_svi(entry, GUIDES[how](entry.model))
 
