@@ -1,6 +1,7 @@
 """What every test runs under: strict ranks, checked annotations, few examples."""
 
 import gc
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +14,14 @@ import typecheck
 # file first, also for doctests, if `tests` is among the folders that it is given.
 typecheck.install()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Half of the time goes into compiling, and many a program comes twice: a run and its
+# continuation, ours and NumPyro's. A process finds its own again. JAX writes no entry
+# in one piece, so that processes must not share a folder.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile(
     "pyrox_ppl", deadline=None, derandomize=True, max_examples=25
@@ -29,6 +38,10 @@ MARKERS = {
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_unconfigure() -> None:
+    COMPILED.cleanup()
 
 
 def pytest_collection_finish() -> None:
