@@ -1,6 +1,7 @@
 """What every test runs under: strict ranks, checked annotations, few examples."""
 
 import gc
+import os
 import tempfile
 from collections.abc import Iterator
 
@@ -16,12 +17,16 @@ typecheck.install()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Half of the time goes into compiling, and many a program comes twice: a run and its
-# continuation, ours and NumPyro's. A process finds its own again. JAX writes no entry
-# in one piece, so that processes must not share a folder.
+# continuation, ours and NumPyro's. JAX finds its own programs again in a folder. Two
+# workers must not share one, as an entry that is half written is an error.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-jax.config.update("jax_compilation_cache_dir", COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+for name, value in {
+    "jax_compilation_cache_dir": COMPILED.name,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 hypothesis.settings.register_profile(
     "pyrox_ppl", deadline=None, derandomize=True, max_examples=25
