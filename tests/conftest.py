@@ -1,6 +1,8 @@
 """What every test runs under: strict ranks, checked annotations, few examples."""
 
 import gc
+import os
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +15,18 @@ import typecheck
 # file first, also for doctests, if `tests` is among the folders that it is given.
 typecheck.install()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Half of the time goes into compiling, and many a program comes twice: a run and its
+# continuation, ours and NumPyro's. JAX finds its own programs again in a folder. Two
+# workers must not share one, as an entry that is half written is an error.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+for name, value in {
+    "jax_compilation_cache_dir": COMPILED.name,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 hypothesis.settings.register_profile(
     "pyrox_ppl", deadline=None, derandomize=True, max_examples=25
@@ -29,6 +43,10 @@ MARKERS = {
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_unconfigure() -> None:
+    COMPILED.cleanup()
 
 
 def pytest_collection_finish() -> None:

@@ -131,7 +131,7 @@ def jacobians(net, values, x):
     def outputs(values):
         return jax.vmap(with_values(net, values))(x) / NOISE
 
-    found = jax.jacrev(outputs)(values)
+    found = jax.jit(jax.jacrev(outputs))(values)
     return {n: np.asarray(j).reshape(len(x), j.shape[1], -1) for n, j in found.items()}
 
 

@@ -83,7 +83,9 @@ def test_a_parameter_starts_at_the_stored_array(prior, plate):
         (dist.HalfNormal(1.0), STORED > 0),
         (dist.Gamma(2.0, 2.0), STORED > 0),
         (dist.Uniform(-0.1, 0.5), (STORED > -0.1) & (STORED < 0.5)),
-        (dist.TruncatedNormal(0.0, 1.0, low=0.0), STORED > 0),
+        pytest.param(
+            dist.TruncatedNormal(0.0, 1.0, low=0.0), STORED > 0, marks=pytest.mark.slow
+        ),
     ],
     ids=["half-normal", "gamma", "uniform", "truncated"],
 )

@@ -27,7 +27,7 @@ def keep_compiled(folder: str | Path, *, min_seconds: float = 0.5) -> Path:
         >>> from pyrox_ppl.infer import keep_compiled
         >>> before = jax.config.jax_compilation_cache_dir
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     keep_compiled(folder).is_dir()
+        ...     keep_compiled(folder, min_seconds=0.0).is_dir()
         True
         >>> jax.config.update("jax_compilation_cache_dir", before)
     """

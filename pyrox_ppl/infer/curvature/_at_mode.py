@@ -32,6 +32,8 @@ class ModelAtMode(eqx.Module):
             all.
         num_samples: How many labels are sampled for each datum of a distribution whose
             Fisher information has no closed form.
+        programs: What compiled programs belong to; they serve every mode of the same
+            model that is given the same object.
 
     Raises:
         ValueError: If `sites` names a site that the mode lacks, or none.
@@ -42,7 +44,7 @@ class ModelAtMode(eqx.Module):
     params: Values
     sites: tuple[str, ...] = eqx.field(static=True)
     num_samples: int = eqx.field(static=True)
-    _identity: object = eqx.field(static=True)
+    programs: object = eqx.field(static=True)
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class ModelAtMode(eqx.Module):
         params: Mapping[str, Any] | None = None,
         sites: tuple[str, ...] | None = None,
         num_samples: int = 1,
+        programs: object = None,
     ) -> None:
         self.model = model
         self.mode = {name: jnp.asarray(mode[name]) for name in sorted(mode)}
@@ -59,7 +62,7 @@ class ModelAtMode(eqx.Module):
         self.sites = tuple(sorted(self.mode if sites is None else sites))
         self.num_samples = num_samples
         # What the model closes over may change, so no program outlives this object.
-        self._identity = object()
+        self.programs = object() if programs is None else programs
         unknown = sorted(set(self.sites) - set(self.mode))
         if unknown or not self.sites:
             raise ValueError(
@@ -108,6 +111,7 @@ class ModelAtMode(eqx.Module):
             params=self.params,
             sites=sites,
             num_samples=self.num_samples,
+            programs=self.programs,
         )
 
     def log_likelihood(

@@ -87,38 +87,37 @@ def _start(
 
 
 def _sender(at_mode: ModelAtMode, key: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A compiled function from a result's derivative to gradients by use.
+    """A compiled function from a result's derivative to gradients by use."""
+    return lambda position, cotangent: _send_back(
+        position, cotangent, at_mode, key, args, kwargs
+    )
 
-    It is evaluated near the mode: exactly there, a readout of zeros would hide what the
-    layers before it do.
-    """
+
+@eqx.filter_jit
+def _send_back(
+    position: int,
+    cotangent: jax.Array,
+    at_mode: ModelAtMode,
+    key: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> dict[Path, jax.Array]:
+    program = make_program(at_mode, key, args, kwargs)
+    # Exactly at the mode, a readout of zeros would hide what the layers before it do.
     keys = jax.random.split(jax.random.key(3), len(at_mode.start))
     near = {
         name: value
         + 0.05 * (jnp.std(value) + 0.1) * jax.random.normal(k, value.shape, value.dtype)
         for k, (name, value) in zip(keys, at_mode.start.items(), strict=True)
     }
-
-    @eqx.filter_jit
-    def send_back(
-        position: int, cotangent: jax.Array, at_mode: Any, near: Any, given: Any
-    ) -> dict[Path, jax.Array]:
-        program = make_program(at_mode, key, *given)
-        return run_batch(program, near).send_back(position, cotangent)
-
-    return lambda position, cotangent: send_back(
-        position, cotangent, at_mode, near, (args, kwargs)
-    )
+    return run_batch(program, near).send_back(position, cotangent)
 
 
+@eqx.filter_jit
 def _slopes(
     at_mode: ModelAtMode, key: Any, args: tuple, kwargs: dict[str, Any]
 ) -> dict[tuple[Path, str], jax.Array]:
-    @eqx.filter_jit
-    def compute(at_mode: Any, given: Any) -> Any:
-        return slopes(make_program(at_mode, key, *given), at_mode.start)
-
-    return compute(at_mode, (args, kwargs))
+    return slopes(make_program(at_mode, key, args, kwargs), at_mode.start)
 
 
 def _kron_axes(

@@ -171,7 +171,7 @@ class AutoLaplace(AbstractModeGuide):
         """
         params = params_of(fit)
 
-        def add(params: Mapping[str, Any]) -> Draws:
+        def add(params: Mapping[str, Any], programs: object) -> Draws:
             return go_through(
                 self.model if model is None else model,
                 self._unconstrained(params),
@@ -184,6 +184,7 @@ class AutoLaplace(AbstractModeGuide):
                 damping=self.damping,
                 rng_key=jax.random.key(0) if rng_key is None else rng_key,
                 max_decrement=max_decrement,
+                programs=programs,
             ).to_params(self._prefix, self.median(params))
 
         added = over_members(add, params, self._num_members(params))
@@ -210,8 +211,7 @@ class AutoLaplace(AbstractModeGuide):
             **kwargs: Not needed.
 
         Raises:
-            ValueError: If the parameters hold no curvature, that of another mode, or
-                all members of an ensemble.
+            ValueError: If `params` hold no curvature of their mode, or many members.
         """
         values = self._fit(params).sample(
             rng_key, sample_shape, self._unconstrained(params), self.damping

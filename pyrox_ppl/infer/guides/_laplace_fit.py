@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,33 +127,51 @@ class LaplaceFit:
 
     def posterior(self, damping: float) -> Any:
         """The normal distribution of the deviations from the mode."""
-        return self.curvature.posterior(self.prior, damping=damping)
+        return _posterior(self.curvature, self.prior, damping)
 
     def sample(
         self, key: jax.Array, shape: tuple[int, ...], mode: Values, damping: float
     ) -> Values:
         """Unconstrained draws; sites without a spread stay at the mode."""
-        values = {n: jnp.broadcast_to(v, shape + v.shape) for n, v in mode.items()}
-        for name, away in self.posterior(damping).sample(key, shape).items():
-            values[name] += away.astype(values[name].dtype)
-        return values
+        return _sample(self.posterior(damping), key, shape, mode)
 
     def quantiles(self, levels: jax.Array, mode: Values, damping: float) -> Values:
         """Unconstrained quantiles, along the first axes."""
-        variances = self.posterior(damping).diagonal()
-
-        def at(name: str, value: jax.Array) -> jax.Array:
-            level = levels.reshape(levels.shape + (1,) * value.ndim)
-            spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
-            first = (None,) * levels.ndim
-            return value[first] + dist.Normal().icdf(level) * spread[first]
-
-        return {name: at(name, value) for name, value in mode.items()}
+        return _quantiles(self.posterior(damping), levels, mode)
 
     def log_evidence(self, damping: float) -> jax.Array:
         """Laplace's estimate of the log marginal likelihood."""
         volume = 0.5 * self.size * math.log(2 * math.pi)
         return self.log_joint + volume - 0.5 * self.posterior(damping).log_det()
+
+
+# One program each, in place of a small one for every operation and shape.
+@eqx.filter_jit
+def _posterior(curvature: Any, prior: Any, damping: float) -> Any:
+    return curvature.posterior(prior, damping=damping)
+
+
+@eqx.filter_jit
+def _sample(
+    posterior: Any, key: jax.Array, shape: tuple[int, ...], mode: Values
+) -> Values:
+    values = {n: jnp.broadcast_to(v, shape + v.shape) for n, v in mode.items()}
+    for name, away in posterior.sample(key, shape).items():
+        values[name] += away.astype(values[name].dtype)
+    return values
+
+
+@eqx.filter_jit
+def _quantiles(posterior: Any, levels: jax.Array, mode: Values) -> Values:
+    variances = posterior.diagonal()
+
+    def at(name: str, value: jax.Array) -> jax.Array:
+        level = levels.reshape(levels.shape + (1,) * value.ndim)
+        spread = jnp.sqrt(variances.get(name, jnp.zeros(value.shape)))
+        first = (None,) * levels.ndim
+        return value[first] + dist.Normal().icdf(level) * spread[first]
+
+    return {name: at(name, value) for name, value in mode.items()}
 
 
 def _checksums(mode: Values) -> np.ndarray:

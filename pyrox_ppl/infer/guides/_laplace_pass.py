@@ -32,6 +32,7 @@ def go_through(
     damping: float,
     rng_key: jax.Array,
     max_decrement: float,
+    programs: object,
 ) -> LaplaceFit:
     """The curvature of a model's likelihood and prior at a mode.
 
@@ -47,6 +48,7 @@ def go_through(
         damping: What is added to the precision, for the checks.
         rng_key: The key of sampled labels.
         max_decrement: The largest Newton decrement per weight.
+        programs: What the compiled programs belong to, as in :class:`ModelAtMode`.
 
     Raises:
         ValueError: If the parameters are no mode, or the precision is not positive.
@@ -62,7 +64,7 @@ def go_through(
         for name, site in seen.items()
         if site["type"] in ("param", "mutable") and name in params
     }
-    at = ModelAtMode(run, mode, params=trained, sites=sites)
+    at = ModelAtMode(run, mode, params=trained, sites=sites, programs=programs)
     _check_repeats(at, first, kwargs)
     value = jnp.zeros(())
     gradient = {name: jnp.zeros(jnp.shape(mode[name])) for name in at.sites}

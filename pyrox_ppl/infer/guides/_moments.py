@@ -13,6 +13,7 @@ of arrays, so that a ``mutable`` site can hold them:
 The last two are needed only to collect more.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -131,6 +132,7 @@ def check_count(moments: Moments, rank: int, when: str) -> None:
     )
 
 
+@functools.partial(jax.jit, static_argnames="rank")
 def marginal_scale(moments: Moments, rank: int) -> Location:
     """The standard deviation of every entry."""
     diagonal, columns = _factors(moments, rank)
@@ -140,6 +142,7 @@ def marginal_scale(moments: Moments, rank: int) -> Location:
     }
 
 
+@functools.partial(jax.jit, static_argnames="rank")
 def draw_location(rng_key: jax.Array, moments: Moments, rank: int) -> Location:
     """Draw a location from the normal distribution with these moments."""
     diagonal, columns = _factors(moments, rank)

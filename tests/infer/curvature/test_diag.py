@@ -35,7 +35,9 @@ def test_the_diagonal_sums_squared_gradients_of_each_datum(name):
         np.testing.assert_allclose(diagonal, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("structure", ["diag", "kron"])
+@pytest.mark.parametrize(
+    "structure", ["diag", pytest.param("kron", marks=pytest.mark.slow)]
+)
 def test_masked_rows_leave_no_trace(structure):
     net, x = NETWORKS["mlp"]
     values, mask = values_of(net), jnp.arange(6) < 4
@@ -62,7 +64,9 @@ def hierarchical_mode():
     return values
 
 
-@pytest.mark.parametrize("structure", ["diag", "kron"])
+@pytest.mark.parametrize(
+    "structure", [pytest.param("diag", marks=pytest.mark.slow), "kron"]
+)
 def test_scales_and_noise_without_a_rule_get_their_exact_part(structure):
     values = hierarchical_mode()
     full, _ = fit("full", hierarchical, values, (X,))

@@ -52,7 +52,7 @@ def information(make, params, value, key=None, num_samples=1, scale=None):
         return jnp.concatenate([part.reshape(-1) for part in found.parts])
 
     params = [jnp.asarray(p) for p in params]
-    columns = jax.jacfwd(z, argnums=tuple(range(len(params))))(*params)
+    columns = jax.jit(jax.jacfwd(z, argnums=tuple(range(len(params)))))(*params)
     matrix = np.stack(columns, -1)
     return matrix.T @ matrix
 
@@ -66,11 +66,17 @@ def test_it_is_the_expected_product_of_scores(name):
         def log_prob(params, y):
             return make(*params).log_prob(y)
 
-        y = jnp.asarray(outcomes)
-        density = np.exp(jax.vmap(lambda y: log_prob(params, y))(y))
-        score = jax.vmap(lambda y: jnp.stack(jax.grad(log_prob)(params, y)))(y)
+        @jax.jit
+        @jax.vmap
+        def at(y):
+            return log_prob(params, y), jnp.stack(jax.grad(log_prob)(params, y))
+
+        log_density, score = map(np.asarray, at(jnp.asarray(outcomes)))
+        density = np.exp(log_density)
         products = density[:, None, None] * score[:, :, None] * score[:, None]
-        step = 1.0 if np.issubdtype(outcomes.dtype, np.integer) else np.diff(y)[0]
+        step = (
+            1.0 if np.issubdtype(outcomes.dtype, np.integer) else np.diff(outcomes)[0]
+        )
         expected = np.sum(products, 0) * (1.0 if outcomes is COUNTS else step)
         found = information(make, params, outcomes[0])
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
@@ -88,7 +94,7 @@ def test_of_a_multivariate_normal_it_holds_mean_and_covariance():
         fn = make(*params)
         return fn.loc, fn.covariance_matrix
 
-    loc, covariance = jax.jacfwd(moments)(params)
+    loc, covariance = jax.jit(jax.jacfwd(moments))(params)
     precision = np.linalg.inv(at.covariance_matrix)
     turned = np.einsum("ij,jkp->ikp", precision, covariance)
     expected = loc.T @ precision @ loc

@@ -130,7 +130,7 @@ def test_both_ways_through_a_model_agree_with_explicit_jacobians(rows):
 
     vector = jnp.concatenate([mode["nu"][None], mode["w"].reshape(-1)])
     _, scale, _ = parameters(vector)
-    rows_of = np.asarray(jax.jacfwd(parameters)(vector))
+    rows_of = np.asarray(jax.jit(jax.jacfwd(parameters))(vector))
     nu = 5.0
     trigamma = jax.scipy.special.polygamma(1, jnp.array([nu / 2, (nu + 1) / 2]))
     expected = np.zeros((7, 7))
@@ -169,7 +169,7 @@ def test_the_prior_is_the_hessian_in_unconstrained_space():
         return potential_energy(model, (), {}, values)
 
     vector = jnp.concatenate([mode["s"][None], mode["w"]])
-    expected = jax.hessian(energy)(vector)
+    expected = jax.jit(jax.hessian(energy))(vector)
     np.testing.assert_allclose(prior, expected, rtol=1e-5, atol=1e-5)
     diagonal = prior_precision("diag", at_mode, (0.0,), {})
     np.testing.assert_allclose(diagonal.arrays["s"], expected[0, 0], rtol=1e-5)

@@ -70,7 +70,7 @@ def test_a_killed_run_continues_bit_for_bit(kind, tmp_path, monkeypatch):
             job(tmp_path / "run", kind, svi)
     continued = job(tmp_path / "run", kind)
     assert_same(continued, reference)
-    assert_same(job(tmp_path / "run", kind), reference)
+    assert_same(job(tmp_path / "run", kind, svi), reference)
     with pytest.raises(ValueError, match="num_members was 3 and is 4"):
         run(svi, make=make, path=tmp_path / "whole", segment=3, members=4)
 

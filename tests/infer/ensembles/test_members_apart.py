@@ -16,12 +16,13 @@ import pyrox_ppl as px
 
 
 def test_two_members_that_start_alike_are_refused():
-    fit = run(svi_of(AutoDelta(MODEL)), steps=1)
+    svi = svi_of(AutoDelta(MODEL))
+    fit = run(svi, steps=1)
     starts = {name: np.array(value) for name, value in fit.params.items()}
     for value in starts.values():
         value[2] = value[1]
     with pytest.raises(ValueError, match="members 1 and 2 start at the same"):
-        run(svi_of(AutoDelta(MODEL)), init_params=starts)
+        run(svi, init_params=starts)
 
 
 def test_statistics_of_a_member_come_from_its_own_batches():

@@ -127,7 +127,7 @@ def flat(by_site):
     return np.concatenate(parts, 1).astype(np.float64)
 
 
-@pytest.mark.parametrize("rank", [0, 2, RANK])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow), RANK])
 def test_draws_have_the_covariance_of_the_paper(fitted, rank):
     _, _, fit = fitted
     guide = guide_of(rank=rank)
@@ -170,6 +170,7 @@ def test_draws_have_the_covariance_of_the_paper(fitted, rank):
         )
 
 
+@pytest.mark.slow
 def test_the_stationary_covariance_of_sgd_is_that_of_mandt_2017():
     """A quadratic loss with gradient noise of covariance B, at rate e.
 
@@ -211,7 +212,7 @@ def test_a_finished_fit_draws_when_called_and_starts_anew(fitted):
 
 
 def test_it_starts_at_the_mode_of_autodelta():
-    mode = SVI(model, AutoDelta(model), SGD(0.002), Trace_ELBO())
+    mode = CompiledSVI(model, AutoDelta(model), SGD(0.002), Trace_ELBO())
     params = mode.run(KEY, 3, X, y=Y, progress_bar=False).params
     svi = SVI(model, guide_of(), SGD(0.002), Trace_ELBO())
     state = svi.init(KEY, X, y=Y, init_params=params)

@@ -13,7 +13,7 @@ from pyrox_ppl.infer import AutoLaplace, CompiledSVI
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
 # Each as often as the time allows; the others are slow.
-FULL = ("mlp-NonCentered", "walk-normal")
+FULL = ("walk-normal",)
 KRON = ("convolution-normal",)
 DRAWS = 5
 

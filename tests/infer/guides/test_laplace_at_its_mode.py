@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from compilations import compilations
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
@@ -60,6 +61,18 @@ def test_a_curvature_of_other_sites_is_refused():
     last, _ = seen(model, X, Y, structure="diag", where="level")
     with pytest.raises(ValueError, match=r"`where` of this guide selects \['level'\]"):
         last.sample_posterior(KEY, fit)
+
+
+@pytest.mark.parametrize("structure", ["full", "kron"])
+def test_the_members_of_an_ensemble_share_their_programs(structure):
+    guide, one = seen(model, X, Y, structure=structure)
+    three = {n: jnp.stack([v, v + 0.1, v - 0.2]) for n, v in one.items()}
+    counts = []
+    for params in (one, three, one, three):
+        with compilations() as names:
+            add(guide, params, X, Y)
+        counts.append(len(names))
+    assert 0 < counts[3] == counts[2], counts
 
 
 def test_the_location_of_a_normal_guide_is_no_mode():

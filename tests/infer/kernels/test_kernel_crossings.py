@@ -57,7 +57,7 @@ def check_onwards(own, mcmc, model, path):
     return tree
 
 
-@over(often=("mlp-NonCentered", "state-normal"))
+@over(often=("state-normal",))
 def test_mclmc(own, tmp_path):
     kernel = infer.MCLMC(own.crossing.model)
     mcmc = own.run(kernel, infer.CompiledMCMC)

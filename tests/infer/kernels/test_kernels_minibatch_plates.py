@@ -61,7 +61,7 @@ def gradient_of_all(model, z):
         values = {"mean": z[0], "scale": z[1]}
         return potential_energy(lambda: model(Y, 6, 7), (), {}, values)
 
-    return -jax.grad(energy)(z)
+    return -jax.jit(jax.grad(energy))(z)
 
 
 @pytest.mark.parametrize("model", [pytest.param(nested, marks=pytest.mark.slow), apart])

@@ -109,6 +109,7 @@ def test_the_warm_up_reaches_the_energy_variance_and_finds_a_length(sampled):
     assert set(np.unique(fields["num_steps"])) == {2}
 
 
+@pytest.mark.slow
 def test_the_bias_shrinks_with_the_step_size():
     """A Gaussian's variance: too small a share of it means the steps are too long."""
 
@@ -210,6 +211,7 @@ def test_a_step_into_nothing_is_rejected_and_counted():
     np.testing.assert_allclose(energy, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_thinning_keeps_every_kth_of_the_same_chain():
     kernel = MCLMC(small, step_size=0.5, L=2.0)
     every, third = (
@@ -263,7 +265,9 @@ def one_value():
 
 
 @pytest.mark.wrong_types
-@pytest.mark.parametrize("cls", [MCMC, CompiledMCMC])
+@pytest.mark.parametrize(
+    "cls", [pytest.param(MCMC, marks=pytest.mark.slow), CompiledMCMC]
+)
 def test_bad_input_says_what_to_do(cls):
     with pytest.raises(ValueError, match="two or more unconstrained values"):
         run(one_value, cls=cls)

@@ -93,7 +93,7 @@ def test_the_gradient_on_all_data_is_that_of_the_whole_model():
         likelihood = dist.Normal(mean[None], 1.0).log_prob(Y[:, None]).sum()
         return dist.Normal(0.0, 1.0).log_prob(mean).sum() + likelihood
 
-    expected = jax.grad(whole)(state.centre)
+    expected = jax.jit(jax.grad(whole))(state.centre)
     np.testing.assert_allclose(state.centre_grad, expected, rtol=1e-4)
 
 
@@ -121,7 +121,7 @@ def test_chains_and_steps_have_minibatches_of_their_own():
     kernel.init(KEY, 0, None, (Y,), {})
     estimate = kernel._estimator((Y,), {})
     keys = jax.random.split(KEY, 200)
-    found = jax.vmap(lambda k: estimate(jnp.zeros(3), k)[1])(keys)
+    found = jax.jit(jax.vmap(lambda k: estimate(jnp.zeros(3), k)[1]))(keys)
     assert len(np.unique(found[:, 0])) > 150
     expected = N * Y.mean()
     error = 4 * np.sqrt(gradient_noise() / 200)
@@ -129,6 +129,7 @@ def test_chains_and_steps_have_minibatches_of_their_own():
     np.testing.assert_allclose(found[:, 0].var(), gradient_noise(), rtol=0.5)
 
 
+@pytest.mark.slow
 def test_deterministic_sites_of_a_minibatch_are_left_out():
     mcmc = run(SGLD(model, 0.01), num_warmup=0, num_samples=3, cls=MCMC)
     draws = mcmc.get_samples()
@@ -136,7 +137,10 @@ def test_deterministic_sites_of_a_minibatch_are_left_out():
     np.testing.assert_allclose(draws["twice"], 2.0 * draws["mean"], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "cls"), [(SGLD, MCMC), (SGHMC, CompiledMCMC)])
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [pytest.param(SGLD, MCMC, marks=pytest.mark.slow), (SGHMC, CompiledMCMC)],
+)
 def test_a_step_size_that_diverges_at_once_is_an_error(kind, cls):
     with pytest.raises(ValueError, match="diverges within the first 100 steps"):
         run(kind(model, 1.0), cls=cls)

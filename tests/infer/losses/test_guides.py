@@ -123,7 +123,7 @@ def make_normal(init_scale=0.5):
 @pytest.mark.parametrize(
     ("of_model", "guide"),
     [
-        pytest.param(0.3, make_normal(), id="model"),
+        pytest.param(0.3, make_normal(), id="model", marks=pytest.mark.slow),
         pytest.param(0.3, ScaledFlat(model, init_scale=0.5), id="both-flat"),
         pytest.param(
             jnp.array(0.3),

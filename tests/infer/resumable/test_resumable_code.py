@@ -268,7 +268,10 @@ def test_minibatches_with_another_held_out_loss_are_another_run(tmp_path):
 
 
 def test_more_draws_come_by_the_way_that_the_error_names(tmp_path):
-    model = model_of(one())
+    def model(y):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mean, 1.0).expand([3]).to_event(1), obs=y)
+
     whole = MCMC(NUTS(model), num_warmup=5, num_samples=6, progress_bar=False)
     whole = run_mcmc(whole, KEY, Y, path=tmp_path / "whole").get_samples()
     mcmc = MCMC(NUTS(model), num_warmup=5, num_samples=4, progress_bar=False)
