@@ -11,6 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 
+from pyrox_ppl._layer_state import copy_state
 from pyrox_ppl.infer.curvature._fisher import Whitened, whiten
 
 Values = dict[str, jax.Array]
@@ -173,8 +174,7 @@ class ModelAtMode(eqx.Module):
         def constrain(site: dict[str, Any]) -> Any:
             name = site["name"]
             if site["type"] in ("param", "mutable") and name in self.params:
-                # A layer that updates an `eqx.nn.State` makes the old one unusable.
-                return jax.tree.map(lambda leaf: leaf, self.params[name])
+                return copy_state(self.params[name])
             if site["type"] != "sample":
                 return None
             if site["is_observed"] or site["value"] is not None:
