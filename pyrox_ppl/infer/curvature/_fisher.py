@@ -180,7 +180,14 @@ def _logistic(logits: jax.Array, count: jax.Array) -> Parts:
 
 def _categorical(fn: Any, shape: tuple) -> Parts:
     logits = jnp.asarray(fn.logits)
-    return [_softmax(_float(logits, (*shape, logits.shape[-1])))]
+    logits = _float(logits, (*shape, logits.shape[-1]))
+    z = _softmax(logits)
+    if z.shape[-1] == 1:
+        return [z]
+    # z is orthogonal to the root of p. The reflection that takes this root to the last
+    # axis leaves nothing of z there, so that there is one column less to send back.
+    q = jnp.sqrt(jax.nn.softmax(lax.stop_gradient(logits)))
+    return [z[..., :-1] - q[..., :-1] * z[..., -1:] / (1 + q[..., -1:])]
 
 
 def _multinomial(fn: Any, shape: tuple) -> Parts:

@@ -130,11 +130,20 @@ def test_each_entry_of_a_broadcast_observation_counts():
     np.testing.assert_allclose(found, [[7 / 4]], rtol=1e-6)
 
 
-def test_a_class_that_is_ruled_out_does_no_harm():
+@pytest.mark.parametrize("place", range(3))
+def test_a_class_that_is_ruled_out_does_no_harm(place):
     def make(a):
-        logits = jnp.stack([a, 0.0, -jnp.inf])
+        logits = jnp.insert(jnp.stack([a, 0.0]), place, -jnp.inf)
         return dist.Categorical(logits=logits, validate_args=False)
 
     p = 1 / (1 + np.exp(-0.4))
     found = information(make, (0.4,), 0)
     np.testing.assert_allclose(found, [[p * (1 - p)]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_a_class_is_known_from_the_others_and_needs_no_column(classes):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, classes)))
+    fn = dist.Categorical(logits=logits)
+    (z,) = whiten(site(fn, jnp.zeros(3, int)), None, 1).parts
+    assert z.shape == (3, max(classes - 1, 1))
