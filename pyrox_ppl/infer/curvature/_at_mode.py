@@ -31,8 +31,9 @@ class ModelAtMode(eqx.Module):
         params: The values of ``param`` and ``mutable`` sites, by name.
         sites: The latent sites that vary; the others are held at the mode. None for
             all.
-        num_samples: How many labels are sampled for each datum of a distribution whose
-            Fisher information has no closed form.
+        num_samples: From how many random columns the Fisher information of each datum
+            is estimated; None for the exact one, or one sampled label where it is not
+            known.
 
     Raises:
         ValueError: If `sites` names a site that the mode lacks, or none.
@@ -42,7 +43,7 @@ class ModelAtMode(eqx.Module):
     mode: Values
     params: Values
     sites: tuple[str, ...] = eqx.field(static=True)
-    num_samples: int = eqx.field(static=True)
+    num_samples: int | None = eqx.field(static=True)
     _identity: object = eqx.field(static=True)
 
     def __init__(
@@ -52,7 +53,7 @@ class ModelAtMode(eqx.Module):
         *,
         params: Mapping[str, Any] | None = None,
         sites: tuple[str, ...] | None = None,
-        num_samples: int = 1,
+        num_samples: int | None = None,
     ) -> None:
         self.model = model
         self.mode = {name: jnp.asarray(mode[name]) for name in sorted(mode)}

@@ -106,6 +106,21 @@ def test_sampled_labels_approach_it():
     np.testing.assert_allclose(found, expected, rtol=0.03, atol=0.03)
 
 
+def test_sums_with_random_signs_have_the_expectation_of_all_columns():
+    def make(*logits):
+        return dist.Categorical(logits=jnp.stack(logits))
+
+    params = (0.3, -0.5, 1.0, 0.0)
+    exact = information(make, params, 0)
+    np.testing.assert_allclose(
+        information(make, params, 0, jax.random.key(0), 3), exact
+    )
+    keys = jax.random.split(jax.random.key(1), 4000)
+    for num in (1, 2):
+        each = [information(make, params, 0, key, num) for key in keys[: 400 * num]]
+        np.testing.assert_allclose(np.mean(each, 0), exact, atol=0.03)
+
+
 def test_without_a_key_an_unknown_distribution_is_refused():
     with pytest.raises(ValueError, match=r"'y' \(Gumbel\).*pass a `key`"):
         whiten(site(dist.Gumbel(0.0, 1.0), 0.1), None, 1)
