@@ -2,8 +2,9 @@
 
 Rows are apart if no gradient at any position depends on two of them. Flip the signs of
 the derivatives of some rows: every gradient must then be as before, or its negative.
-Multiply each row's derivative with a number of its own: the ratio of the gradients says
-which row a position belongs to. Both hold exactly, whatever the network.
+Multiply each row's derivative with a number of its own: every gradient must then be
+multiplied by one of these numbers, which says to which row the position belongs. Both
+hold exactly, whatever the network.
 """
 
 import itertools
@@ -185,12 +186,14 @@ class _Probe:
             np.asarray(g[path], float) for g in (self.alike, self.signed, self.scaled)
         )
         least = _TOLERANCE * _size(alike)
-        for other in (signed, scaled):
+        signs, factors = np.array([-1.0, 1.0]), np.sort(self.factors, axis=None)
+        for other, numbers in ((signed, signs), (scaled, factors)):
             a, o = (g.reshape(len(g), -1) for g in (alike, other))
             square = np.sum(a * a, -1, keepdims=True)
             ratio = np.sum(a * o, -1, keepdims=True) / np.where(square > 0, square, 1)
-            ratio = np.sign(ratio) if other is signed else ratio
-            if not np.abs(o - ratio * a).max(initial=0) <= least:
+            # A sum over rows has a ratio between their numbers.
+            nearest = numbers[np.searchsorted((numbers[1:] + numbers[:-1]) / 2, ratio)]
+            if not np.abs(o - nearest * a).max(initial=0) <= least:
                 return False
         return True
 
