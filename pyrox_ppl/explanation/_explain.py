@@ -16,16 +16,16 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer import Predictive
 from numpyro.primitives import Messenger
 
+from pyrox_ppl._layer_state import copy_state
 from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl._parameter import Parameter
+from pyrox_ppl._reads import SITES
 from pyrox_ppl.explanation._explanation import (
     ExplainedParameter,
     ExplainedSite,
     Explanation,
 )
 from pyrox_ppl.handlers._base import AbstractParameterHandler, note_forgotten_vmap
-
-_SITES = ("sample", "deterministic", "param")
 
 
 def explain(
@@ -86,7 +86,7 @@ def explain(
         with handlers.trace() as trace, handlers.seed(rng_seed=0), recorder:
             model(*args, **kwargs)
         for name, site in trace.items():
-            if site["type"] in _SITES:
+            if site["type"] in SITES:
                 sites[name] = _explain_site(site, trace)
 
     def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
@@ -183,19 +183,18 @@ class _CopyState(Messenger):
     """Gives a model copies of the values of its ``mutable`` sites.
 
     The model may change a dictionary that outlives the call: an abstract run would
-    leave a tracer in it, and a prior draw would start where the last one stopped. An
-    ``eqx.nn.State`` inside it would be unusable afterwards.
+    leave a tracer in it, and a prior draw would start where the last one stopped.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Copy the containers of a value, but not its arrays."""
+        """Copy a value."""
         if msg["type"] == "mutable":
-            msg["value"] = jax.tree.map(lambda leaf: leaf, msg["value"])
+            msg["value"] = copy_state(msg["value"])
 
 
 def _becomes(msg: dict[str, Any]) -> str:
     """Return what the handlers made of a parameter's message."""
-    if msg["type"] not in _SITES:
+    if msg["type"] not in SITES:
         return "generated"
     return "observed" if msg.get("is_observed") else msg["type"]
 

@@ -12,6 +12,7 @@ from numpyro.primitives import Messenger
 
 from pyrox_ppl._dependence import mark
 from pyrox_ppl._distribution_parameters import Parts, take_apart
+from pyrox_ppl._layer_state import copy_state
 
 # Messages that ask something of the handlers outside, and change nothing.
 _HARMLESS = ("inspect", "subsample", "parameter")
@@ -61,8 +62,7 @@ class FirstRun(Messenger):
             self.unnamed.setdefault(msg["type"], []).append(value)
         elif not is_output(msg) and not is_harmless(msg):
             kept = dict(msg)
-            # A model changes the value of a `mutable` site after it has got it.
-            kept["value"] = jax.tree.map(lambda leaf: leaf, msg["value"])
+            kept["value"] = copy_state(msg["value"])
             kept["cond_indep_stack"] = list(msg.get("cond_indep_stack", ()))
             self.given.setdefault((msg["type"], msg["name"]), kept)
 
@@ -138,7 +138,7 @@ class SecondRun(Messenger):
         else:
             first = self._first.given[msg["type"], msg["name"]]
             msg["args"] = first["args"]
-            msg["value"] = jax.tree.map(lambda leaf: leaf, first["value"])
+            msg["value"] = copy_state(first["value"])
             if "cond_indep_stack" in msg:
                 # A plate outside decides which axis one inside takes.
                 msg["cond_indep_stack"] = list(first["cond_indep_stack"])

@@ -6,12 +6,11 @@ import enum
 import functools
 import logging
 import operator
-import struct
 import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from pyrox_ppl.infer._arrays import digest
+from pyrox_ppl.infer._attributes import attributes_of, is_python
 from pyrox_ppl.infer._names_read import (
     file_of,
     is_held_by_a_library,
@@ -51,8 +51,6 @@ _FIXED = (
     type(threading.RLock()),
 )
 _CONTAINERS = (list, tuple, set, frozenset, dict, deque, types.MappingProxyType)
-_HEAP_TYPE = 1 << 9
-_POINTER = struct.calcsize("P")
 
 LeaveOut = Callable[[Any], Iterable[str]]
 
@@ -102,15 +100,16 @@ def content_key(
     values count by type and value, NumPy arrays by contents, JAX's arrays, which cannot
     change, by identity. What cannot be looked into makes the key unequal to any other.
 
-    The key is a tree of tuples, whose leaves are plain values, :class:`Same`,
-    :class:`Unseen` and :class:`OfProcess`.
+    The key is a tuple with one tuple for each object, which refers to others by number,
+    so that no chain of objects is too long for it. Its leaves are plain values,
+    :class:`Same`, :class:`Unseen` and :class:`OfProcess`.
 
     Args:
         value: Any object.
         leave_out: The names of attributes of an object that do not count.
     """
     walk = _Walk(leave_out)
-    key = walk.key(value)
+    key = walk.go_through(value)
     return key, tuple(sorted(walk.unseen))
 
 
@@ -123,7 +122,15 @@ class _Walk:
         self._visited: list[Any] = []  # kept alive, so that no id is used twice
         self.unseen: set[str] = set()
 
+    def go_through(self, value: Any) -> tuple:
+        """The key of an object, with the parts of all that it reaches."""
+        first = self.key(value)
+        # The list grows while it is gone through.
+        parts = [(type(one).__name__, *self._parts(one)) for one in self._visited]
+        return first, *parts
+
     def key(self, value: Any) -> Any:
+        """What counts of a plain value, or the number of an object."""
         if isinstance(value, enum.Enum):
             return Same(value)
         if type(value) in PLAIN or isinstance(value, np.generic | np.dtype):
@@ -131,11 +138,13 @@ class _Walk:
         fixed = isinstance(value, _FIXED) or type(value) is object
         if fixed or is_held_by_a_library(value):
             return Same(value)
-        if id(value) in self._places:
-            return "again", self._places[id(value)]
-        self._places[id(value)] = len(self._visited)
-        self._visited.append(value)
-        return type(value).__name__, *self._parts(value)
+        if id(value) not in self._places:
+            self._places[id(value)] = len(self._visited)
+            self._visited.append(value)
+        return "object", self._places[id(value)]
+
+    def _keys(self, *values: Any) -> tuple:
+        return tuple(self.key(value) for value in values)
 
     def _parts(self, value: Any) -> tuple:
         match value:
@@ -153,23 +162,21 @@ class _Walk:
             case types.FunctionType():
                 return self._function(value)
             case types.MethodType():
-                return self.key(value.__func__), self.key(value.__self__)
+                return self._keys(value.__func__, value.__self__)
             case types.BuiltinFunctionType():
                 return self._builtin(value)
             case functools.partial():
-                parts = value.func, value.args, value.keywords, vars(value)
-                return tuple(self.key(part) for part in parts)
+                return self._keys(value.func, value.args, value.keywords, vars(value))
             case property():
-                parts = value.fget, value.fset, value.fdel
-                return tuple(self.key(part) for part in parts)
+                return self._keys(value.fget, value.fset, value.fdel)
             case staticmethod() | classmethod():
                 return (self.key(value.__func__),)
             case slice():
-                return self.key(value.start), self.key(value.stop), self.key(value.step)
+                return self._keys(value.start, value.stop, value.step)
             case weakref.ref():
                 return (self.key(value()),)
             case Distribution():
-                return self.key(type(value)), self.key(_fields_of(value))
+                return self._keys(type(value), _fields_of(value))
         return self._instance(value)
 
     def _instance(self, value: Any) -> tuple:
@@ -181,37 +188,42 @@ class _Walk:
                 return self.key(kind), shown, self._attributes(value)
         if isinstance(value, _CONTAINERS):
             return self.key(kind), self._contents(value), self._attributes(value)
-        if kind.__module__.partition(".")[0] == "jaxlib" or hasattr(
-            value, "__wrapped__"
-        ):
+        attributes = self._attributes(value) if is_python(kind) else ()
+        in_c = kind.__module__.partition(".")[0] == "jaxlib"
+        if in_c or hasattr(value, "__wrapped__"):
             inner = getattr(value, "__wrapped__", None)
-            attributes = self._attributes(value) if _is_python(kind) else ()
             return Same(value), self.key(inner), attributes
-        if _is_python(kind):
-            return self.key(kind), self._attributes(value)
+        if is_python(kind):
+            return self.key(kind), attributes
         return (self._unseen(value),)
 
     def _unseen(self, value: Any) -> Unseen:
         self.unseen.add(type(value).__name__)
         return Unseen(value)
 
+    def _apart(self, value: Any) -> tuple:
+        """A key with numbers of its own, which no object outside it changes."""
+        key, unseen = content_key(value, self._leave_out)
+        self.unseen.update(unseen)
+        return key
+
     def _contents(self, value: Any) -> Any:
         if isinstance(value, set | frozenset):
             # A set has no order in which two of them could be walked side by side.
             if all(isinstance(one, (*PLAIN, enum.Enum)) for one in value):
-                return frozenset(self.key(one) for one in value)
+                return frozenset(self._apart(one) for one in value)
             return self._unseen(value)
         if isinstance(value, Mapping):
             factory = self.key(getattr(value, "default_factory", None))
             pairs = ((self.key(k), self.key(v)) for k, v in value.items())
             return factory, *pairs
-        return tuple(self.key(one) for one in value)
+        return self._keys(*value)
 
     def _attributes(self, value: Any) -> tuple:
         leave_out = set(self._leave_out(value))
         return tuple(
             (name, self.key(part))
-            for name, part in _attributes_of(value)
+            for name, part in attributes_of(value)
             if name not in leave_out
         )
 
@@ -222,11 +234,11 @@ class _Walk:
         return value.__name__, self.key(owner)
 
     def _function(self, value: types.FunctionType) -> tuple:
-        parts = value.__defaults__, value.__kwdefaults__, vars(value)
+        parts = self._keys(value.__defaults__, value.__kwdefaults__, vars(value))
         cells = tuple(self._cell(cell) for cell in value.__closure__ or ())
         named = () if is_installed(value.__code__.co_filename) else self._named(value)
         code = Same(value.__code__), Same(value.__globals__)
-        return *code, cells, named, *(self.key(part) for part in parts)
+        return *code, cells, named, *parts
 
     def _cell(self, cell: Any) -> Any:
         try:
@@ -236,11 +248,8 @@ class _Walk:
 
     def _named(self, function: types.FunctionType) -> tuple:
         """What a function of the user's reads by name."""
-
-        def keys(read: dict[str, Any]) -> tuple:
-            return tuple((name, self.key(part)) for name, part in read.items())
-
-        return keys(read_by_name(function)), OfProcess(keys(read_of_process(function)))
+        named = tuple((n, self.key(part)) for n, part in read_by_name(function).items())
+        return named, OfProcess(self._apart(read_of_process(function)))
 
     def _class(self, value: type) -> tuple:
         """What the user's own classes hold: methods, and values that may be set."""
@@ -249,7 +258,8 @@ class _Walk:
             for kind in value.__mro__
             if not is_installed(file_of(kind))
             for name, part in vars(kind).items()
-            if isinstance(part, types.FunctionType) or not _is_private(name)
+            if isinstance(part, types.FunctionType)
+            or not (name.startswith("__") or name == "_abc_impl")
         )
 
 
@@ -264,37 +274,3 @@ def _fields_of(distribution: Distribution) -> list[Any]:
         return [data, aux]
     pairs = zip(names, (*data, *aux), strict=True)
     return sorted(pairs, key=operator.itemgetter(0))
-
-
-def _is_private(name: str) -> bool:
-    return name.startswith("__") or name == "_abc_impl"
-
-
-def _is_python(kind: type) -> bool:
-    """Whether all of an object's state is in attributes that can be seen."""
-    heap = [c for c in kind.__mro__ if c.__flags__ & _HEAP_TYPE]
-    bases = {c for c in kind.__mro__ if c not in heap}
-    seen = kind.__dictoffset__ != 0 or any("__slots__" in vars(c) for c in heap)
-    # A class written in C keeps its state in memory that no attribute shows.
-    slots = sum(len(_slots_of(c)) for c in heap)
-    hides = kind.__basicsize__ > object.__basicsize__ + slots * _POINTER
-    return bool(heap) and bases <= {object} and seen and not hides
-
-
-def _slots_of(kind: type) -> list[str]:
-    """The names of the slots that a class adds."""
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else slots
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes of an object, those in slots among them."""
-    yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        for name in _slots_of(kind):
-            mangled = f"_{kind.__name__.lstrip('_')}{name}"
-            private = name.startswith("__") and not name.endswith("__")
-            name = mangled if private else name
-            if hasattr(value, name):
-                yield name, getattr(value, name)

@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 
 from pyrox_ppl._full_data import is_factor
+from pyrox_ppl._layer_state import copy_state
 from pyrox_ppl._parameter import class_name
 from pyrox_ppl.posterior._dataset import make_datasets
 from pyrox_ppl.posterior._member_arrays import find_reads, list_members, match_members
@@ -209,8 +210,7 @@ class _PutMember:
         self.parameters.add(parameter)
         value = self._member[parameter]
         if not eqx.is_array(value):
-            # A layer that updates an `eqx.nn.State` makes the old one unusable.
-            return jax.tree.map(lambda leaf: leaf, value)
+            return copy_state(value)
         is_sample = site["type"] == "sample"
         own = site["fn"].shape() if is_sample else np.shape(site["args"][0])
         shape = own if is_sample or own else value.shape

@@ -7,42 +7,10 @@ import equinox as eqx
 import jax
 import numpy as np
 from numpyro import handlers
-from numpyro.primitives import Messenger
 
-from pyrox_ppl._parameter import Parameter, Read, parameters_of, path_name
+from pyrox_ppl._parameter import Read, parameters_of
+from pyrox_ppl._reads import ParameterRead, RecordReads
 from pyrox_ppl._same_function import check_same_function
-
-# What a parameter that was read has become, if a draw decides its value.
-_SITES = ("sample", "deterministic", "param")
-
-
-class ModelRead:
-    """A parameter that the model reads.
-
-    Attributes:
-        parameter: The parameter.
-        root: The root of its name, with the prefixes of every scope.
-        kind: The type of the site that it has become, "constant", or "generated".
-        members: The axes of the plate on which its module was bound, if it was.
-        module: The module that it belongs to.
-    """
-
-    def __init__(
-        self, parameter: Parameter, message: Mapping[str, Any], module: Any
-    ) -> None:
-        self.module = module
-        path, name = path_name(parameter.path), message["name"]
-        self.parameter, self.kind = parameter, message["type"]
-        if self.kind == "parameter":
-            is_stored = message["value"] is message["stored"]
-            self.kind = "constant" if is_stored else "generated"
-        self.root = name.removesuffix(f".{path}") if parameter.path else name
-        plate = message["plate"]
-        self.members = () if plate is None else (plate.subsample_size,)
-
-    def tied_names(self) -> list[str]:
-        """The names of the other places of the array."""
-        return [f"{self.root}.{path_name(path)}" for path in self.parameter.tied]
 
 
 def list_members(modules: Any) -> list[Any]:
@@ -65,7 +33,7 @@ def list_members(modules: Any) -> list[Any]:
 
 
 def match_members(
-    named: Mapping[str, list[Any]], reads: Mapping[str, ModelRead]
+    named: Mapping[str, list[Any]], reads: Mapping[str, ParameterRead]
 ) -> dict[str, np.ndarray]:
     """The arrays of all members by parameter, checked against those of the model."""
     roots = {read.root for read in reads.values()}
@@ -83,7 +51,7 @@ def match_members(
             _check_member(number, module, found, wanted)
         for site, read in wanted.items():
             stacked = np.stack([np.asarray(found[site].stored) for found in each])
-            if read.kind in _SITES:
+            if read.is_site:
                 arrays[site] = stacked
     return arrays
 
@@ -98,7 +66,7 @@ def _check_member(
     number: int,
     module: Any,
     found: Mapping[str, Read],
-    wanted: Mapping[str, ModelRead],
+    wanted: Mapping[str, ParameterRead],
 ) -> None:
     tied = {site: read.tied_names() for site, read in wanted.items()}
     known = {*wanted, *(name for names in tied.values() for name in names)}
@@ -133,23 +101,9 @@ def _check_member(
     check_same_function(module, own.module, which=f"module {number}", root=own.root)
 
 
-class _Recorder(Messenger):
-    """Records every parameter that is read inside it, by the name of its site."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: dict[str, ModelRead] = {}
-
-    def record_read(
-        self, parameter: Parameter, message: dict[str, Any], module: Any
-    ) -> None:
-        """Record a read."""
-        self.reads[message["name"]] = ModelRead(parameter, message, module)
-
-
-def find_reads(model: Callable, args: tuple, kwargs: Any) -> dict[str, ModelRead]:
+def find_reads(model: Callable, args: tuple, kwargs: Any) -> dict[str, ParameterRead]:
     """The parameters that a model reads, by the names of their sites."""
-    recorder = _Recorder()
+    recorder = RecordReads()
     with recorder, handlers.seed(rng_seed=0):
         model(*args, **kwargs)
     return recorder.reads

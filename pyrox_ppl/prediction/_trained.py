@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
+from pyrox_ppl._layer_state import copy_state
+
 
 def with_params(fn: Callable, params: Mapping[str, Any]) -> Callable:
     """Run a model with trained values.
@@ -69,10 +71,8 @@ def arrays_by_path(values: dict[str, Any]) -> dict[str, Any]:
 def _value(params: Mapping[str, Any], site: dict[str, Any]) -> Any:
     name = site["name"]
     if name in params:
-        # A layer that updates an `eqx.nn.State` makes the old one unusable: each run
-        # has its own copy, or the next one, and the user's fit, would be left with it.
         is_state = site["type"] == "mutable"
-        return jax.tree.map(lambda x: x, params[name]) if is_state else params[name]
+        return copy_state(params[name]) if is_state else params[name]
     is_tree = any(key.startswith(f"{name}.") for key in params)
     if site["type"] not in ("param", "mutable") or not is_tree:
         return None

@@ -11,6 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 
+from pyrox_ppl._layer_state import copy_state
 from pyrox_ppl.infer.curvature._fisher import Whitened, whiten
 
 Values = dict[str, jax.Array]
@@ -30,8 +31,9 @@ class ModelAtMode(eqx.Module):
         params: The values of ``param`` and ``mutable`` sites, by name.
         sites: The latent sites that vary; the others are held at the mode. None for
             all.
-        num_samples: How many labels are sampled for each datum of a distribution whose
-            Fisher information has no closed form.
+        num_samples: From how many random columns the Fisher information of each datum
+            is estimated; None for the exact one, or one sampled label where it is not
+            known.
         programs: What compiled programs belong to; they serve every mode of the same
             model that is given the same object.
 
@@ -43,7 +45,7 @@ class ModelAtMode(eqx.Module):
     mode: Values
     params: Values
     sites: tuple[str, ...] = eqx.field(static=True)
-    num_samples: int = eqx.field(static=True)
+    num_samples: int | None = eqx.field(static=True)
     programs: object = eqx.field(static=True)
 
     def __init__(
@@ -53,7 +55,7 @@ class ModelAtMode(eqx.Module):
         *,
         params: Mapping[str, Any] | None = None,
         sites: tuple[str, ...] | None = None,
-        num_samples: int = 1,
+        num_samples: int | None = None,
         programs: object = None,
     ) -> None:
         self.model = model
@@ -177,8 +179,7 @@ class ModelAtMode(eqx.Module):
         def constrain(site: dict[str, Any]) -> Any:
             name = site["name"]
             if site["type"] in ("param", "mutable") and name in self.params:
-                # A layer that updates an `eqx.nn.State` makes the old one unusable.
-                return jax.tree.map(lambda leaf: leaf, self.params[name])
+                return copy_state(self.params[name])
             if site["type"] != "sample":
                 return None
             if site["is_observed"] or site["value"] is not None:

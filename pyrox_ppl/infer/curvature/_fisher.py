@@ -47,13 +47,16 @@ class Whitened(NamedTuple):
     batch_dim: int
 
 
-def whiten(site: dict[str, Any], key: jax.Array | None, num_samples: int) -> Whitened:
+def whiten(
+    site: dict[str, Any], key: jax.Array | None, num_samples: int | None = None
+) -> Whitened:
     """Compute the whitened parameters of an observed site, and the weights of its rows.
 
     Args:
         site: An observed site of a trace.
-        key: A PRNG key for sampled labels; None if the site has a closed form.
-        num_samples: How many labels are sampled for each datum.
+        key: A PRNG key for what is sampled; None if the information is exact.
+        num_samples: How many random columns stand for those of each datum; None for
+            the exact ones, or one sampled label where they are not known.
 
     Returns:
         The whitened parameters.
@@ -77,13 +80,17 @@ def whiten(site: dict[str, Any], key: jax.Array | None, num_samples: int) -> Whi
     closed = closed_form(fn)
     if closed is not None:
         parts = closed(fn, shape)
+        if key is not None and num_samples is not None:
+            keys = jax.random.split(key, len(parts))
+            pairs = zip(parts, keys, strict=True)
+            parts = [_combine(z, k, num_samples) for z, k in pairs]
     elif key is None:
         raise ValueError(
             f"the Fisher information of the site {name!r} ({type(fn).__name__}) has no "
             "closed form here and is estimated from sampled labels: pass a `key`."
         )
     else:
-        parts = [_score_samples(fn, shape, key, num_samples, name)]
+        parts = [_score_samples(fn, shape, key, num_samples or 1, name)]
     weight = jnp.ones(shape, parts[0].dtype)
     if site["scale"] is not None:
         scale = jnp.asarray(site["scale"], weight.dtype)
@@ -96,6 +103,14 @@ def whiten(site: dict[str, Any], key: jax.Array | None, num_samples: int) -> Whi
     parts = [jnp.where(root > 0, z, 0.0) * root for z in parts]
     batch_dim = len(shape) - (outer.event_dim - fn.event_dim)
     return Whitened(parts, weight, fn.event_dim, batch_dim)
+
+
+def _combine(z: jax.Array, key: jax.Array, num: int) -> jax.Array:
+    """Fewer columns with the same expected products: sums with random signs."""
+    if z.shape[-1] <= num:
+        return z
+    signs = jax.random.rademacher(key, (*z.shape, num), z.dtype)
+    return jnp.einsum("...c,...cn->...n", z, signs) / math.sqrt(num)
 
 
 def closed_form(fn: dist.Distribution) -> Callable | None:
@@ -180,7 +195,14 @@ def _logistic(logits: jax.Array, count: jax.Array) -> Parts:
 
 def _categorical(fn: Any, shape: tuple) -> Parts:
     logits = jnp.asarray(fn.logits)
-    return [_softmax(_float(logits, (*shape, logits.shape[-1])))]
+    logits = _float(logits, (*shape, logits.shape[-1]))
+    z = _softmax(logits)
+    if z.shape[-1] == 1:
+        return [z]
+    # z is orthogonal to the root of p. The reflection that takes this root to the last
+    # axis leaves nothing of z there, so that there is one column less to send back.
+    q = jnp.sqrt(jax.nn.softmax(lax.stop_gradient(logits)))
+    return [z[..., :-1] - q[..., :-1] * z[..., -1:] / (1 + q[..., -1:])]
 
 
 def _multinomial(fn: Any, shape: tuple) -> Parts:

@@ -87,9 +87,18 @@ def _start(
 
 
 def _sender(at_mode: ModelAtMode, key: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A compiled function from a result's derivative to gradients by use."""
+    """A function from a result's derivative to arranged gradients by use.
+
+    It is evaluated near the mode: exactly there, a readout of zeros would hide what the
+    layers before it do.
+    """
+    rng = np.random.default_rng(3)
+    near = {}
+    for name, value in jax.device_get(at_mode.start).items():
+        away = 0.05 * (np.std(value) + 0.1) * rng.normal(size=value.shape)
+        near[name] = (value + away).astype(value.dtype)
     return lambda position, cotangent: _send_back(
-        position, cotangent, at_mode, key, args, kwargs
+        position, cotangent, at_mode, near, key, args, kwargs
     )
 
 
@@ -98,19 +107,15 @@ def _send_back(
     position: int,
     cotangent: jax.Array,
     at_mode: ModelAtMode,
+    near: dict[str, Any],
     key: Any,
     args: tuple,
     kwargs: dict[str, Any],
 ) -> dict[Path, jax.Array]:
     program = make_program(at_mode, key, args, kwargs)
-    # Exactly at the mode, a readout of zeros would hide what the layers before it do.
-    keys = jax.random.split(jax.random.key(3), len(at_mode.start))
-    near = {
-        name: value
-        + 0.05 * (jnp.std(value) + 0.1) * jax.random.normal(k, value.shape, value.dtype)
-        for k, (name, value) in zip(keys, at_mode.start.items(), strict=True)
-    }
-    return run_batch(program, near).send_back(position, cotangent)
+    gradients = run_batch(program, near).send_back(position, cotangent)
+    forms = {path: form for (path, _), form in program.arranged.items()}
+    return {path: form.gradient(gradients[path]) for path, form in forms.items()}
 
 
 @eqx.filter_jit

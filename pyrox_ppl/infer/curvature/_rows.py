@@ -2,8 +2,9 @@
 
 Rows are apart if no gradient at any position depends on two of them. Flip the signs of
 the derivatives of some rows: every gradient must then be as before, or its negative.
-Multiply each row's derivative with a number of its own: the ratio of the gradients says
-which row a position belongs to. Both hold exactly, whatever the network.
+Multiply each row's derivative with a number of its own: every gradient must then be
+multiplied by one of these numbers, which says to which row the position belongs. Both
+hold exactly, whatever the network.
 """
 
 import itertools
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pyrox_ppl.infer.curvature._arrange import Arranged
@@ -41,15 +41,19 @@ class Align(NamedTuple):
         rest = array.shape[1:]
         if self.order == "axes":
             array = array.reshape(*positions, *rest)
-            array = jnp.moveaxis(array, self.axes, range(len(self.axes)))
+            array = _move_to_front(array, self.axes)
         else:
             (axis,) = self.axes
             size = positions[axis]
             pair = (rows, size // rows) if self.order == "major" else (-1, rows)
             shape = (*positions[:axis], *pair, *positions[axis + 1 :])
             place = axis if self.order == "major" else axis + 1
-            array = jnp.moveaxis(array.reshape(*shape, *rest), place, 0)
+            array = _move_to_front(array.reshape(*shape, *rest), (place,))
         return array.reshape(rows, -1, *rest)
+
+
+def _move_to_front(array: Any, axes: tuple[int, ...]) -> Any:
+    return array.transpose(*axes, *(a for a in range(array.ndim) if a not in axes))
 
 
 class PartPlan(NamedTuple):
@@ -69,7 +73,7 @@ class PartPlan(NamedTuple):
 def plan_part(
     program: Program,
     position: int,
-    send_back: Callable[[int, jax.Array], dict[Path, Any]],
+    send_back: Callable[[int, np.ndarray], dict[Path, Any]],
     dropped: dict[str, str],
 ) -> PartPlan:
     """Find the rows of one result.
@@ -77,7 +81,7 @@ def plan_part(
     Args:
         program: The program.
         position: The position of the result.
-        send_back: From a derivative by the result to gradients, by use.
+        send_back: From a derivative by the result to arranged gradients, by use.
         dropped: Where to note the sites whose values do not belong to rows.
 
     Returns:
@@ -90,8 +94,7 @@ def plan_part(
     # Rows are batch axes; a site whose axes are all of its event may hold them there.
     axes = range(part.batch_dim or len(part.shape) - 1)
     batch = [axis for axis in axes if part.shape[axis] > 1]
-    key = jax.random.key(7)
-    base = jax.random.normal(key, part.shape)
+    base = np.random.default_rng(7).normal(size=part.shape).astype(np.float32)
     subsets = [
         axes
         for n in range(len(batch), 0, -1)
@@ -101,7 +104,7 @@ def plan_part(
     best: tuple | None = None
     for axes in subsets:
         probe = _Probe(program, position, send_back, base, axes)
-        coupled = [path for path in forms if not probe.is_apart(path, forms[path])]
+        coupled = [path for path in forms if not probe.is_apart(path)]
         rows = math.prod(part.shape[a] for a in axes)
         shared = [p for p in coupled if math.prod(forms[p].positions) % rows]
         if len(shared) < len(coupled):
@@ -155,7 +158,7 @@ class _Probe:
         program: Program,
         position: int,
         send_back: Callable,
-        base: jax.Array,
+        base: np.ndarray,
         axes: tuple[int, ...],
     ) -> None:
         shape = tuple(
@@ -165,38 +168,38 @@ class _Probe:
         first = tuple(
             slice(0, 1) if axis in axes else slice(None) for axis in range(base.ndim)
         )
-        alike = jnp.broadcast_to(base[first], base.shape)
+        alike = np.broadcast_to(base[first], base.shape)
         rng = np.random.default_rng(8)
         signs = rng.choice([-1.0, 1.0], shape)
         signs.reshape(-1)[:2] = 1.0, -1.0  # of few rows all could have one sign
         self.factors = rng.uniform(1.0, 2.0, shape)
         self.rows = tuple(base.shape[a] for a in axes)
-        self.alike = send_back(position, alike)
-        self.signed = send_back(position, alike * jnp.asarray(signs, alike.dtype))
-        scaled = alike * jnp.asarray(self.factors, alike.dtype)
-        self.scaled = send_back(position, scaled)
+        derivatives = alike, alike * signs, alike * self.factors
+        self.alike, self.signed, self.scaled = (
+            jax.device_get(send_back(position, each.astype(base.dtype)))
+            for each in derivatives
+        )
 
-    def is_apart(self, path: Path, form: Arranged) -> bool:
+    def is_apart(self, path: Path) -> bool:
         """Whether every position's gradient comes from one row."""
         alike, signed, scaled = (
-            np.asarray(form.gradient(g[path]), float)
-            for g in (self.alike, self.signed, self.scaled)
+            np.asarray(g[path], float) for g in (self.alike, self.signed, self.scaled)
         )
         least = _TOLERANCE * _size(alike)
-        for other in (signed, scaled):
+        signs, factors = np.array([-1.0, 1.0]), np.sort(self.factors, axis=None)
+        for other, numbers in ((signed, signs), (scaled, factors)):
             a, o = (g.reshape(len(g), -1) for g in (alike, other))
             square = np.sum(a * a, -1, keepdims=True)
             ratio = np.sum(a * o, -1, keepdims=True) / np.where(square > 0, square, 1)
-            ratio = np.sign(ratio) if other is signed else ratio
-            if not np.abs(o - ratio * a).max(initial=0) <= least:
+            # A sum over rows has a ratio between their numbers.
+            nearest = numbers[np.searchsorted((numbers[1:] + numbers[:-1]) / 2, ratio)]
+            if not np.abs(o - nearest * a).max(initial=0) <= least:
                 return False
         return True
 
     def find_rows(self, path: Path, form: Arranged) -> Align | None:
         """The place of the rows among the positions."""
-        alike, scaled = (
-            np.asarray(form.gradient(g[path]), float) for g in (self.alike, self.scaled)
-        )
+        alike, scaled = (np.asarray(g[path], float) for g in (self.alike, self.scaled))
         sizes, rows = form.positions, math.prod(self.rows)
         tolerance = _TOLERANCE * _size(alike)
         factors = self.factors.reshape(rows, *(1,) * alike.ndim)

@@ -1,38 +1,17 @@
 """Modules made anew for a member: their arrays, by the names of the model's sites."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
-from numpyro.primitives import Messenger
 
-from pyrox_ppl._parameter import Parameter, parameters_of, path_name
+from pyrox_ppl._parameter import parameters_of
+from pyrox_ppl._reads import ParameterRead, RecordReads
 from pyrox_ppl._same_function import check_same_function
-
-# What a parameter that was read has become, if inference decides its value.
-_SITES = ("sample", "deterministic", "param")
-
-
-class ParameterRead(NamedTuple):
-    """A parameter that a model or a guide reads.
-
-    Attributes:
-        parameter: The parameter.
-        root: The root of its name, with the prefixes of every scope.
-        kind: The type of the site that it has become; "parameter" for a constant.
-        shape: The shape of its value, with the axis of a plate.
-        module: The module that it belongs to.
-    """
-
-    parameter: Parameter
-    root: str
-    kind: str
-    shape: tuple[int, ...]
-    module: Any
 
 
 def find_reads(
@@ -42,7 +21,7 @@ def find_reads(
 
     An autoguide reads none of its own.
     """
-    recorder = _Recorder()
+    recorder = RecordReads()
 
     def run() -> None:
         for function in functions:
@@ -67,7 +46,7 @@ def match_made(
             a site.
     """
     roots = {read.root: None for read in reads.values()}
-    sites = {n: read for n, read in reads.items() if read.kind in _SITES}
+    sites = {name: read for name, read in reads.items() if read.is_site}
     if not sites:
         raise ValueError(
             "make= draws modules anew, but the model reads no parameter that is a "
@@ -106,29 +85,9 @@ def match_made(
             if read.kind == "param":
                 value = jnp.asarray(value, read.parameter.dtype)
                 learned[name] = jnp.broadcast_to(value, read.shape)
-            elif read.kind in _SITES:
+            elif read.is_site:
                 sampled[name] = value
         which = f"the module {root!r} that make(key) returned"
         read = next(iter(own.values()))
         check_same_function(module, read.module, which=which, root=root)
     return sampled, learned
-
-
-class _Recorder(Messenger):
-    """Records every parameter that is read inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: dict[str, ParameterRead] = {}
-
-    def record_read(
-        self, parameter: Parameter, message: dict[str, Any], module: Any
-    ) -> None:
-        """Record a read, under the name of its site."""
-        name = message["name"]
-        path = path_name(parameter.path)
-        root = name.removesuffix(f".{path}") if parameter.path else name
-        shape = np.shape(message["value"])
-        self.reads[name] = ParameterRead(
-            parameter, root, message["type"], shape, module
-        )

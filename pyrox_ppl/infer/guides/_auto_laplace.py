@@ -1,6 +1,5 @@
 """AutoLaplace: a normal posterior at the mode, from the curvature of the likelihood."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -8,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from pyrox_ppl._cost import replace_params
 from pyrox_ppl.infer._init_to_stored import init_to_stored
-from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of
+from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of, put_into
 from pyrox_ppl.infer.guides._laplace_members import over_members
 from pyrox_ppl.infer.guides._laplace_pass import go_through
 from pyrox_ppl.infer.guides._mode_guide import AbstractModeGuide, Draws
@@ -29,7 +27,7 @@ class AutoLaplace(AbstractModeGuide):
 
     SVI trains the mode :math:`u^*` of the joint density in unconstrained space. Then
     :meth:`add_curvature` adds :math:`H`, the generalised Gauss-Newton (Fisher) matrix
-    of the observed sites, and :math:`P`, minus the second derivative of the log prior::
+    of the observed sites, and :math:`P`, the prior's negative second derivative::
 
         guide = AutoLaplace(model)
         svi = SVI(model, guide, optim, Trace_ELBO())
@@ -114,17 +112,15 @@ class AutoLaplace(AbstractModeGuide):
     ) -> None:
         if structure not in (names := get_args(Structure)):
             raise ValueError(f"structure must be one of {names}, got {structure!r}.")
-        if rank < 1 or not 0 <= damping < math.inf:
+        if rank < 1 or not 0 <= damping < float("inf"):
             raise ValueError(
                 "rank must be at least 1, and damping finite and not negative, got "
                 f"{rank} and {damping}."
             )
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
         self.structure: Structure = structure
-        self.where = where
-        self.linearized = linearized
-        self.rank = rank
-        self.damping = damping
+        self.where, self.linearized = where, linearized
+        self.rank, self.damping = rank, damping
 
     def add_curvature(
         self,
@@ -132,6 +128,7 @@ class AutoLaplace(AbstractModeGuide):
         *args: Any,
         model: Callable | None = None,
         max_decrement: float = 0.1,
+        fisher_samples: int | None = None,
         rng_key: jax.Array | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -149,6 +146,9 @@ class AutoLaplace(AbstractModeGuide):
         the posterior. It must be at most `max_decrement` times the number of weights:
         a draw is at a squared distance of about that number.
 
+        ``"kron"`` and ``"diag"`` take a backward pass for each column of a row's Fisher
+        information, C - 1 for C classes, or only `fisher_samples` of them.
+
         Args:
             fit: What SVI or :func:`run_ensemble` returned: a result with ``params``, or
                 these alone.
@@ -156,8 +156,10 @@ class AutoLaplace(AbstractModeGuide):
             model: A model to use instead of the guide's, with the same sites, such as a
                 network in inference mode.
             max_decrement: How far from the mode the fit may be, per weight.
-            rng_key: The key of sampled labels, for a likelihood whose Fisher
-                information has no formula; ``jax.random.key(0)`` if not given.
+            fisher_samples: How many sums with random signs take the place of these
+                columns, with the same expectation. By default the information is exact,
+                or that of one sampled label where it has no formula.
+            rng_key: The key of what is sampled; ``jax.random.key(0)`` if not given.
             **kwargs: The keyword arguments of the model.
 
         Returns:
@@ -183,15 +185,13 @@ class AutoLaplace(AbstractModeGuide):
                 rank=self.rank,
                 damping=self.damping,
                 rng_key=jax.random.key(0) if rng_key is None else rng_key,
+                fisher_samples=fisher_samples,
                 max_decrement=max_decrement,
                 programs=programs,
             ).to_params(self._prefix, self.median(params))
 
         added = over_members(add, params, self._num_members(params))
-        given = fit if isinstance(fit, Mapping) else fit.params
-        earlier = self.added_params(given)  # perhaps of other sites
-        params = {n: v for n, v in given.items() if n not in earlier} | added
-        return params if isinstance(fit, Mapping) else replace_params(fit, params)
+        return put_into(fit, added, in_place_of=self.added_params(params))
 
     def sample_posterior(
         self,

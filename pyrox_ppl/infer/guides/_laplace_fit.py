@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 
+from pyrox_ppl._cost import replace_params
 from pyrox_ppl.infer.curvature import restore_curvature, restore_prior
 
 Values = dict[str, jax.Array]
@@ -21,6 +22,13 @@ def params_of(fit: Any) -> dict[str, Any]:
     """The parameters of a fit, with the state of the model's layers."""
     state = getattr(getattr(fit, "state", None), "mutable_state", None) or {}
     return {**state, **(fit if isinstance(fit, Mapping) else fit.params)}
+
+
+def put_into(fit: Any, added: Values, *, in_place_of: list[str]) -> Any:
+    """The fit with more parameters; those of an earlier call are left out."""
+    given = fit if isinstance(fit, Mapping) else fit.params
+    params = {n: v for n, v in given.items() if n not in in_place_of} | added
+    return params if isinstance(fit, Mapping) else replace_params(fit, params)
 
 
 @dataclasses.dataclass(frozen=True)

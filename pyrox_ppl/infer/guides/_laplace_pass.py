@@ -31,6 +31,7 @@ def go_through(
     rank: int,
     damping: float,
     rng_key: jax.Array,
+    fisher_samples: int | None,
     max_decrement: float,
     programs: object,
 ) -> LaplaceFit:
@@ -46,13 +47,19 @@ def go_through(
         sites: The sites that vary.
         rank: The rank of ``"low_rank"``.
         damping: What is added to the precision, for the checks.
-        rng_key: The key of sampled labels.
+        rng_key: The key of what is sampled.
+        fisher_samples: From how many random columns each row's Fisher information is
+            estimated; None for the exact one where it is known.
         max_decrement: The largest Newton decrement per weight.
         programs: What the compiled programs belong to, as in :class:`ModelAtMode`.
 
     Raises:
         ValueError: If the parameters are no mode, or the precision is not positive.
     """
+    if fisher_samples is not None and fisher_samples < 1:
+        raise ValueError(
+            f"fisher_samples must be a positive number, not {fisher_samples}."
+        )
     run, batches = batches_of(model, args)
     first = next(batches())[0]
     seen: dict[str, Any] = {}
@@ -64,7 +71,14 @@ def go_through(
         for name, site in seen.items()
         if site["type"] in ("param", "mutable") and name in params
     }
-    at = ModelAtMode(run, mode, params=trained, sites=sites, programs=programs)
+    at = ModelAtMode(
+        run,
+        mode,
+        params=trained,
+        sites=sites,
+        num_samples=fisher_samples,
+        programs=programs,
+    )
     _check_repeats(at, first, kwargs)
     value = jnp.zeros(())
     gradient = {name: jnp.zeros(jnp.shape(mode[name])) for name in at.sites}

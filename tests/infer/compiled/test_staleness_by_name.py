@@ -179,6 +179,18 @@ def test_state_in_c_cannot_be_looked_into(hidden):
     assert key != content_key(hidden)[0]
 
 
+def test_a_chain_of_objects_may_be_longer_than_pythons_stack():
+    def chain(last):
+        for _ in range(3 * sys.getrecursionlimit()):
+            last = [last]
+        return last
+
+    one, same, other = (content_key(chain(last))[0] for last in (1.0, 1.0, 2.0))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+
+
 def by_group(groups):
     for place, (name, rows) in enumerate(groups.items()):
         numpyro.deterministic(f"place_{name}", jnp.asarray(place))

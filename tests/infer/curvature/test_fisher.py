@@ -112,6 +112,18 @@ def test_sampled_labels_approach_it():
     np.testing.assert_allclose(found, expected, rtol=0.03, atol=0.03)
 
 
+def test_sums_with_random_signs_have_the_expectation_of_all_columns():
+    def make(*logits):
+        return dist.Categorical(logits=jnp.stack(logits))
+
+    params, rows = (0.3, -0.5, 1.0, 0.0), jnp.zeros(20_000, int)
+    exact = information(make, params, rows) / len(rows)
+    for num, close in ((1, 0.01), (2, 0.01), (3, 1e-6)):
+        found = information(make, params, rows, jax.random.key(0), num) / len(rows)
+        np.testing.assert_allclose(found, exact, atol=close)
+        assert (np.abs(found - exact).max() > 1e-5) == (num < 3)
+
+
 def test_without_a_key_an_unknown_distribution_is_refused():
     with pytest.raises(ValueError, match=r"'y' \(Gumbel\).*pass a `key`"):
         whiten(site(dist.Gumbel(0.0, 1.0), 0.1), None, 1)
@@ -136,11 +148,20 @@ def test_each_entry_of_a_broadcast_observation_counts():
     np.testing.assert_allclose(found, [[7 / 4]], rtol=1e-6)
 
 
-def test_a_class_that_is_ruled_out_does_no_harm():
+@pytest.mark.parametrize("place", range(3))
+def test_a_class_that_is_ruled_out_does_no_harm(place):
     def make(a):
-        logits = jnp.stack([a, 0.0, -jnp.inf])
+        logits = jnp.insert(jnp.stack([a, 0.0]), place, -jnp.inf)
         return dist.Categorical(logits=logits, validate_args=False)
 
     p = 1 / (1 + np.exp(-0.4))
     found = information(make, (0.4,), 0)
     np.testing.assert_allclose(found, [[p * (1 - p)]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_a_class_is_known_from_the_others_and_needs_no_column(classes):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, classes)))
+    fn = dist.Categorical(logits=logits)
+    (z,) = whiten(site(fn, jnp.zeros(3, int)), None, 1).parts
+    assert z.shape == (3, max(classes - 1, 1))

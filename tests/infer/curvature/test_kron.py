@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from curvature_cases import (
     KEY,
@@ -16,6 +18,9 @@ from curvature_cases import (
     model_of,
     values_of,
 )
+
+import pyrox_ppl as px
+from pyrox_ppl.infer.curvature import ModelAtMode, make_curvature
 
 pytestmark = pytest.mark.rank_promotion
 
@@ -137,3 +142,27 @@ def test_half_precision_weights_have_about_the_same_factors():
         assert found.arrays[name].dtype == value.dtype
         size = float(jnp.abs(value).max())
         np.testing.assert_allclose(found.arrays[name], value, atol=0.05 * size)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(7, 4), (4, 3)])
+def test_a_weight_in_both_of_two_crossed_plates_has_its_exact_block(rows, columns):
+    """Each of its places belongs to a whole row or column of the data.
+
+    Division by 0.5 is exact, so that the probe's signs can cancel to zero.
+    """
+    linear = eqx.nn.Linear(2, 1, use_bias=False, key=KEY)
+
+    def model(x, z, y):
+        with px.bayesianize():
+            net = px.bind(linear, "net")
+        mean = jax.vmap(net)(x) + jax.vmap(net)(z)[:, 0][None]
+        with numpyro.plate("row", rows, dim=-2), numpyro.plate("column", columns):
+            numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    x, z = (RNG.normal(size=(n, 2)).astype(np.float32) for n in (rows, columns))
+    batch = x, z, np.zeros((rows, columns), np.float32)
+    at_mode = ModelAtMode(model, {"net.weight": jnp.array([[0.3, -0.4]])})
+    curvature = make_curvature("kron", at_mode, batch, {})
+    found = curvature.accumulate(at_mode, batch, {}).arrays["net.weight.block"]
+    each = (x[:, None] + z[None]).reshape(-1, 2) / 0.5
+    np.testing.assert_allclose(found, each.T @ each, rtol=1e-5)
