@@ -298,18 +298,3 @@ def test_the_curvature_of_likelihoods_is_their_fisher_matrix(model, y, more):
     np.testing.assert_allclose(
         np.linalg.inv(covariance), expected + np.diag(prior**-2.0), rtol=1e-4, atol=1e-3
     )
-
-
-def test_random_columns_estimate_the_fisher_matrix_and_all_of_them_are_exact():
-    times = 400
-    x, y = np.tile(X, (times, 1)), np.tile(CLASSES, times)
-    guide, params = at_mode(categorical, "full", x, y)
-    exact = times * fisher("categorical", guide.median(params))
-    for samples, close in ((1, 0.1), (2, 1e-4)):
-        fit = guide.add_curvature(params, x, y, fisher_samples=samples)
-        found = np.linalg.inv(covariance_of(guide, fit, ["a", "b"]))
-        away = np.abs(found - exact - np.diag(PRIOR_STD**-2.0)).max() / exact.max()
-        assert away < close
-        assert (away > 1e-3) == (samples == 1)
-    with pytest.raises(ValueError, match="positive number, not 0"):
-        guide.add_curvature(params, x, y, fisher_samples=0)

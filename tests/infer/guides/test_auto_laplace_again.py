@@ -59,3 +59,25 @@ def test_a_value_that_the_model_closes_over_may_change(monkeypatch):
                 "diag": 1 / precision[1, 1],
             }
             np.testing.assert_allclose(high - low, exact[structure] ** 0.5, rtol=1e-3)
+
+
+def test_random_columns_estimate_the_fisher_matrix_and_all_of_them_are_exact():
+    def three_classes(y):
+        logits = numpyro.sample("f", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with numpyro.plate("row", len(y)):
+            numpyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    guide, y = AutoLaplace(three_classes, "full"), jnp.zeros(20_000, int)
+    svi = CompiledSVI(three_classes, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+    svi.init(jax.random.key(0), y)
+    params, p = {"f_auto_loc": jnp.array([0.5, 0.0, -1.0])}, np.exp([0.5, 0.0, -1.0])
+    exact = np.diag(p / p.sum()) - np.outer(p, p) / p.sum() ** 2
+    for samples, close in ((1, 0.02), (2, 1e-4)):
+        fit = guide.add_curvature(
+            params, y, fisher_samples=samples, max_decrement=np.inf
+        )
+        found = fit["auto_laplace.curvature.full.full"] / len(y)
+        np.testing.assert_allclose(found, exact, atol=close)
+        assert (np.abs(found - exact).max() > 1e-4) == (samples == 1)
+    with pytest.raises(ValueError, match="positive number, not 0"):
+        guide.add_curvature(params, y, fisher_samples=0)
