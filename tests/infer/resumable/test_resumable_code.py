@@ -18,12 +18,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
-from pyrox_ppl.infer import (
-    MinibatchLoader,
-    run_mcmc,
-    run_minibatches,
-    run_svi,
-)
+from pyrox_ppl.infer import MinibatchLoader, run_mcmc, run_minibatches, run_svi
 from pyrox_ppl.infer.resumable._fingerprint import describe_program
 
 KEY = jax.random.key(3)
