@@ -1,7 +1,5 @@
 """Gradients of a small program under ordinary draws of its weights, and under ours."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,7 +32,7 @@ class Program:
         self.run = run
         self.closed = jax.make_jaxpr(run)(self.locs)
 
-    @functools.cached_property
+    @property
     def plan(self):
         return make_plan(self.closed, self.names)
 
