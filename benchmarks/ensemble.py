@@ -7,7 +7,6 @@ same shapes are filled with random numbers.
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import equinox as eqx
@@ -99,20 +98,17 @@ def main():
                 **kwargs,
             ).losses
 
+        first = count_compilations(run_many)
+        again = count_compilations(run_many)
         run_one()
-        for batch_size in (None, 1):
-            many_at_once = partial(run_many, batch_size=batch_size)
-            first = count_compilations(many_at_once)
-            again = count_compilations(many_at_once)
-            pairs = [(timed(run_one), timed(many_at_once)) for _ in range(REPEATS)]
-            of_one, of_many = np.transpose(pairs)
-            ratio, fastest = np.median(of_many / of_one), of_many.min() / of_one.min()
-            print(
-                f"{guide_class.__name__}, batch_size={batch_size}: one member "
-                f"{np.median(of_one):.2f} s, {MEMBERS} members "
-                f"{np.median(of_many):.2f} s, ratio {ratio:.2f} (at most 4; of the "
-                f"fastest runs {fastest:.2f}); compiled: {first}, then {again}"
-            )
+        pairs = [(timed(run_one), timed(run_many)) for _ in range(REPEATS)]
+        of_one, of_many = np.transpose(pairs)
+        ratio, fastest = np.median(of_many / of_one), of_many.min() / of_one.min()
+        print(
+            f"{guide_class.__name__}: one member {np.median(of_one):.2f} s, {MEMBERS} "
+            f"members {np.median(of_many):.2f} s, ratio {ratio:.2f} (at most 4; of the "
+            f"fastest runs {fastest:.2f}); programs compiled: {first}, then {again}"
+        )
 
 
 if __name__ == "__main__":

@@ -100,9 +100,8 @@ def run_ensemble(
 
     `svi` keeps the programs, as a :class:`CompiledSVI` does: a later run of the same
     shapes compiles nothing. On several devices each one trains its share of the
-    members, if their number divides evenly (and the data are not sharded). A CPU is one
-    device, whatever its cores: to use them all, call
-    ``numpyro.set_host_device_count(cores)`` before JAX starts, and see `batch_size`.
+    members, if their number divides evenly (and the data are not sharded). To use all
+    cores of a CPU, call ``numpyro.set_host_device_count(cores)`` before JAX starts.
 
     Args:
         svi: NumPyro's SVI object, or a :class:`CompiledSVI`.
@@ -114,9 +113,7 @@ def run_ensemble(
             modules by the names given to ``bind``. It runs inside a compiled program.
             A parameter that is a constant in the model keeps the model's array.
         batch_size: How many members take their steps at a time, on each device. By
-            default all; fewer need less memory. Networks that keep a core busy (300
-            rows and 50 units do) are faster on a CPU with 1: a member's arrays then
-            stay in its cache.
+            default all; fewer need less memory.
         path: A directory for commits. A run that was killed then continues after its
             last commit. The result is bit for bit the same as without the interruption.
         segment: How many steps make a segment, which is committed whole. By default a
