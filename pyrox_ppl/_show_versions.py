@@ -25,6 +25,7 @@ _DISTRIBUTIONS = (
     "h5netcdf",
     "h5py",
     "zarr",
+    "diffrax",
     "optax",
     "scikit-learn",
     "quax",

@@ -10,8 +10,8 @@ import pytest
 # Even their small settings take more than half a minute.
 LONG = (
     *("co2", "conditioning", "diagnosing", "digits", "digits_as_fields"),
-    *("flow_vector_field", "groups", "one_module_five_meanings"),
-    *("spacetime", "which_posterior"),
+    *("flow_vector_field", "groups", "neural_implicit_flow"),
+    *("one_module_five_meanings", "spacetime", "which_posterior"),
 )
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
 
