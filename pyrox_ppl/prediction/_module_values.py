@@ -12,7 +12,13 @@ from tqdm.auto import tqdm
 from pyrox_ppl._dict_order import wrap_dicts
 from pyrox_ppl._parameter import class_name
 from pyrox_ppl.prediction._draws import Draws
-from pyrox_ppl.prediction._loop import CHUNK_BYTES, bytes_of, even_size, run_ahead
+from pyrox_ppl.prediction._loop import (
+    CHUNK_BYTES,
+    bytes_of,
+    even_size,
+    run_ahead,
+    shapes_of_one,
+)
 from pyrox_ppl.prediction._matching import match_draws
 from pyrox_ppl.prediction._members import give_members, plate_size
 from pyrox_ppl.prediction._module_call import (
@@ -213,7 +219,7 @@ class ModuleValues:
                 f"{jax.tree.structure(out)}: choose one of its outputs, "
                 "call=lambda net, *inputs: net(*inputs)[0]."
             )
-        return jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+        return shapes_of_one(out)
 
     def _shape_of(self, points: Points) -> Any:
         one = {position: value[:1] for position, value in self._values.items()}
