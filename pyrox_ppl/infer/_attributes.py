@@ -10,7 +10,7 @@ _POINTER = struct.calcsize("P")
 
 def attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
     """The attributes of an object, with those in slots."""
-    yield from getattr(value, "__dict__", {}).items()
+    yield from tuple(getattr(value, "__dict__", {}).items())
     for kind in type(value).__mro__:
         for name in _slots_of(kind):
             if name.startswith("__") and not name.endswith("__"):

@@ -114,7 +114,11 @@ def content_key(
 
 
 class _Walk:
-    """One pass over all that an object reaches, each object once."""
+    """One pass over all that an object reaches, each object once.
+
+    Looking at an attribute can import a module and so add to a dictionary on the way:
+    the walk goes through copies.
+    """
 
     def __init__(self, leave_out: LeaveOut) -> None:
         self._leave_out = leave_out
@@ -215,8 +219,8 @@ class _Walk:
             return self._unseen(value)
         if isinstance(value, Mapping):
             factory = self.key(getattr(value, "default_factory", None))
-            pairs = ((self.key(k), self.key(v)) for k, v in value.items())
-            return factory, *pairs
+            pairs = tuple(value.items())
+            return factory, *((self.key(k), self.key(v)) for k, v in pairs)
         return self._keys(*value)
 
     def _attributes(self, value: Any) -> tuple:
@@ -257,7 +261,7 @@ class _Walk:
             (name, self.key(part))
             for kind in value.__mro__
             if not is_installed(file_of(kind))
-            for name, part in vars(kind).items()
+            for name, part in tuple(vars(kind).items())
             if isinstance(part, types.FunctionType)
             or not (name.startswith("__") or name == "_abc_impl")
         )

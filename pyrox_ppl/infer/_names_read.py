@@ -1,6 +1,7 @@
 """What a function reads by name, and what of it belongs to a library."""
 
 import dis
+import functools
 import os
 import random
 import sys
@@ -10,12 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import equinox
+import jax
+import jaxlib
 import numpy as np
+import numpyro
 
-_INSTALLED = tuple(
-    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
-    | {sysconfig.get_path("platlib"), str(Path(__file__).parents[1]), "<frozen"}
-)
+# Packages that every model reaches count wherever they lie, in a developer's checkout,
+# say.
+_PACKAGES = (jax, jaxlib, np, numpyro, equinox)
+_LIBRARIES = {
+    *(sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(os.path.dirname(str(package.__file__)) for package in _PACKAGES),
+    str(Path(__file__).parents[1]),
+}
+_INSTALLED = "<frozen", *(os.path.join(folder, "") for folder in _LIBRARIES)
 _BY_STRING = frozenset({"globals", "eval"})
 _IMPORT = frozenset({"import_module", "__import__", "modules"})
 _ANY_ATTRIBUTE = frozenset(
@@ -26,7 +36,32 @@ _HIDDEN_STATE = (random, np, np.random)
 
 def is_installed(file: str) -> bool:
     """Whether code is of a library, whose globals no user sets."""
-    return file.startswith(_INSTALLED)
+    return file.startswith(_INSTALLED) or _is_recorded(file)
+
+
+@functools.cache
+def _is_recorded(file: str) -> bool:
+    """Whether a package manager put a file into a folder of ``sys.path``.
+
+    Such folders need not be this environment's own: ``pip install --user``, ``--target``
+    and Linux's own packages have others. The code of an editable install is in no record.
+    """
+    return any(
+        folder and file.startswith(os.path.join(folder, "")) and _records(folder, file)
+        for folder in sys.path
+    )
+
+
+def _records(folder: str, file: str) -> bool:
+    """Whether a file within a folder was installed there."""
+    if os.path.basename(folder) in ("site-packages", "dist-packages"):
+        return True
+    listed = Path(file).relative_to(folder).as_posix() + ","
+    return any(
+        line.startswith(listed)
+        for record in Path(folder).glob("*.dist-info/RECORD")
+        for line in record.read_text(encoding="utf-8").splitlines()
+    )
 
 
 def is_held_by_a_library(value: Any) -> bool:

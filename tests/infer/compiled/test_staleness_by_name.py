@@ -7,9 +7,12 @@ import io
 import operator
 import os
 import random
+import subprocess
 import sys
 import types
+from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +24,7 @@ from numpyro.infer import NUTS, Predictive
 
 from pyrox_ppl.infer import CompiledMCMC, CompiledPredictive
 from pyrox_ppl.infer._content_key import content_key
+from pyrox_ppl.infer._names_read import is_installed
 
 pytestmark = pytest.mark.rank_promotion
 
@@ -213,3 +217,77 @@ def test_a_model_that_loops_over_a_dictionary_meets_its_order(kind):
     mcmc.run(KEY, groups)
     places = {name: int(mcmc.get_samples()[f"place_{name}"][0]) for name in groups}
     assert places == {"south": 0, "north": 1}
+
+
+def test_what_a_package_manager_recorded_is_a_library(tmp_path, monkeypatch):
+    (tmp_path / "installed-1.0.dist-info").mkdir()
+    record = tmp_path / "installed-1.0.dist-info" / "RECORD"
+    record.write_text("installed/__init__.py,sha256=x,1\ninstalled/part.py,sha256=y,1\n")
+    (tmp_path / "dist-packages").mkdir()
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), str(tmp_path / "dist-packages")])
+    assert is_installed(str(tmp_path / "installed" / "part.py"))
+    assert is_installed(str(tmp_path / "dist-packages" / "another.py"))
+    # The user's own code may lie beside it.
+    assert not is_installed(str(tmp_path / "mine.py"))
+    assert not is_installed(str(tmp_path / "installed" / "part.pyx"))
+    beside = str(Path(numpyro.__file__).parents[1] / "numpyro") + "_mine"
+    assert is_installed(beside + "/model.py") == (sys.prefix in beside)
+
+
+def test_a_key_may_import_a_module_on_the_way():
+    # NumPy, JAX and others import some of their parts when they are asked for.
+    class Lazy(types.ModuleType):
+        def __getattr__(self, name):
+            values[name] = 1.0
+            raise AttributeError(name)
+
+    def made():
+        return None
+
+    values = {"first": made, "second": 2.0}
+    made.__module__, made.__qualname__ = "lazy_of_a_test", "absent"
+    lazy = Lazy("lazy_of_a_test")
+    lazy.__file__ = os.__file__
+    sys.modules["lazy_of_a_test"] = lazy
+    try:
+        _, unseen = content_key(values)
+    finally:
+        del sys.modules["lazy_of_a_test"]
+    assert unseen == ()
+
+
+FROM_A_CHECKOUT = """
+import warnings
+warnings.simplefilter("error", UserWarning)
+import equinox as eqx, jax, numpyro, numpyro.distributions as dist
+from numpyro.infer import Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledSVI
+assert numpyro.__file__.startswith({folder!r}), numpyro.__file__
+net = eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0))
+def model(x):
+    with px.bayesianize(prior=px.priors.hierarchical()):
+        f = jax.vmap(px.bind(net, "net"))(x)
+    numpyro.sample("y", dist.Normal(f, 1.0), obs=x)
+svi = CompiledSVI(model, AutoNormal(model), numpyro.optim.Adam(1e-2), Trace_ELBO())
+print(svi.run(jax.random.key(0), 2, jax.numpy.ones((3, 1)), progress_bar=False).losses)
+"""
+
+
+@pytest.mark.slow  # imports all once more
+def test_libraries_may_lie_in_a_developers_checkout(tmp_path):
+    for package in (numpyro, eqx, jax):
+        source = Path(package.__file__).parent
+        (tmp_path / source.name).symlink_to(source, target_is_directory=True)
+    root = Path(__file__).parents[3]
+    program = FROM_A_CHECKOUT.format(folder=str(tmp_path))
+    paths = os.pathsep.join([str(tmp_path), str(root)])
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
