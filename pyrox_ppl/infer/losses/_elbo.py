@@ -227,9 +227,9 @@ def _is_same(left: Any, right: Any) -> bool:
         return True
     if any(isinstance(scale, Tracer) for scale in (left, right)):
         return False
-    return bool(
-        np.all((1 if left is None else left) == (1 if right is None else right))
-    )
+    # As NumPy's: within a program, comparing JAX's arrays would be a part of it.
+    left, right = (np.asarray(1.0 if s is None else s) for s in (left, right))
+    return bool(np.all(left == right))
 
 
 def _elbo(trace: Any, guide_trace: Any, normals: dict[str, NormalSite]) -> jax.Array:
