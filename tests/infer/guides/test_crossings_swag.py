@@ -9,7 +9,11 @@ import pyrox_ppl as px
 from pyrox_ppl.infer import AutoSWAG, CompiledSVI
 
 __all__ = ["own"]
-pytestmark = pytest.mark.rank_promotion
+# NumPyro's scan asks every replayed site for its shape, the moments too.
+pytestmark = [
+    pytest.mark.rank_promotion,
+    pytest.mark.filterwarnings("ignore:shape requires:DeprecationWarning"),
+]
 
 USUAL = ("mlp-NonCentered",)
 RANK, STEPS = 3, 20
