@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
-from pyrox_ppl.nn._linear import linear
+from pyrox_ppl.nn._linear import PHASE, linear
 from pyrox_ppl.nn._rows import find_in_features, map_rows
 from pyrox_ppl.nn._sine import cos, sin
 
@@ -100,7 +100,8 @@ class RBFFourierFeatures(AbstractModule):
         """Compute the features of each row; `key` is accepted and ignored."""
         x = check_width(self, "x", x, "in_features", self.in_features)
         # Divide the few frequencies by the lengthscale, not the rows of x.
-        return waves(x @ (self.frequencies * jnp.exp(-self.log_lengthscale)))
+        frequencies = self.frequencies * jnp.exp(-self.log_lengthscale)
+        return waves(jnp.matmul(x, frequencies, precision=PHASE))
 
 
 class RandomKitchenSinks(AbstractModule):

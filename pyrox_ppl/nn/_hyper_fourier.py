@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from pyrox_ppl._bind import AbstractModule
 from pyrox_ppl.nn._check import check_batch, check_size, check_width
 from pyrox_ppl.nn._fourier import make_readout, waves
-from pyrox_ppl.nn._linear import align, linear
+from pyrox_ppl.nn._linear import PHASE, align, linear
 from pyrox_ppl.nn._rows import check_parameter_net, find_in_features, map_rows
 
 
@@ -120,7 +120,7 @@ class HyperFourierFeatures(AbstractModule):
         scaled = align(x, ndim) * align(jnp.exp(-log_lengthscale), ndim)
         # Axes of size 1 of the contexts are not broadcast here: `einsum` makes one
         # matrix product for all the points that share a context.
-        phase = jnp.einsum("...i,...in->...n", scaled, frequencies)
+        phase = jnp.einsum("...i,...in->...n", scaled, frequencies, precision=PHASE)
         return waves(phase + align(shift, ndim))
 
     def _generate(self, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,7 +13,17 @@ def align(array: jax.Array, ndim: int) -> jax.Array:
     return jnp.expand_dims(array, tuple(range(ndim - array.ndim)))
 
 
-def linear(weight: jax.Array, bias: jax.Array | None, x: jax.Array) -> jax.Array:
+# A phase counts by its absolute error, and a large one needs all its digits: JAX's
+# default on a GPU, TF32, has three.
+PHASE = jax.lax.Precision.HIGHEST
+
+
+def linear(
+    weight: jax.Array,
+    bias: jax.Array | None,
+    x: jax.Array,
+    precision: jax.lax.Precision | None = None,
+) -> jax.Array:
     """Compute ``W x + b`` for `x` of shape (*batch, in) and `weight` (out, in)."""
-    y = x @ weight.T
+    y = jnp.matmul(x, weight.T, precision=precision)
     return y if bias is None else y + align(bias, y.ndim)

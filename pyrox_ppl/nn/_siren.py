@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from pyrox_ppl._bind import AbstractModule, bind
 from pyrox_ppl.nn._check import check_positive, check_size, check_width
-from pyrox_ppl.nn._linear import linear
+from pyrox_ppl.nn._linear import PHASE, linear
 from pyrox_ppl.nn._sine import sin
 
 Regime = Literal["first", "hidden", "last"]
@@ -122,7 +122,8 @@ class SirenDense(AbstractModule):
         """
         x = check_width(self, "x", x, "in_features", self.in_features)
         layer = bind(self)
-        affine = linear(layer.weight, layer.bias, x)
+        precision = PHASE if self.regime == "first" else None
+        affine = linear(layer.weight, layer.bias, x, precision)
         return affine if self.regime == "last" else self.omega * affine
 
     def activate(self, h: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Fourier features against their formula and the kernel that they stand for."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,14 @@ from numpyro import handlers
 from numpyro.infer.util import log_density
 
 import pyrox_ppl as px
-from pyrox_ppl.nn import ConditionedINR, FiLM, RandomKitchenSinks, RBFFourierFeatures
+from pyrox_ppl.nn import (
+    SIREN,
+    ConditionedINR,
+    FiLM,
+    HyperFourierFeatures,
+    RandomKitchenSinks,
+    RBFFourierFeatures,
+)
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -161,3 +169,28 @@ def test_bad_input_is_named():
     for bad in (None, lambda x: x, 3):
         with pytest.raises(TypeError, match=r"rff must be .* integer `out_features`"):
             RandomKitchenSinks.init(bad, 1, key=KEY)
+
+
+def hyper_features():
+    net = eqx.nn.MLP(3, 2 * 5 + 5 + 1, 4, 1, key=KEY)
+    return HyperFourierFeatures.init(
+        parameter_net=net, in_features=2, n_features=5, cond_dim=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "contexts"),
+    [
+        (lambda: RBFFourierFeatures.init(2, 5, key=KEY), ()),
+        (hyper_features, (np.ones((12, 3), np.float32),)),
+        (lambda: SIREN.init(2, 5, 1, depth=3, key=KEY), ()),
+    ],
+    ids=["RBFFourierFeatures", "HyperFourierFeatures", "SIREN"],
+)
+@pytest.mark.parametrize("batched", [False, True], ids=["", "vmap"])
+def test_phases_keep_their_digits_on_a_gpu(make, contexts, batched):
+    # The layers behind the phases are multiplied as JAX is configured to.
+    call = jax.vmap(make()) if batched else make()
+    program = str(jax.make_jaxpr(call)(X, *contexts))
+    highest = "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+    assert program.count(highest) == 1
