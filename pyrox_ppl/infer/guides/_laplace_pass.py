@@ -14,11 +14,12 @@ from numpyro.primitives import Messenger
 from pyrox_ppl._full_data import full_data
 from pyrox_ppl.infer.curvature import ModelAtMode, make_curvature, prior_precision
 from pyrox_ppl.infer.data import MinibatchLoader
-from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, Values
+from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, Values, with_all_digits
 
 Batch = tuple[tuple, float]
 
 
+@with_all_digits
 def go_through(
     model: Callable,
     mode: Values,

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 
 from pyrox_ppl._dependence import find_dependence, mark
 from pyrox_ppl.infer.curvature import ModelAtMode
-from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, Values
+from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, Values, with_all_digits
 from pyrox_ppl.infer.guides._laplace_pass import batches_of
 from pyrox_ppl.infer.guides._select_sites import select_sites
 
@@ -25,6 +25,7 @@ class _Prior(NamedTuple):
     scale: jax.Array
 
 
+@with_all_digits
 def find_scales(
     fit: LaplaceFit,
     model: Callable,

@@ -222,9 +222,13 @@ def test_a_model_that_loops_over_a_dictionary_meets_its_order(kind):
 def test_what_a_package_manager_recorded_is_a_library(tmp_path, monkeypatch):
     (tmp_path / "installed-1.0.dist-info").mkdir()
     record = tmp_path / "installed-1.0.dist-info" / "RECORD"
-    record.write_text("installed/__init__.py,sha256=x,1\ninstalled/part.py,sha256=y,1\n")
+    record.write_text(
+        "installed/__init__.py,sha256=x,1\ninstalled/part.py,sha256=y,1\n"
+    )
     (tmp_path / "dist-packages").mkdir()
-    monkeypatch.setattr(sys, "path", ["", str(tmp_path), str(tmp_path / "dist-packages")])
+    monkeypatch.setattr(
+        sys, "path", ["", str(tmp_path), str(tmp_path / "dist-packages")]
+    )
     assert is_installed(str(tmp_path / "installed" / "part.py"))
     assert is_installed(str(tmp_path / "dist-packages" / "another.py"))
     # The user's own code may lie beside it.

@@ -122,3 +122,27 @@ def test_a_saved_tree_restores_the_factors(fitted, tmp_path, suffix):
     expected = guide.sample_posterior(KEY, fit.params)
     for name, value in guide.sample_posterior(KEY, params).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_draws_keep_their_digits_on_a_gpu(fitted):
+    guide, fit = fitted
+
+    def draw(params):
+        return guide.sample_posterior(KEY, params, sample_shape=(2,))
+
+    program = str(jax.make_jaxpr(draw)(fit.params))
+    in_full = "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+    assert program.count("dot_general[") == program.count(in_full) > 0
+
+
+def test_the_curvature_keeps_its_digits_on_a_gpu(fitted):
+    guide, fit = fitted
+    seen = set()
+
+    def watched(x, y=None):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return model(x, y)
+
+    guide.add_curvature(fit, X, Y, max_decrement=np.inf, model=watched)
+    guide.tune_prior(fit, X, Y)
+    assert seen == {"highest"}
