@@ -43,8 +43,9 @@ def is_installed(file: str) -> bool:
 def _is_recorded(file: str) -> bool:
     """Whether a package manager put a file into a folder of ``sys.path``.
 
-    Such folders need not be this environment's own: ``pip install --user``, ``--target``
-    and Linux's own packages have others. The code of an editable install is in no record.
+    Such folders need not be this environment's own: ``pip install --user`` and
+    ``--target``, and Linux's own packages, have others. No record has the code of an
+    editable install.
     """
     return any(
         folder and file.startswith(os.path.join(folder, "")) and _records(folder, file)

@@ -35,8 +35,8 @@ def put_into(fit: Any, added: Values, *, in_place_of: list[str]) -> Any:
 def with_all_digits[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Let a function multiply matrices in all digits of float32.
 
-    JAX's default on a GPU, TF32, keeps three, and the directions in which a posterior is
-    widest are those of the smallest eigenvalues.
+    JAX's default on a GPU, TF32, keeps three, and a posterior is widest along the
+    smallest eigenvalues.
     """
 
     @functools.wraps(function)
