@@ -199,3 +199,20 @@ def test_a_tangent_of_integers_is_refused():
     np.testing.assert_allclose(probability.sum(-1), 1.0, rtol=1e-5)
     middle = px.module_from_mean(linear, tree, name="net")
     np.testing.assert_array_equal(middle.weight, linear.weight)
+
+
+def test_kronecker_factors_need_a_prior_that_is_a_product():
+    # A Student-t curves less at a large weight.
+    layer = eqx.nn.Linear(2, 2, use_bias=False, key=KEY)
+
+    def student(x, y):
+        with px.bayesianize(prior=px.priors.student_t()):
+            net = px.bind(layer, "net")
+        with numpyro.plate("row", len(x)):
+            numpyro.sample("y", dist.Normal(jax.vmap(net)(x), 0.5).to_event(1), obs=y)
+
+    x = jnp.stack([X, X**2], axis=1)
+    guide = seen(student, x, x, structure="kron")
+    fit = {"net.weight_auto_loc": jnp.array([[1.0, 0.1], [0.0, 0.9]])}
+    with pytest.raises(ValueError, match=r"'net\.weight' .* Use structure='diag'"):
+        guide.add_curvature(fit, x, x, max_decrement=jnp.inf)
