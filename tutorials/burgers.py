@@ -25,7 +25,7 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
-from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.interpolate import CubicSpline
 from scipy.stats import qmc
 
 import pyrox_ppl as px
@@ -44,13 +44,21 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The runs
 #
-# `u_t + u u_x = nu u_xx` from `u = -A sin(pi x)`, periodic in x. Cole and Hopf solve it
-# in closed form: `u` is a mean of the start at places around x, with weights. Gauss and
-# Hermite's rule computes it at any point (Basdevant et al. 1986); derivatives by Fourier
-# transform check that it solves the equation.
+# `u_t + u u_x = nu u_xx` from `u = -A sin(pi x)`, periodic in x. Cole and Hopf's closed
+# form is a weighted mean of the start, which a quadrature computes at any point
+# (Basdevant et al. 1986). Derivatives by Fourier transform check that it solves the
+# equation.
+#
+# The context of a run is the logarithm of both parameters, scaled so that the training
+# runs fill the square [-1, 1]²: nu from 0.02 to 0.1, A from 0.5 to 1.5. Validation and
+# test runs lie in the same square; *outside* runs lie around it, up to 1.6.
+#
+# A training run is read at sixteen random places of its own and at eleven times. All
+# predictions are for one mesh of 129 places and 26 times.
 
 # %%
-NODE, WEIGHT = np.polynomial.hermite.hermgauss(200)
+NODE, WEIGHT = np.polynomial.hermite.hermgauss(100)
+LOW, HIGH = np.log([0.02, 0.5]), np.log([0.1, 1.5])
 
 
 def solve(x, t, nu, amplitude):
@@ -70,24 +78,6 @@ def residual(nu, amplitude, t=0.5, h=1e-4):
     return np.abs(u_t + u * u_x - nu * u_xx).max() / np.abs(u_t).max()
 
 
-# %% [markdown]
-# The context of a run is the logarithm of both parameters, scaled so that the training
-# runs fill the square [-1, 1]²: nu from 0.02 to 0.1, A from 0.5 to 1.5. Validation and
-# test runs lie in the same square; *outside* runs lie around it, up to 1.6.
-#
-# A training run is read at sixteen random places of its own and at eleven times. All
-# predictions are for one mesh of 129 places and 26 times.
-
-# %%
-LOW, HIGH = np.log([0.02, 0.5]), np.log([0.1, 1.5])
-context = {
-    name: 2 * qmc.Sobol(2, rng=seed).random(32) - 1
-    for seed, name in enumerate(["training", "validation", "test"])
-}
-around = rng.uniform(-1.6, 1.6, (200, 2))
-context["outside"] = around[np.abs(around).max(1) > 1.15][:32]
-
-
 def parameters(z):
     """Viscosity and amplitude of each context: (contexts, 2)."""
     return np.exp((LOW + HIGH) / 2 + z * (HIGH - LOW) / 2)
@@ -103,6 +93,13 @@ def relative(fitted, true):
     """The relative L2 error of each run."""
     return np.linalg.norm(fitted - true, axis=-1) / np.linalg.norm(true, axis=-1)
 
+
+context = {
+    name: 2 * qmc.Sobol(2, rng=seed).random(32) - 1
+    for seed, name in enumerate(["training", "validation", "test"])
+}
+around = rng.uniform(-1.6, 1.6, (200, 2))
+context["outside"] = around[np.abs(around).max(1) > 1.15][:32]
 
 residuals = [residual(*pair) for z in context.values() for pair in parameters(z)]
 print(f"the solution misses the equation by {max(residuals):.0e} at most")
@@ -136,9 +133,6 @@ def make(key):
     return HyperSIREN(2, 20, 1, **SHAPE, **latent, key=key)
 
 
-field = make(jax.random.key(0))
-
-
 def observe(f, u):
     with numpyro.plate("run", len(u), dim=-2), numpyro.plate("point", u.shape[1]):
         numpyro.sample("u", dist.Normal(f[..., 0], 0.005), obs=u)
@@ -149,20 +143,21 @@ def model(x, z, u):
         observe(px.bind(field, "field")(x, z), u)
 
 
+field = make(jax.random.key(0))
 guide = AutoDelta(model)
 optimiser = optax.adam(optax.cosine_decay_schedule(5e-3, STEPS))
 svi = CompiledSVI(model, guide, optimiser, Trace_ELBO())
 data, quiet = (x, z, u), {"progress_bar": False}
 fit = run_ensemble(svi, jax.random.key(1), MEMBERS, STEPS, *data, make=make, **quiet)
 members = guide.median(fit.params)
-print(f"ensemble trained after {time.process_time():.0f} s of CPU")
 
 
-def predict(z, x=mesh):
+def predict(z):
     """Mean and standard deviation of the members."""
     z = jnp.float32(z)[:, None]
-    p = px.predict(field, members, x, z, name="field", quantiles=(), **quiet)
-    return np.float64(p.mean[..., 0]), np.float64(p.std[..., 0]) + 1e-6  # rounding
+    p = px.predict(field, members, mesh, z, name="field", quantiles=(), **quiet)
+    # Two members may agree to the last digit, and the standard deviation divides.
+    return np.float64(p.mean[..., 0]), np.float64(p.std[..., 0]) + 1e-6
 
 
 predicted = {name: predict(z) for name, z in context.items()}
@@ -177,16 +172,14 @@ predicted = {name: predict(z) for name, z in context.items()}
 # %%
 off = {n: np.abs(truth[n] - mean) / std for n, (mean, std) in predicted.items()}
 margin = np.quantile(off["validation"], 0.9)
-error = {name: relative(mean, truth[name]) for name, (mean, _) in predicted.items()}
-coverage = {name: np.mean(each <= margin) for name, each in off.items()}
+covered = {name: 100 * np.mean(each <= margin, axis=1) for name, each in off.items()}
 width = {name: 2 * margin * std.mean() for name, (_, std) in predicted.items()}
-at_sensors = relative(predict(context["training"], x)[0], u)
-print(f"training runs at their sensors: error {100 * at_sensors.mean():.2f} %")
-print(f"on the mesh, with bands of {margin:.2f} standard deviations to each side:")
-print(f"{'runs':<12}{'error / %':>10}{'largest':>9}{'covered / %':>13}{'width':>8}")
+error = {n: 100 * relative(mean, truth[n]) for n, (mean, _) in predicted.items()}
+print(f"bands of {margin:.2f} standard deviations to each side; on the mesh:")
+print("runs         error / %  largest  covered / %  in the worst run   width")
 for name, e in error.items():
-    line = f"{name:<12}{100 * e.mean():>10.2f}{100 * e.max():>9.2f}"
-    print(f"{line}{100 * coverage[name]:>13.1f}{width[name]:>8.4f}")
+    each = f"{covered[name].mean():13.1f}{covered[name].min():18.1f}{width[name]:8.4f}"
+    print(f"{name:<13}{e.mean():9.2f}{e.max():9.2f}{each}")
 
 # %% [markdown]
 # ## A linear subspace beside POD
@@ -194,17 +187,17 @@ for name, e in error.items():
 # `parameterized="last"` generates the readout alone: the field is a mean and K
 # functions of (x, t), times K numbers that a small network makes of the parameters.
 # Proper orthogonal decomposition (POD) computes such functions from runs on one mesh,
-# so it needs the sensors' readings interpolated first; each rank may choose, in
-# hindsight, the better of two splines. We judge a subspace by the best that it can do:
-# the least-squares projection of the test runs.
+# so cubic splines interpolate the sensors' readings first. We judge a subspace by the
+# best that it can do: the least-squares projection of the test runs.
 
 
 # %%
-def interpolate(spline, at, values):
+def interpolate(at, values):
     """A training run on the mesh, from its sensors: in x, then in t."""
     at = np.concatenate([at[-3:] - 2, at, at[:3] + 2])  # u is periodic in x
     values = np.concatenate([values[:, -3:], values, values[:, :3]], axis=1)
-    return spline(instants, spline(at, values, axis=1)(places))(times).ravel()
+    on_places = CubicSpline(at, values, axis=1)(places)
+    return CubicSpline(instants, on_places)(times).ravel()
 
 
 def project(centre, functions):
@@ -239,12 +232,9 @@ def generated(rank):
     return project(values[0], values[1:] - values[0])
 
 
-splines = [
-    np.stack([interpolate(spline, *run) for run in zip(sensors, seen, strict=True)])
-    for spline in (CubicSpline, PchipInterpolator)
-]
+interpolated = [interpolate(*run) for run in zip(sensors, seen, strict=True)]
 subspace = {
-    "POD, sensors": {k: min(pod(f, k) for f in splines) for k in range(1, 13)},
+    "POD, sensors": {k: pod(np.stack(interpolated), k) for k in range(1, 13)},
     "POD, whole mesh": {k: pod(truth["training"], k) for k in range(1, 13)},
     "generated readout": {k: generated(k) for k in RANKS},
 }
@@ -255,17 +245,17 @@ for name, by_rank in subspace.items():
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.8), layout="constrained")
-steepest = np.argmin(np.divide(*parameters(context["test"]).T))
-least_sure = np.argmax(predicted["outside"][1].mean(1))
-for panel, name, i in zip(
-    axes[0], ("test", "outside"), (steepest, least_sure), strict=True
-):
-    mean, std = (a[i].reshape(26, 129) for a in predicted[name])
+shown = {
+    "test": np.argmin(np.divide(*parameters(context["test"]).T)),  # the steepest front
+    "outside": np.argmax(predicted["outside"][1].mean(1)),  # the least sure
+}
+for panel, (name, i) in zip(axes[0], shown.items(), strict=True):
+    true, mean, std = (a[i].reshape(26, 129) for a in (truth[name], *predicted[name]))
     for color, step in zip(("C0", "C1", "C2"), (5, 15, 25), strict=True):
         low, high = mean[step] - margin * std[step], mean[step] + margin * std[step]
         label = f"90 % band, t = {times[step]:.1f}"
         panel.fill_between(places, low, high, color=color, alpha=0.5, label=label)
-        panel.plot(places, truth[name][i].reshape(26, 129)[step], "k--", linewidth=0.8)
+        panel.plot(places, true[step], "k--", linewidth=0.8)
     nu, amplitude = parameters(context[name][i])
     panel.set_title(f"{name}: nu = {nu:.3f}, A = {amplitude:.2f}", fontsize="medium")
     panel.set(xlabel="place x", ylabel="u (dashed: truth)")
@@ -273,22 +263,22 @@ axes[0, 0].legend(fontsize="x-small")
 
 plane, right = axes[1]
 pairs = np.stack(np.meshgrid(*[np.linspace(-1.6, 1.6, 17)] * 2), axis=-1)
-_, std = predict(pairs.reshape(-1, 2), mesh[:, ::7])
+_, std = predict(pairs.reshape(-1, 2))
 drawing = plane.pcolormesh(
     *parameters(pairs).transpose(2, 0, 1),
     2 * margin * std.mean(1).reshape(17, 17),
     norm="log",
 )
-figure.colorbar(drawing, ax=plane, label="mean width of the 90 % band")
+figure.colorbar(drawing, ax=plane, label="mean width of the band")
 plane.loglog(*parameters(context["training"]).T, "w.", markersize=4)
 plane.minorticks_off()
 plane.set_xticks([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"])
 plane.set_yticks([0.5, 1, 1.5], ["0.5", "1", "1.5"])
 plane.set(xlabel="viscosity nu", ylabel="amplitude A (dots: training runs)")
 for (name, by_rank), style in zip(subspace.items(), ("k.-", "k.:", "C1s"), strict=True):
-    percent = 100 * np.array(list(by_rank.values()))
+    percent = [100 * each for each in by_rank.values()]
     right.semilogy(by_rank.keys(), percent, style, label=name)
-right.set(xlabel="rank K", ylabel="error of the best in a subspace / %")
+right.set(xlabel="rank K", ylabel="error in the subspace / %", xticks=range(2, 13, 2))
 right.legend(fontsize="x-small")
 figure.savefig(OUTPUT / "burgers.png", dpi=150)
 print(f"figure: {OUTPUT / 'burgers.png'}")
@@ -301,9 +291,9 @@ print(f"time:   {time.process_time():.0f} s of CPU")
 
 # %%
 assert max(residuals) < 1e-5, "the equation is solved"
-assert error["training"].mean() < (0.05 if SMALL else 0.01), "on an unseen mesh"
-assert error["test"].mean() < (0.05 if SMALL else 0.01), "of unseen parameters"
-assert (0.8 if SMALL else 0.85) <= coverage["test"] <= 0.95
+assert error["training"].mean() < (5 if SMALL else 1), "on an unseen mesh"
+assert error["test"].mean() < (5 if SMALL else 1), "of unseen parameters"
+assert (80 if SMALL else 85) <= covered["test"].mean() <= 95
 assert width["outside"] > (2 if SMALL else 5) * width["test"], "bands widen outside"
 for k, best in {} if SMALL else subspace["generated readout"].items():
     assert best < subspace["POD, sensors"][k]
