@@ -100,7 +100,6 @@ context = {
 }
 around = rng.uniform(-1.6, 1.6, (200, 2))
 context["outside"] = around[np.abs(around).max(1) > 1.15][:32]
-
 residuals = [residual(*pair) for z in context.values() for pair in parameters(z)]
 print(f"the solution misses the equation by {max(residuals):.0e} at most")
 sensors, instants = np.sort(rng.uniform(-1, 1, (32, 16))), np.linspace(0, 1, 11)
@@ -108,7 +107,6 @@ pairs = zip(sensors, parameters(context["training"]), strict=True)
 seen = np.stack([solve(at, instants, *pair) for at, pair in pairs])
 x, u = points(sensors, instants), np.float32(seen).reshape(32, -1)
 z = jnp.float32(context["training"])[:, None]  # one for all points of a run
-
 places, times = np.linspace(-1, 1, 129), np.linspace(0, 1, 26)
 mesh = points(places[None], times)
 truth = {
@@ -129,8 +127,7 @@ SHAPE = {"depth": 4, "first_omega": 4.0, "hidden_omega": 4.0}
 
 
 def make(key):
-    latent = {"cond_dim": 2, "parameter_net": lambda z: z}
-    return HyperSIREN(2, 20, 1, **SHAPE, **latent, key=key)
+    return HyperSIREN(2, 20, 1, **SHAPE, cond_dim=2, parameter_net=lambda z: z, key=key)
 
 
 def observe(f, u):
@@ -234,8 +231,8 @@ def generated(rank):
 
 interpolated = [interpolate(*run) for run in zip(sensors, seen, strict=True)]
 subspace = {
-    "POD, sensors": {k: pod(np.stack(interpolated), k) for k in range(1, 13)},
-    "POD, whole mesh": {k: pod(truth["training"], k) for k in range(1, 13)},
+    "POD of sensors": {k: pod(np.stack(interpolated), k) for k in range(1, 13)},
+    "POD of whole runs": {k: pod(truth["training"], k) for k in range(1, 13)},
     "generated readout": {k: generated(k) for k in RANKS},
 }
 print("best in a subspace of rank K, mean error of the test runs / %:")
@@ -244,6 +241,7 @@ for name, by_rank in subspace.items():
     print(f"{name:<18}{each}")
 
 # %%
+plt.rcParams["axes.titlesize"] = "medium"
 figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.8), layout="constrained")
 shown = {
     "test": np.argmin(np.divide(*parameters(context["test"]).T)),  # the steepest front
@@ -257,35 +255,38 @@ for panel, (name, i) in zip(axes[0], shown.items(), strict=True):
         panel.fill_between(places, low, high, color=color, alpha=0.5, label=label)
         panel.plot(places, true[step], "k--", linewidth=0.8)
     nu, amplitude = parameters(context[name][i])
-    panel.set_title(f"{name}: nu = {nu:.3f}, A = {amplitude:.2f}", fontsize="medium")
+    panel.set_title(f"{name} run: nu = {nu:.3f}, A = {amplitude:.2f}")
     panel.set(xlabel="place x", ylabel="u (dashed: truth)")
-axes[0, 0].legend(fontsize="x-small")
+axes[0, 0].legend(fontsize="x-small", loc="lower left")
 
 plane, right = axes[1]
 pairs = np.stack(np.meshgrid(*[np.linspace(-1.6, 1.6, 17)] * 2), axis=-1)
-_, std = predict(pairs.reshape(-1, 2))
-drawing = plane.pcolormesh(
-    *parameters(pairs).transpose(2, 0, 1),
-    2 * margin * std.mean(1).reshape(17, 17),
-    norm="log",
-)
-figure.colorbar(drawing, ax=plane, label="mean width of the band")
+nu, amplitude = parameters(pairs).transpose(2, 0, 1)
+mean_width = 2 * margin * predict(pairs.reshape(-1, 2))[1].mean(1)
+drawing = plane.pcolormesh(nu, amplitude, mean_width.reshape(17, 17), norm="log")
+figure.colorbar(drawing, ax=plane, label="mean width of the 90 % band")
 plane.loglog(*parameters(context["training"]).T, "w.", markersize=4)
 plane.minorticks_off()
 plane.set_xticks([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"])
 plane.set_yticks([0.5, 1, 1.5], ["0.5", "1", "1.5"])
-plane.set(xlabel="viscosity nu", ylabel="amplitude A (dots: training runs)")
+plane.set(xlabel="viscosity nu", ylabel="amplitude A", title="dots: training runs")
 for (name, by_rank), style in zip(subspace.items(), ("k.-", "k.:", "C1s"), strict=True):
     percent = [100 * each for each in by_rank.values()]
     right.semilogy(by_rank.keys(), percent, style, label=name)
-right.set(xlabel="rank K", ylabel="error in the subspace / %", xticks=range(2, 13, 2))
+right.set(xlabel="rank K", ylabel="error of test runs / %", xticks=range(2, 13, 2))
+right.set_title("the best in a linear subspace")
 right.legend(fontsize="x-small")
 figure.savefig(OUTPUT / "burgers.png", dpi=150)
-print(f"figure: {OUTPUT / 'burgers.png'}")
 print(f"time:   {time.process_time():.0f} s of CPU")
 
 # %% [markdown]
-# TEXT
+# The ensemble misses test runs by 0.41 % and covers 90 % of their points, XX % in the
+# worst run. Outside the square it misses by 4.9 %; its bands are fourteen times as wide
+# there and cover 89 %, which nothing guarantees.
+#
+# A spline cannot see a front between two sensors; the generated readout has seen it in
+# other runs. At K = 8 it misses by 0.75 %, POD of the sensors by 1.60 %, and POD of
+# whole runs, where one has them, by 0.17 %.
 #
 # The script asserts what it claims:
 
@@ -296,4 +297,4 @@ assert error["test"].mean() < (5 if SMALL else 1), "of unseen parameters"
 assert (80 if SMALL else 85) <= covered["test"].mean() <= 95
 assert width["outside"] > (2 if SMALL else 5) * width["test"], "bands widen outside"
 for k, best in {} if SMALL else subspace["generated readout"].items():
-    assert best < subspace["POD, sensors"][k]
+    assert best < subspace["POD of sensors"][k]
