@@ -9,7 +9,7 @@ import pytest
 
 # Even their small settings take more than half a minute.
 LONG = (
-    *("co2", "conditioning", "diagnosing", "digits", "digits_as_fields"),
+    *("burgers", "co2", "conditioning", "diagnosing", "digits", "digits_as_fields"),
     *("flow_vector_field", "groups", "neural_implicit_flow"),
     *("one_module_five_meanings", "spacetime", "which_posterior"),
 )

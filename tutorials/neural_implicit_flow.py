@@ -11,6 +11,7 @@
 # We fit the paper's wave, look at it between the times of the snapshots, and compare
 # three ways to write it with K numbers a snapshot: POD, a generated readout
 # (`parameterized="last"`, a linear subspace as well), and generated weights.
+# `burgers.py` then learns a family of solutions, with error bars on unseen parameters.
 
 # %%
 import os
