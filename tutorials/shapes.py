@@ -344,8 +344,8 @@ print(f"figure: {OUTPUT / 'shapes.png'}")
 print(f"time:   {time.process_time():.0f} s of CPU")
 
 # %% [markdown]
-# With its code, the field has 60 % of the linear family's error and a quarter of that of
-# the methods that see each shape alone; its IoU is 0.92 or 0.93, and theirs is 0.67.
+# The field has 60 % of the linear family's error and a quarter of the error of the
+# methods that see each shape alone. Its IoU is 0.92 or 0.93, and theirs is 0.67.
 # Its bands are about a quarter as wide as the Gaussian process's and cover 89 and 92 %.
 # Five networks often agree on a wrong distance, so theirs cover 34 %. Optimisation
 # comes slightly closer than one pass and needs no second encoder, but every new shape
