@@ -11,7 +11,7 @@ import pytest
 LONG = (
     *("burgers", "co2", "conditioning", "diagnosing", "digits", "digits_as_fields"),
     *("flow_vector_field", "groups", "neural_implicit_flow"),
-    *("one_module_five_meanings", "spacetime", "which_posterior"),
+    *("one_module_five_meanings", "shapes", "spacetime", "which_posterior"),
 )
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
 
