@@ -7,7 +7,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from curvature_cases import KEY, NETWORKS, X, values_of
+from curvature_cases import (
+    KEY,
+    NETWORKS,
+    X,
+    check_expectation,
+    over_keys,
+    values_of,
+)
 from numpyro import handlers
 
 import pyrox_ppl as px
@@ -115,32 +122,6 @@ CASES = {
 }
 OFTEN = {("logits", "kron"), ("normal", "diag")}
 SAMPLES = {"logits": 3, "normal": 2}
-
-
-def over_keys(structure, at_mode, batch, keys):
-    """The arrays of a batch's curvature, with an axis of keys."""
-    start = make_curvature(structure, at_mode, batch, {}, key=KEY)
-
-    @jax.jit
-    def arrays(keys):
-        def add(key):
-            return start.add_batch(at_mode, batch, {}, jnp.ones(()), key).arrays
-
-        return jax.lax.map(add, keys, batch_size=50)
-
-    return jax.device_get(arrays(keys))
-
-
-def check_expectation(samples, exact):
-    """Means are the exact value within their error, and samples do differ."""
-    differ = False
-    for name, value in exact.items():
-        drawn = np.asarray(samples[name], np.float64)
-        error = drawn.std(0, ddof=1) / np.sqrt(len(drawn))
-        size = np.abs(value).max(initial=0.0)
-        differ |= error.max(initial=0.0) > 1e-4 * size
-        assert (np.abs(drawn.mean(0) - value) <= 5 * error + 1e-4 * size).all(), name
-    assert differ
 
 
 @pytest.mark.parametrize(
