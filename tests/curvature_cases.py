@@ -141,3 +141,29 @@ def fit(structure, model, values, *batches, sites=None, key=None):
     for batch in batches:
         curvature = curvature.accumulate(at_mode, batch, {}, key=key)
     return curvature, prior_precision(structure, at_mode, batches[0], {})
+
+
+def over_keys(structure, at_mode, batch, keys):
+    """The arrays of a batch's curvature, with an axis of keys."""
+    start = make_curvature(structure, at_mode, batch, {}, key=KEY)
+
+    @jax.jit
+    def arrays(keys):
+        def add(key):
+            return start.add_batch(at_mode, batch, {}, jnp.ones(()), key).arrays
+
+        return jax.lax.map(add, keys, batch_size=50)
+
+    return jax.device_get(arrays(keys))
+
+
+def check_expectation(samples, exact, differ=True):
+    """Means are the exact value within their error, and samples `differ` or agree."""
+    found = False
+    for name, value in exact.items():
+        drawn = np.asarray(samples[name], np.float64)
+        error = drawn.std(0, ddof=1) / np.sqrt(len(drawn))
+        size = np.abs(value).max(initial=0.0)
+        found |= error.max(initial=0.0) > 1e-4 * size
+        assert (np.abs(drawn.mean(0) - value) <= 5 * error + 1e-4 * size).all(), name
+    assert found == differ

@@ -131,8 +131,8 @@ svi = CompiledSVI(model, guide, optax.adam(schedule), Trace_ELBO())
 ensemble = run_ensemble(
     svi, next(keys), MEMBERS, STEPS, loader, make=make, progress_bar=False
 )
-# There are no draws to take the mean of; the members stay on the first axis.
-fields = px.module_from_mean(field, {}, name="v", params=ensemble.params)
+# Each array of the module has the members on its first axis.
+fields = px.modules_from_draws(field, ensemble.params, name="v")
 print(f"trained after {time.process_time():.0f} s of CPU")
 
 # %% [markdown]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 
 from pyrox_ppl._dependence import find_dependence, mark
 from pyrox_ppl._full_data import is_factor
-from pyrox_ppl.prediction._loop import keys_of_draws, map_draws
+from pyrox_ppl.prediction._loop import DrawLoop, keys_of_draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._trained import check_trained, with_params
 
@@ -71,16 +72,20 @@ def draw_guide(
     auxiliary: set[str] = set()
     random: set[str] = set()
     trained: set[str] = set()
+    # Arguments of the program: XLA slowly evaluates constants while it compiles.
+    arrays, static = eqx.partition(dict(call.params), eqx.is_array)
 
-    def at(member: Any) -> ModelCall:
-        if members is None:
-            return call
-        own = jax.tree.map(lambda value: jnp.asarray(value)[member], call.params)
+    def at(member: Any, arrays: dict[str, Any] = arrays) -> ModelCall:
+        own = eqx.combine(arrays, static)
+        if members is not None:
+            own = jax.tree.map(lambda value: jnp.asarray(value)[member], own)
         return dataclasses.replace(call, params=own)
 
-    def draw(key_and_member: tuple[jax.Array, Any]) -> dict[str, jax.Array]:
+    def draw(
+        key_and_member: tuple[jax.Array, Any], arrays: dict[str, Any]
+    ) -> dict[str, jax.Array]:
         key, member = key_and_member
-        own = at(member)
+        own = at(member, arrays)
         trace = handlers.trace(handlers.seed(own.run_guide(guide), key)).get_trace()
         check_trained(trace, own.params, of="guide")
         trained.update(n for n, s in trace.items() if s["type"] in ("param", "mutable"))
@@ -90,7 +95,7 @@ def draw_guide(
         random.update(n for n, site in drawn.items() if not _is_delta(site["fn"]))
         return {name: jnp.asarray(site["value"]) for name, site in drawn.items()}
 
-    points = set(jax.eval_shape(draw, (rng_key, 0))) - random - auxiliary
+    points = set(jax.eval_shape(draw, (rng_key, 0), arrays)) - random - auxiliary
     for part in autoguides_of(guide):
         added = getattr(part, "added_params", None)
         trained.update(added(call.params) if added else ())
@@ -101,7 +106,7 @@ def draw_guide(
     each = [rng_key] if members is None else list(jax.random.split(rng_key, members))
     keys = jnp.concatenate([keys_of_draws(key, number) for key in each])
     numbers = jnp.repeat(jnp.arange(len(each)), number)
-    values = map_draws(draw, (keys, numbers), len(keys))
+    values = DrawLoop(draw, (keys, numbers), len(keys), arrays).run(arrays)
     for part in samplers:
         posteriors = [
             part.sample_posterior(

@@ -1,8 +1,10 @@
 """Importance weights of a guide's draws: how well the guide fits the posterior."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,19 +36,23 @@ def log_weights(call: ModelCall, drawn: GuideDraws) -> np.ndarray | None:
     if drawn.is_point or not drawn.has_density:
         return None
     own_x64 = bool(jax.config.jax_enable_x64)
-    run_guide, run_model = call.run_guide(drawn.guide), call.run
+    # Arguments of the program: XLA slowly evaluates constants while it compiles.
+    arrays, static = eqx.partition(dict(call.params), eqx.is_array)
+    arrays = jax.tree.map(jnp.asarray, arrays)
 
     def sample_sites(run: Callable, data: dict[str, Any]) -> list[dict[str, Any]]:
         seeded = handlers.seed(handlers.substitute(run, data=data), 0)
         trace = handlers.trace(seeded).get_trace()
         return [site for site in trace.values() if site["type"] == "sample"]
 
-    def log_weight(random: dict[str, jax.Array]) -> jax.Array:
+    def log_weight(random: dict[str, jax.Array], arrays: Any) -> jax.Array:
         # A log joint of 10^5 nats has a rounding error of 0.01 nats in float32, and the
         # sum over data and parameters more: about as much as the weights of two draws
         # differ, which is all that the Pareto fit (PSIS) looks at. But the values must
         # be those that the model sees elsewhere, so only the densities are in float64.
         with jax.enable_x64(own_x64):
+            own = dataclasses.replace(call, params=eqx.combine(arrays, static))
+            run_guide, run_model = own.run_guide(drawn.guide), own.run
             guide_sites = [
                 site
                 for site in sample_sites(run_guide, random)
@@ -65,12 +71,17 @@ def log_weights(call: ModelCall, drawn: GuideDraws) -> np.ndarray | None:
     size = even_size(number, CHUNK_BYTES // max(1, bytes_of(drawn.random) // number))
     weights = np.empty(number)
     with jax.enable_x64(True):
-        loop = jax.jit(lambda chunk: jax.lax.map(log_weight, chunk))
+
+        @jax.jit
+        def loop(chunk: dict[str, jax.Array], arrays: Any) -> jax.Array:
+            return jax.lax.map(lambda random: log_weight(random, arrays), chunk)
+
         try:
             for start in range(0, number, size):
                 begin = min(start, number - size)
                 where = slice(begin, begin + size)
-                weights[where] = loop({n: v[where] for n, v in drawn.random.items()})
+                chunk = {name: value[where] for name, value in drawn.random.items()}
+                weights[where] = loop(chunk, arrays)
         except NotImplementedError:
             return None
     return weights

@@ -127,7 +127,8 @@ class Draws:
                 "`mcmc.get_samples()`) or an ArviZ DataTree (see `to_datatree`; wrap a "
                 "Dataset `ds` of chains and draws as "
                 "`xarray.DataTree.from_dict({'posterior': ds})`), got "
-                f"{type(draws).__name__}."
+                f"{type(draws).__name__}. A fit becomes a tree by `to_datatree(fit, "
+                "..., guide=guide)`."
             )
         if not values:
             shape = (1,) * (batch_ndims or 1)

@@ -1,7 +1,7 @@
 """Modules whose parameters are draws: all of them, one of them, or their mean."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -46,7 +46,9 @@ def modules_from_draws[Module](
     Args:
         module: The module that the model read, with its stored values.
         draws: A dictionary of draws, such as ``mcmc.get_samples()``, or a DataTree of
-            :func:`~pyrox_ppl.to_datatree`. Sites under another root are ignored.
+            :func:`~pyrox_ppl.to_datatree`. Sites under another root are ignored. The
+            members of an ensemble are the chains of its tree; if all parameters are
+            learned, its ``fit.params`` are such a dictionary as well.
         name: The root of the names: the name given to ``bind``, with the prefixes of
             every scope; by default the class name in snake case.
         params: Trained values, such as ``fit.params``. A DataTree contains them; a
@@ -125,8 +127,13 @@ def module_from_draw[Module](
         index = i
     if not -given.number <= index < given.number:
         raise IndexError(f"draw {i} of {given.number} does not exist.")
-    one = {site: value[index][None] for site, value in given.values.items()}
-    return _unstack(module, _with_one_draw(given, one), name, params)
+    index %= given.number
+
+    def pick(value: Any) -> Any:
+        """The entry of this draw; there are as many as draws, or as chains."""
+        return value[index * len(value) // given.number][None]
+
+    return _unstack(module, _with_one_draw(given, pick), name, params)
 
 
 def module_from_mean[Module](
@@ -173,10 +180,11 @@ def module_from_mean[Module](
         )
     if given.linearized_at:
         given = given.at_linearization()
-    mean = {
-        site: value.mean(0, np.promote_types(value.dtype, np.float64))[None]
-        for site, value in jax.device_get(given.values).items()
-    }
+
+    def mean(value: Any) -> Any:
+        value = jax.device_get(value)
+        return value.mean(0, np.promote_types(value.dtype, np.float64))[None]
+
     return _unstack(module, _with_one_draw(given, mean), name, params)
 
 
@@ -198,9 +206,13 @@ def _read_sampled(draws: Any, batch_ndims: int | None) -> Draws:
     return given
 
 
-def _with_one_draw(draws: Draws, one: dict[str, Any]) -> Draws:
-    """A single draw in place of all draws."""
-    return dataclasses.replace(draws, values=one, shape=(1,))
+def _with_one_draw(draws: Draws, to_one: Callable[[Any], Any]) -> Draws:
+    """A single draw, made of the entries of each array, in place of all draws."""
+    parts = {
+        part: {site: to_one(value) for site, value in getattr(draws, part).items()}
+        for part in ("values", "by_chain", "guide_by_chain")
+    }
+    return dataclasses.replace(draws, shape=(1,), **parts)
 
 
 def _stack(

@@ -30,7 +30,8 @@ def predict_sites(
     read, laws = _SiteReader(), LawMeans() if options.uncertainty else None
     values = SiteValues(call, draws, rng_key, sites, read=read, laws=laws)
     total = sum(shape.size for shape in values.shapes.values())
-    if options.batch_size is None and total <= values.block_size:
+    at_once = options.batch_size is None and total <= values.block_size
+    if at_once or total == 0:  # blocks of nothing would not read the distributions
         arrays = values.all(options.progress_bar)
         summaries = {n: _summarise(v, options.quantiles) for n, v in arrays.items()}
     else:

@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import pyrox_ppl as px
@@ -233,3 +235,17 @@ def test_a_dictionary_of_inputs_keeps_its_order(rows):
         Joined(weights[0]), {"joined.weight": weights}, covariates, progress_bar=False
     ).mean
     np.testing.assert_allclose(mean, np.full(shape[:-1], 31.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_no_rows_have_empty_predictions(batch_size):
+    def model(x):
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(w * x, 0.5))
+
+    none, draws = jnp.zeros(0), {"w": jnp.arange(3.0)}
+    options = {"uncertainty": True, "batch_size": batch_size, "sites": ["y"]}
+    found = px.predict(model, draws, none, **options)["y"]
+    parts = found.mean, found.std, *found.quantiles.values(), *found.uncertainty
+    assert [part.shape for part in parts] == [(0,)] * len(parts)
+    assert len(found.uncertainty) == 3

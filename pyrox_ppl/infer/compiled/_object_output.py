@@ -1,5 +1,6 @@
 """ObjectOutput: an object as a result of a compiled function."""
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,13 @@ class _Recipe(NamedTuple):
     parts: list
 
 
+class Rest:
+    """What an object consists of besides traced arrays."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+
 @jax.tree_util.register_pytree_node_class
 class ObjectOutput:
     """An object as a pytree of its traced arrays, everything else kept as it is.
@@ -29,26 +37,34 @@ class ObjectOutput:
     A compiled function can return it where it could not return the object: the messages
     of a trace, a function with bound arguments, a handler around one. A part without a
     traced array stays the same object.
+
+    JAX never forgets the structure of a result, and through it the guide, the model and
+    the data. The structure therefore refers to the rest weakly.
+
+    Args:
+        value: The object.
+        kept: Where the rest is kept, which must live as long as the compiled function.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, kept: list[Rest]) -> None:
         self.arrays: list[Any] = []
-        self._rest = self._record(value)
+        self._rest = Rest(self._record(value))
+        kept.append(self._rest)
 
     def tree_flatten(self) -> tuple[tuple, Any]:
         """Flatten into the arrays."""
-        return tuple(self.arrays), self._rest
+        return tuple(self.arrays), weakref.ref(self._rest)
 
     @classmethod
     def tree_unflatten(cls, rest: Any, arrays: tuple) -> "ObjectOutput":
         """Rebuild with other arrays."""
         output = object.__new__(cls)
-        output.arrays, output._rest = list(arrays), rest
+        output.arrays, output._rest = list(arrays), rest()
         return output
 
     def value(self) -> Any:
         """The object, with the arrays in place."""
-        return self._rebuild(self._rest)
+        return self._rebuild(self._rest.node)
 
     def _record(self, value: Any) -> Any:
         if isinstance(value, Tracer):

@@ -1,6 +1,7 @@
 """The compiled programs that an object keeps, and the key that finds them again."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -75,9 +76,28 @@ class Programs:
         return arrays, Key(plan, static, ByContent(source, (content, context)))
 
 
-def jit_with_key(function: Callable, *, donated: tuple[int, ...] = ()) -> Callable:
-    """A jitted function of a static key, which may reuse the `donated` inputs."""
-    return jax.jit(function, static_argnums=0, donate_argnums=donated)
+def jit_with_key(
+    function: Callable,
+    *,
+    donated: tuple[int, ...] = (),
+    options: dict[str, Any] | None = None,
+) -> Callable:
+    """A jitted function of a static key, which may reuse the `donated` inputs.
+
+    JAX keeps static arguments, and so a model and its data, after the jitted function
+    is gone. A function that closes over them is freed with all of them.
+    """
+    jitted: dict[Any, Callable] = {}
+    donated = tuple(place - 1 for place in donated)
+
+    def call(key: Any, *inputs: Any) -> Any:
+        if key not in jitted:
+            jitted[key] = jax.jit(
+                partial(function, key), donate_argnums=donated, compiler_options=options
+            )
+        return jitted[key](*inputs)
+
+    return call
 
 
 def jit_quickly(function: Callable) -> Callable:
@@ -87,6 +107,5 @@ def jit_quickly(function: Callable) -> Callable:
     """
     quick = {"xla_backend_optimization_level": 0}
     options = quick if jax.default_backend() == "cpu" else None
-    alone = jax.jit(function, static_argnums=0, compiler_options=options)
-    inside = jax.jit(function, static_argnums=0)
+    alone, inside = jit_with_key(function, options=options), jit_with_key(function)
     return lambda *inputs: (inside if is_staged() else alone)(*inputs)

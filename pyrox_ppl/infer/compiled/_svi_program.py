@@ -24,7 +24,7 @@ from numpyro.infer.util import log_density
 
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
 from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
-from pyrox_ppl.infer.compiled._object_output import ObjectOutput
+from pyrox_ppl.infer.compiled._object_output import ObjectOutput, Rest
 from pyrox_ppl.infer.compiled._programs import (
     Key,
     Programs,
@@ -131,6 +131,7 @@ class SVIPrograms(Programs):
     def __init__(self) -> None:
         super().__init__()
         self.kept: dict[Key, Any] = {}
+        self._rests: list[Rest] = []
         self.begin = jit_quickly(self._begin)
         # State and losses are passed on without a second copy.
         self.run = jit_with_key(self._run, donated=(1,))
@@ -141,7 +142,9 @@ class SVIPrograms(Programs):
         svi: SVI = key.source.value
         args, kwargs = join_arguments(arrays, key.arguments)
         guide = copy_guide(svi.guide)
-        return start_copy(svi, guide, rng_key, init_params, args, kwargs)
+        return start_copy(
+            svi, guide, rng_key, init_params, args, kwargs, kept=self._rests
+        )
 
     def _advance(
         self, key: Key, losses: Any, state: Any, first: Any, stop: Any, arrays: list
@@ -179,8 +182,13 @@ def start_copy(
     init_params: Any,
     args: tuple,
     kwargs: dict[str, Any],
+    *,
+    kept: list[Rest],
 ) -> Start:
-    """Initialise a copy of an SVI object, with a copy of its guide."""
+    """Initialise a copy of an SVI object, with a copy of its guide.
+
+    What the result consists of besides arrays is `kept`, for as long as its program.
+    """
     fresh: Any = copy.copy(svi)
     fresh.guide = guide
     state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
@@ -189,8 +197,8 @@ def start_copy(
     if finite is None:
         finite = _is_finite_at_the_centre(fresh, state, args, kwargs)
     pairs = zip(guide_parts(svi.guide), guide_parts(guide), strict=True)
-    guides = [ObjectOutput(_attributes_set(old, new)) for old, new in pairs]
-    return Start(state, finite, ObjectOutput(fresh.constrain_fn), guides)
+    guides = [ObjectOutput(_attributes_set(old, new), kept) for old, new in pairs]
+    return Start(state, finite, ObjectOutput(fresh.constrain_fn, kept), guides)
 
 
 def copy_guide(guide: Any) -> Any:

@@ -12,6 +12,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import scale_and_mask, sum_rightmost
 
 from pyrox_ppl._layer_state import copy_state
+from pyrox_ppl.infer.curvature._compiled import Compiled
 from pyrox_ppl.infer.curvature._fisher import Whitened, whiten
 
 Values = dict[str, jax.Array]
@@ -34,8 +35,8 @@ class ModelAtMode(eqx.Module):
         num_samples: From how many random columns the Fisher information of each datum
             is estimated; None for the exact one, or one sampled label where it is not
             known.
-        programs: What compiled programs belong to; they serve every mode of the same
-            model that is given the same object.
+        compiled: The functions compiled for this model, to use them again at another
+            mode; by default none yet.
 
     Raises:
         ValueError: If `sites` names a site that the mode lacks, or none.
@@ -46,7 +47,7 @@ class ModelAtMode(eqx.Module):
     params: Values
     sites: tuple[str, ...] = eqx.field(static=True)
     num_samples: int | None = eqx.field(static=True)
-    programs: object = eqx.field(static=True)
+    _compiled: Compiled | None
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class ModelAtMode(eqx.Module):
         params: Mapping[str, Any] | None = None,
         sites: tuple[str, ...] | None = None,
         num_samples: int | None = None,
-        programs: object = None,
+        compiled: Compiled | None = None,
     ) -> None:
         self.model = model
         self.mode = {name: jnp.asarray(mode[name]) for name in sorted(mode)}
@@ -64,7 +65,7 @@ class ModelAtMode(eqx.Module):
         self.sites = tuple(sorted(self.mode if sites is None else sites))
         self.num_samples = num_samples
         # What the model closes over may change, so no program outlives this object.
-        self.programs = object() if programs is None else programs
+        self._compiled = Compiled() if compiled is None else compiled
         unknown = sorted(set(self.sites) - set(self.mode))
         if unknown or not self.sites:
             raise ValueError(
@@ -113,8 +114,19 @@ class ModelAtMode(eqx.Module):
             params=self.params,
             sites=sites,
             num_samples=self.num_samples,
-            programs=self.programs,
+            compiled=self._compiled,
         )
+
+    def run(self, function: Callable, *inputs: Any) -> Any:
+        """Call ``function(at_mode, *inputs)`` in a program compiled once.
+
+        A compiled function that held its own program could not be freed, so inside it
+        this object has none.
+        """
+        if self._compiled is None:
+            return function(self, *inputs)
+        inside = eqx.tree_at(lambda at_mode: at_mode._compiled, self, None)
+        return self._compiled(function, inside, *inputs)
 
     def log_likelihood(
         self,
@@ -148,16 +160,6 @@ class ModelAtMode(eqx.Module):
             if site["type"] == "sample" and not site["is_observed"]
         ]
         return jnp.asarray(sum(terms, start=jnp.zeros(())))
-
-    @eqx.filter_jit
-    def likelihood_gradient(self, args: tuple, kwargs: dict[str, Any]) -> Values:
-        """The gradient of the log-likelihood at the mode, by site."""
-        return jax.grad(self.log_likelihood)(self.start, args, kwargs)
-
-    @eqx.filter_jit
-    def prior_gradient(self, args: tuple, kwargs: dict[str, Any]) -> Values:
-        """The gradient of the log-prior at the mode, by site."""
-        return jax.grad(self.log_prior)(self.start, args, kwargs)
 
     def trace(
         self,

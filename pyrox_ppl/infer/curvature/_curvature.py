@@ -100,12 +100,11 @@ class AbstractCurvature(eqx.Module):
             The curvature with the batch added.
         """
         weight = jnp.asarray(weight, float)
-        return _accumulate(self, at_mode, args, kwargs, weight, key)
+        return at_mode.run(_accumulate, self, args, kwargs, weight, key)
 
 
-@eqx.filter_jit
 def _accumulate(
-    curvature: Any, at_mode: Any, args: Any, kwargs: Any, weight: Any, key: Any
+    at_mode: Any, curvature: Any, args: Any, kwargs: Any, weight: Any, key: Any
 ) -> Any:
     return curvature.add_batch(at_mode, args, kwargs, weight, key)
 

@@ -1,6 +1,7 @@
 """The curvature as one block for each site: a diagonal, Kronecker factors, or exact."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -71,7 +72,9 @@ class Factored(AbstractCurvature):
             batch = run_batch(program, at_mode.start)
             work = _Work(program, batch, slopes(program, at_mode.start), kinds)
             for part in self.plan.parts:
-                for name, value in work.add_part(part).items():
+                for name, value in work.add_part(
+                    part, at_mode.num_samples, key
+                ).items():
                     arrays[name] = arrays[name] + weight * value
             for name, value in work.inputs(self.plan.parts).items():
                 arrays[name] = arrays[name] + value
@@ -175,16 +178,40 @@ class _Work(NamedTuple):
     slopes: dict[tuple[Path, str], jax.Array]
     kinds: dict[str, str]
 
-    def add_part(self, plan: PartPlan) -> Values:
-        """What one result adds: a derivative sent back for each of its columns."""
+    def add_part(
+        self, plan: PartPlan, num_samples: int | None, key: jax.Array | None
+    ) -> Values:
+        """What one result adds: a derivative sent back for each of its columns.
+
+        A few samples may take the place of more columns z_c: sums with random signs
+        s_c, each row with its own, whose products have the expectation of all columns,
+        E[(sum_c s_c z_c) (sum_c s_c z_c)^T] = sum_c z_c z_c^T.
+        """
         shape = self.program.parts[plan.position].shape
         columns = tuple(n if a not in plan.rows else 1 for a, n in enumerate(shape))
         num = math.prod(columns)
 
-        def add(column: jax.Array) -> Values:
-            picked = (jnp.arange(num) == column).astype(jnp.float32)
-            cotangent = jnp.broadcast_to(picked.reshape(columns), shape)
-            gradients = self.batch.send_back(plan.position, cotangent)
+        def one_column(i: jax.Array) -> jax.Array:
+            picked = (jnp.arange(num) == i).astype(jnp.float32)
+            return jnp.broadcast_to(picked.reshape(columns), shape)
+
+        if num_samples is None or key is None or num <= num_samples:
+            return self._add_derivatives(plan, one_column, num)
+        base = jax.random.fold_in(jax.random.fold_in(key, 2), plan.position)
+
+        def signs(i: jax.Array) -> jax.Array:
+            return jax.random.rademacher(jax.random.fold_in(base, i), shape, float)
+
+        total = self._add_derivatives(plan, signs, num_samples)
+        return {name: value / num_samples for name, value in total.items()}
+
+    def _add_derivatives(
+        self, plan: PartPlan, derivative: Callable[[jax.Array], jax.Array], num: int
+    ) -> Values:
+        """The sum over numbered derivatives of what each sends back."""
+
+        def add(i: jax.Array) -> Values:
+            gradients = self.batch.send_back(plan.position, derivative(i))
             return self._of_column(plan, gradients)
 
         if num == 1:
@@ -193,8 +220,8 @@ class _Work(NamedTuple):
             lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(add, jnp.asarray(0))
         )
 
-        def body(total: Values, column: jax.Array) -> tuple[Values, None]:
-            return jax.tree.map(jnp.add, total, add(column)), None
+        def body(total: Values, i: jax.Array) -> tuple[Values, None]:
+            return jax.tree.map(jnp.add, total, add(i)), None
 
         return lax.scan(body, start, jnp.arange(num))[0]
 

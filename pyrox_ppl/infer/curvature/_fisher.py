@@ -55,8 +55,8 @@ def whiten(
     Args:
         site: An observed site of a trace.
         key: A PRNG key for what is sampled; None if the information is exact.
-        num_samples: How many random columns stand for those of each datum; None for
-            the exact ones, or one sampled label where they are not known.
+        num_samples: How many labels of each datum are sampled where the information has
+            no closed form; None for one.
 
     Returns:
         The whitened parameters.
@@ -80,10 +80,6 @@ def whiten(
     closed = closed_form(fn)
     if closed is not None:
         parts = closed(fn, shape)
-        if key is not None and num_samples is not None:
-            keys = jax.random.split(key, len(parts))
-            pairs = zip(parts, keys, strict=True)
-            parts = [_combine(z, k, num_samples) for z, k in pairs]
     elif key is None:
         raise ValueError(
             f"the Fisher information of the site {name!r} ({type(fn).__name__}) has no "
@@ -103,14 +99,6 @@ def whiten(
     parts = [jnp.where(root > 0, z, 0.0) * root for z in parts]
     batch_dim = len(shape) - (outer.event_dim - fn.event_dim)
     return Whitened(parts, weight, fn.event_dim, batch_dim)
-
-
-def _combine(z: jax.Array, key: jax.Array, num: int) -> jax.Array:
-    """Fewer columns with the same expected products: sums with random signs."""
-    if z.shape[-1] <= num:
-        return z
-    signs = jax.random.rademacher(key, (*z.shape, num), z.dtype)
-    return jnp.einsum("...c,...cn->...n", z, signs) / math.sqrt(num)
 
 
 def closed_form(fn: dist.Distribution) -> Callable | None:
@@ -194,24 +182,24 @@ def _logistic(logits: jax.Array, count: jax.Array) -> Parts:
 
 
 def _categorical(fn: Any, shape: tuple) -> Parts:
-    logits = jnp.asarray(fn.logits)
-    logits = _float(logits, (*shape, logits.shape[-1]))
-    z = _softmax(logits)
-    if z.shape[-1] == 1:
-        return [z]
-    # z is orthogonal to the root of p. The reflection that takes this root to the last
-    # axis leaves nothing of z there, so that there is one column less to send back.
-    q = jnp.sqrt(jax.nn.softmax(lax.stop_gradient(logits)))
-    return [z[..., :-1] - q[..., :-1] * z[..., -1:] / (1 + q[..., -1:])]
+    return [_classes(fn.logits, shape)]
 
 
 def _multinomial(fn: Any, shape: tuple) -> Parts:
-    logits = jnp.asarray(fn.logits)
-    count = _float(fn.total_count, shape)
-    return (
-        _softmax(_float(logits, (*shape, logits.shape[-1])))
-        * _held(jnp.sqrt(count)[..., None])[0]
-    )
+    (count,) = _held(_float(fn.total_count, shape))
+    return [jnp.sqrt(count)[..., None] * _classes(fn.logits, shape)]
+
+
+def _classes(logits: Any, shape: tuple) -> jax.Array:
+    logits = jnp.asarray(logits)
+    logits = _float(logits, (*shape, logits.shape[-1]))
+    z = _softmax(logits)
+    if z.shape[-1] == 1:
+        return z
+    # z is orthogonal to the root of p. The reflection that takes this root to the last
+    # axis leaves nothing of z there, so that there is one column less to send back.
+    q = jnp.sqrt(jax.nn.softmax(lax.stop_gradient(logits)))
+    return z[..., :-1] - q[..., :-1] * z[..., -1:] / (1 + q[..., -1:])
 
 
 def _softmax(logits: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +46,7 @@ def plan_sites(
         for position in program.parts:
             parts.append(plan_part(program, position, send_back, reasons))
     changed = any(not use.lazy.identity for use in program.uses.by_path.values())
-    scales = _slopes(at_mode, key, args, kwargs) if changed else {}
+    scales = at_mode.run(_slopes, key, args, kwargs) if changed else {}
     kinds, arrays = {}, {}
     for site, start in at_mode.start.items():
         kind, axes = "products", None
@@ -97,16 +96,15 @@ def _sender(at_mode: ModelAtMode, key: Any, args: tuple, kwargs: dict[str, Any])
     for name, value in jax.device_get(at_mode.start).items():
         away = 0.05 * (np.std(value) + 0.1) * rng.normal(size=value.shape)
         near[name] = (value + away).astype(value.dtype)
-    return lambda position, cotangent: _send_back(
-        position, cotangent, at_mode, near, key, args, kwargs
+    return lambda position, cotangent: at_mode.run(
+        _send_back, position, cotangent, near, key, args, kwargs
     )
 
 
-@eqx.filter_jit
 def _send_back(
+    at_mode: ModelAtMode,
     position: int,
     cotangent: jax.Array,
-    at_mode: ModelAtMode,
     near: dict[str, Any],
     key: Any,
     args: tuple,
@@ -118,7 +116,6 @@ def _send_back(
     return {path: form.gradient(gradients[path]) for path, form in forms.items()}
 
 
-@eqx.filter_jit
 def _slopes(
     at_mode: ModelAtMode, key: Any, args: tuple, kwargs: dict[str, Any]
 ) -> dict[tuple[Path, str], jax.Array]:

@@ -71,12 +71,11 @@ def dense_prior(
     at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
 ) -> DensePrior:
     """The whole matrix of second derivatives."""
-    matrix = _hessian(at_mode, layout, args, kwargs)
+    matrix = at_mode.run(_hessian, layout, args, kwargs)
     _check_finite(np.asarray(matrix), layout)
     return DensePrior({"precision": matrix}, layout)
 
 
-@eqx.filter_jit
 def _hessian(
     at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
 ) -> jax.Array:
@@ -101,7 +100,7 @@ def diagonal_prior(
     Raises:
         ValueError: If the prior couples the entries of one site.
     """
-    first, second = _diagonals(at_mode, layout, args, kwargs)
+    first, second = at_mode.run(_diagonals, layout, args, kwargs)
     arrays = {}
     for name, one, other in zip(layout.names, first, second, strict=True):
         value, again = np.asarray(one), np.asarray(other)
@@ -118,7 +117,6 @@ def diagonal_prior(
     return DiagonalPrior(arrays, layout)
 
 
-@eqx.filter_jit
 def _diagonals(
     at_mode: ModelAtMode, layout: Layout, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[list[jax.Array], list[jax.Array]]:

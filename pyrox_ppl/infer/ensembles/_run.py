@@ -76,6 +76,9 @@ def run_ensemble(
     posteriors, :math:`q(\theta) = \frac1M \sum_m q_m(\theta)`. To ``to_datatree(fit,
     *args, guide=guide)`` each member is a chain, and every draw counts the same.
 
+    **Modules of the members**: ``px.modules_from_draws(net, tree)``; or, if the model
+    learns all parameters, ``px.modules_from_draws(net, fit.params)``.
+
     **Members start apart.** Where the network's initialiser puts them, if `make` draws
     the modules anew::
 

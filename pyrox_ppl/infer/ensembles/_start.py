@@ -22,6 +22,7 @@ from pyrox_ppl.infer.compiled._arguments import (
     is_staged,
     join_arguments,
 )
+from pyrox_ppl.infer.compiled._object_output import Rest
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
 from pyrox_ppl.infer.compiled._svi_program import (
     RETURNABLE,
@@ -110,13 +111,15 @@ def _is_returnable(guide: Any) -> bool:
 
 def _compile_starts(svi: SVI, static: ByContent, make: Callable | None) -> Callable:
     """The program that starts all members at once."""
+    kept: list[Rest] = []
 
     @jax.jit
     def program(keys: jax.Array, init_params: Any, batches: tuple, arrays: list) -> Any:
         args, kwargs = join_arguments(arrays, static)
 
         def one(key: jax.Array, init_params: Any, batch: tuple) -> Start:
-            return _start_member(svi, key, init_params, (*batch, *args), kwargs, make)
+            given = (*batch, *args), kwargs
+            return _start_member(svi, key, init_params, *given, make, kept)
 
         each = jax.vmap(one)(keys, init_params, batches)
         first = jax.tree.map(lambda leaf: leaf[0], each)
@@ -151,7 +154,7 @@ def _start_in_turn(
     if twin is not None:
         twin.constrain_fn = plain.constrain_fn
     starts = [
-        _start_member(plain, key, params, (*batch, *args), kwargs, make)
+        _start_member(plain, key, params, (*batch, *args), kwargs, make, [])
         for key, (params, batch) in zip(keys, given, strict=True)
     ]
     states = [start.state for start in starts]
@@ -166,6 +169,7 @@ def _start_member(
     args: tuple,
     kwargs: dict[str, Any],
     make: Callable | None,
+    kept: list[Rest],
 ) -> Start:
     """Start one member; an SVI object and its guide stay as they are."""
     make_key, run_key = jax.random.split(key)
@@ -177,7 +181,7 @@ def _start_member(
         sampled, learned = match_made(make(make_key), reads)
         strategy, given = partial(_start_site, values=sampled), learned | given
     guide = _copy_to_start(svi.guide, strategy)
-    return start_copy(svi, guide, run_key, given or None, args, kwargs)
+    return start_copy(svi, guide, run_key, given or None, args, kwargs, kept=kept)
 
 
 def _start_site(site: dict[str, Any] | None = None, *, values: dict[str, Any]) -> Any:

@@ -147,7 +147,7 @@ class AutoLaplace(AbstractModeGuide):
         a draw is at a squared distance of about that number.
 
         ``"kron"`` and ``"diag"`` take a backward pass for each column of a row's Fisher
-        information, C - 1 for C classes, or only `fisher_samples` of them.
+        information (C - 1 for C classes, D for D normal outputs), or `fisher_samples`.
 
         Args:
             fit: What SVI or :func:`run_ensemble` returned: a result with ``params``, or
@@ -157,8 +157,8 @@ class AutoLaplace(AbstractModeGuide):
                 network in inference mode.
             max_decrement: How far from the mode the fit may be, per weight.
             fisher_samples: How many sums with random signs take the place of these
-                columns, with the same expectation. By default the information is exact,
-                or that of one sampled label where it has no formula.
+                columns, an estimate without bias; by default all columns. A likelihood
+                without a formula takes this many sampled labels a row, by default one.
             rng_key: The key of what is sampled; ``jax.random.key(0)`` if not given.
             **kwargs: The keyword arguments of the model.
 
@@ -173,7 +173,7 @@ class AutoLaplace(AbstractModeGuide):
         """
         params = params_of(fit)
 
-        def add(params: Mapping[str, Any], programs: object) -> Draws:
+        def add(params: Mapping, key: jax.Array, compiled: Any) -> Draws:
             return go_through(
                 self.model if model is None else model,
                 self._unconstrained(params),
@@ -184,13 +184,13 @@ class AutoLaplace(AbstractModeGuide):
                 sites=select_sites(self.where, self._latents(params)),
                 rank=self.rank,
                 damping=self.damping,
-                rng_key=jax.random.key(0) if rng_key is None else rng_key,
+                rng_key=key,
                 fisher_samples=fisher_samples,
                 max_decrement=max_decrement,
-                programs=programs,
+                compiled=compiled,
             ).to_params(self._prefix, self.median(params))
 
-        added = over_members(add, params, self._num_members(params))
+        added = over_members(add, params, rng_key, self._num_members(params))
         return put_into(fit, added, in_place_of=self.added_params(params))
 
     def sample_posterior(

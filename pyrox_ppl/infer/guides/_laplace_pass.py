@@ -12,7 +12,12 @@ from jax.core import Tracer
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._full_data import full_data
-from pyrox_ppl.infer.curvature import ModelAtMode, make_curvature, prior_precision
+from pyrox_ppl.infer.curvature import (
+    Compiled,
+    ModelAtMode,
+    make_curvature,
+    prior_precision,
+)
 from pyrox_ppl.infer.data import MinibatchLoader
 from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, Values, with_all_digits
 
@@ -34,7 +39,7 @@ def go_through(
     rng_key: jax.Array,
     fisher_samples: int | None,
     max_decrement: float,
-    programs: object,
+    compiled: Compiled,
 ) -> LaplaceFit:
     """The curvature of a model's likelihood and prior at a mode.
 
@@ -52,14 +57,16 @@ def go_through(
         fisher_samples: From how many random columns each row's Fisher information is
             estimated; None for the exact one where it is known.
         max_decrement: The largest Newton decrement per weight.
-        programs: What the compiled programs belong to, as in :class:`ModelAtMode`.
+        compiled: The functions compiled for this model.
 
     Raises:
         ValueError: If the parameters are no mode, or the precision is not positive.
     """
-    if fisher_samples is not None and fisher_samples < 1:
+    if fisher_samples is not None and not (
+        isinstance(fisher_samples, int) and fisher_samples > 0
+    ):
         raise ValueError(
-            f"fisher_samples must be a positive number, not {fisher_samples}."
+            f"fisher_samples must be a positive integer, got {fisher_samples!r}."
         )
     run, batches = batches_of(model, args)
     first = next(batches())[0]
@@ -78,7 +85,7 @@ def go_through(
         params=trained,
         sites=sites,
         num_samples=fisher_samples,
-        programs=programs,
+        compiled=compiled,
     )
     _check_repeats(at, first, kwargs)
     value = jnp.zeros(())
@@ -100,11 +107,12 @@ def go_through(
         curvature,
         prior,
         gradient,
-        value + _log_prior(at, first, kwargs),
+        value + at.run(_log_prior, first, kwargs),
     )
     posterior = fit.posterior(damping)
     posterior.check()
-    total = {n: g + gradient[n] for n, g in at.prior_gradient(first, kwargs).items()}
+    slope = at.run(_prior_gradient, first, kwargs)
+    total = {n: g + gradient[n] for n, g in slope.items()}
     _check_mode(total, posterior.solve(total), fit.size, max_decrement)
     return fit
 
@@ -187,11 +195,11 @@ def _value_and_gradient(
     Raises:
         ValueError: If they are not finite.
     """
-    value, gradient = _differentiate(at, args, kwargs)
+    value, gradient = at.run(_differentiate, args, kwargs)
     wrong = [name for name, g in gradient.items() if not jnp.isfinite(g).all()]
     if jnp.isfinite(value) and not wrong:
         return value, gradient
-    for name, each in _log_likelihoods(at, args, kwargs).items():
+    for name, each in at.run(_log_likelihoods, args, kwargs).items():
         where = np.argwhere(~np.isfinite(each))
         if len(where):
             raise ValueError(
@@ -208,14 +216,12 @@ def _value_and_gradient(
     )
 
 
-@eqx.filter_jit
 def _differentiate(
     at: ModelAtMode, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[jax.Array, Values]:
     return jax.value_and_grad(at.log_likelihood)(at.start, args, kwargs)
 
 
-@eqx.filter_jit
 def _log_likelihoods(
     at: ModelAtMode, args: tuple, kwargs: dict[str, Any], key: jax.Array | None = None
 ) -> Values:
@@ -244,7 +250,7 @@ def _check_repeats(at: ModelAtMode, args: tuple, kwargs: dict[str, Any]) -> None
     if not keys.asked:
         return
     one, other = (
-        _log_likelihoods(at, args, kwargs, jax.random.key(seed)) for seed in (0, 1)
+        at.run(_log_likelihoods, args, kwargs, jax.random.key(seed)) for seed in (0, 1)
     )
     wrong = [n for n in one if not np.array_equal(one[n], other[n], equal_nan=True)]
     if wrong:
@@ -255,7 +261,10 @@ def _check_repeats(at: ModelAtMode, args: tuple, kwargs: dict[str, Any]) -> None
         )
 
 
-@eqx.filter_jit
+def _prior_gradient(at: ModelAtMode, args: tuple, kwargs: dict[str, Any]) -> Values:
+    return jax.grad(at.log_prior)(at.start, args, kwargs)
+
+
 def _log_prior(at: ModelAtMode, args: tuple, kwargs: dict[str, Any]) -> jax.Array:
     return at.log_prior(at.start, args, kwargs)
 

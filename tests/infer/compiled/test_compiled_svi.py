@@ -242,12 +242,12 @@ def test_another_loss_has_other_programs_also_in_a_copy(run_twice):
 
 
 def test_an_object_that_a_program_returns_keeps_all_that_was_no_tracer():
-    kept = dist.constraints.positive
+    kept, rests = dist.constraints.positive, []
 
     @jax.jit
     def inside(x):
         made = {"a": [x + 1.0, kept], "f": jax.tree_util.Partial(jnp.add, x)}
-        return ObjectOutput(made)
+        return ObjectOutput(made, rests)
 
     value = inside(jnp.asarray(2.0)).value()
     assert value["a"][0] == 3.0

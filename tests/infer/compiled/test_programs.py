@@ -1,7 +1,9 @@
 """Programs belong to one object, and its copies never run those of another one."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,12 @@ from compilations import compilations
 from numpyro.infer import NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
 
-from pyrox_ppl.infer import CompiledMCMC, CompiledPredictive, CompiledSVI
+from pyrox_ppl.infer import (
+    CompiledMCMC,
+    CompiledPredictive,
+    CompiledSVI,
+    run_ensemble,
+)
 
 pytestmark = pytest.mark.rank_promotion
 
@@ -79,3 +86,40 @@ def test_what_numpyro_predicts_is_not_shared_with_an_object_of_the_same_model():
     expected = Predictive(model, num_samples=2)(KEY)["a"]
     for predictive in objects:
         assert jnp.allclose(predictive(KEY)["a"], expected)
+
+
+def by_svi(fn):
+    svi = CompiledSVI(fn, AutoDelta(fn), numpyro.optim.Adam(0.1), Trace_ELBO())
+    svi.run(KEY, 2, progress_bar=False)
+
+
+def by_ensemble(fn):
+    svi = SVI(fn, AutoDelta(fn), numpyro.optim.Adam(0.1), Trace_ELBO())
+    run_ensemble(svi, KEY, 2, 2, progress_bar=False)
+
+
+def by_mcmc(fn):
+    mcmc = CompiledMCMC(NUTS(fn), num_warmup=2, num_samples=2, progress_bar=False)
+    mcmc.run(KEY)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        by_svi,
+        pytest.param(by_ensemble, marks=pytest.mark.slow),
+        by_mcmc,
+        lambda fn: CompiledPredictive(fn, num_samples=2)(KEY),
+    ],
+)
+def test_no_program_keeps_a_model_that_is_gone(use):
+    upper = jnp.ones(())
+
+    def own():
+        numpyro.sample("a", dist.Uniform(0.0, upper))
+
+    use(own)
+    alive = weakref.ref(own)
+    del own
+    gc.collect()
+    assert alive() is None

@@ -6,6 +6,7 @@ Run by test_sharding.py, which says in XLA_FLAGS how many; prints JSON.
 import json
 import re
 import tempfile
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -63,10 +64,10 @@ def segment_program(kernel, data):
 def compiled_nuts(kernel, data):
     """The draws of CompiledMCMC, and the program that made them."""
     mcmc = CompiledMCMC(kernel, num_warmup=3, num_samples=2, progress_bar=False)
-    jitted, texts = mcmc._programs.run, []
+    function, texts = mcmc._programs._run, []
 
     def sample(key, *arrays):
-        program = jitted.lower(key, *arrays).compile()
+        program = jax.jit(partial(function, key)).lower(*arrays).compile()
         texts.append(program.as_text())
         return program(*arrays)
 

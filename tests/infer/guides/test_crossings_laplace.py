@@ -1,14 +1,21 @@
 """AutoLaplace on every crossing: tree, diagnosis, predictions, file, by the hand."""
 
+import contextlib
+
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 from crossing_runs import KEY, over, own
+from curvature_cases import check_expectation, over_keys
+from numpyro import handlers
 from numpyro.infer import Trace_ELBO
 from numpyro.optim import Adam
 
 import pyrox_ppl as px
 from pyrox_ppl.infer import AutoLaplace, CompiledSVI
+from pyrox_ppl.infer.curvature import ModelAtMode, make_curvature
 
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
@@ -113,3 +120,44 @@ def check(crossing, structure, folder):
             px.diagnose(one, crossing.kind.module, *given, loo=False, **called)
             with pytest.raises(ValueError, match="tangent at a mode"):
                 px.modules_from_draws(crossing.kind.module, one, name="net")
+
+
+def with_classes(crossing):
+    """The crossing's function, as the logits of four classes."""
+
+    def model(x):
+        with handlers.block(hide=["y"]), handlers.trace() as sites:
+            crossing.model(x)
+        f = sites["f"]["value"]
+        logits = f @ np.linspace(-1.0, 2.0, 4 * f.shape[-1]).reshape(-1, 4)
+        law = dist.Categorical(logits=logits)
+        sizes = law.batch_shape
+        with contextlib.ExitStack() as plates:
+            for axis, size in enumerate(reversed(sizes), start=1):
+                plates.enter_context(numpyro.plate(f"class_{axis}", size, dim=-axis))
+            numpyro.sample("class", law, obs=np.zeros(sizes, int))
+
+    return model
+
+
+@over(often=())
+@pytest.mark.parametrize("structure", ["diag", "kron"])
+def test_random_columns_have_the_mean_of_all_columns(own, structure):
+    crossing = own.crossing
+    guide = AutoLaplace(crossing.training)
+    svi = CompiledSVI(crossing.training, guide, Adam(0.01), Trace_ELBO())
+    params = svi.get_params(svi.init(KEY, crossing.x, y=crossing.y))
+    state = {} if crossing.kind.state is None else {"state": crossing.kind.state}
+    mode, batch = guide._unconstrained(params), (crossing.x,)
+    exact, sampled = (
+        ModelAtMode(
+            with_classes(crossing), mode, params=params | state, num_samples=num
+        )
+        for num in (None, 1)
+    )
+    whole = make_curvature(structure, exact, batch, {}, key=KEY)
+    whole = whole.accumulate(exact, batch, {}, key=KEY)
+    keys = jax.random.split(KEY, 300)
+    samples = over_keys(structure, sampled, batch, keys)
+    some = {"kron", "gradients"} & set(dict(whole.plan.kinds).values())
+    check_expectation(samples, whole.arrays, differ=bool(some))
