@@ -1,5 +1,6 @@
 """What every test runs under: strict ranks, checked annotations, few examples."""
 
+import contextlib
 import gc
 import os
 import tempfile
@@ -17,9 +18,11 @@ typecheck.install()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Half of the time goes into compiling, and many a program comes twice: a run and its
-# continuation, ours and NumPyro's. JAX finds its own programs again in a folder. Two
-# workers must not share one, as an entry that is half written is an error.
+# continuation, ours and NumPyro's. JAX finds its own programs again in a folder. An
+# entry that is half written is an error, so each worker writes into its own folder.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+# The folder of the process that started the workers, which they exchange entries by.
+SHARED = os.environ.setdefault("PYROX_PPL_COMPILED", COMPILED.name)
 for name, value in {
     "jax_compilation_cache_dir": COMPILED.name,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -52,6 +55,16 @@ def pytest_unconfigure() -> None:
 def pytest_collection_finish() -> None:
     # What is imported and collected stays: garbage collections need not visit it.
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _exchange_programs() -> Iterator[None]:
+    """After a file, nothing is being written: link what is new to both folders."""
+    yield
+    for one, other in ((COMPILED.name, SHARED), (SHARED, COMPILED.name)):
+        for name in set(os.listdir(one)) - set(os.listdir(other)):
+            with contextlib.suppress(FileExistsError):  # another worker was faster
+                os.link(os.path.join(one, name), os.path.join(other, name))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -193,7 +194,8 @@ def test_sharded_data_are_the_data(own):
     auto = jax.sharding.AxisType.Auto
     mesh = jax.make_mesh((1,), ("rows",), axis_types=(auto,))
     x, y = infer.shard_data(mesh, own.crossing.x, own.crossing.y)
-    draw = {name: own.draws[name][3] for name in own.crossing.latent()}
+    # JAX's arrays: NumPyro's scan looks a step up in them by a traced number.
+    draw = {name: jnp.asarray(own.draws[name][3]) for name in own.crossing.latent()}
     draw |= own.params
 
     def density(x, y):
