@@ -116,6 +116,11 @@ def record_run(
     mcmc._args, mcmc._kwargs = args, kwargs
 
 
+def arguments_of_run(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
+    """The arguments that the model of an MCMC was last run with."""
+    return mcmc._args, mcmc._kwargs
+
+
 def has_collected(mcmc: MCMC) -> bool:
     """Whether an MCMC object holds draws, which ``get_samples`` can only assert."""
     return mcmc._states is not None
@@ -147,6 +152,19 @@ def init_strategy(kernel: Any) -> Callable:
 def uses_forward_mode(kernel: HMC) -> bool:
     """The ``forward_mode_differentiation`` that a kernel was made with."""
     return kernel._forward_mode_differentiation
+
+
+def max_tree_depths(kernel: Any) -> tuple[int, int] | None:
+    """The largest depths of NUTS's trees, in warm-up and after it.
+
+    None for another kernel. One that wraps NUTS (``HMCECS``, ``HMCGibbs``) has its own.
+    """
+    while not isinstance(kernel, HMC) and hasattr(kernel, "inner_kernel"):
+        kernel = kernel.inner_kernel
+    if not isinstance(kernel, NUTS):
+        return None
+    depth = kernel._max_tree_depth
+    return depth if isinstance(depth, tuple) else (depth, depth)
 
 
 def copy_kernel(kernel: MCMCKernel) -> Any:

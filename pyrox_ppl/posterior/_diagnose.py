@@ -7,12 +7,15 @@ import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.posterior._check_guide import check_guide, num_random
 from pyrox_ppl.posterior._check_members import check_members
+from pyrox_ppl.posterior._check_sampler import check_sampler
 from pyrox_ppl.posterior._diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior._functions import (
     FEWEST_DRAWS,
     function_statistics,
 )
+from pyrox_ppl.posterior._losses import check_losses
 from pyrox_ppl.posterior._summary import summary
 from pyrox_ppl.posterior._unadjusted import check_unadjusted
 from pyrox_ppl.prediction._predict import bind_call
@@ -159,15 +162,16 @@ def diagnose(
         if tree.attrs.get("unadjusted"):
             checks += check_unadjusted(stats, tree.attrs)
         else:
-            more, bfmi = _checks.check_sampler(stats)
+            more, bfmi = check_sampler(stats, tree.attrs)
             checks += more
     if inference == "SVI" and not is_point:
-        check, pareto_k = _checks.check_guide(stats)
+        posterior = _stats.group(tree, "posterior")
+        check, pareto_k = check_guide(stats, num_random(posterior))
         checks.append(check)
     if "optimization" in tree.children:
         losses = _stats.group(tree, "optimization")["loss"]
         loss = losses.transpose(..., "step").values
-        checks.append(_checks.check_losses(loss))
+        checks.append(check_losses(loss))
     if loo and not is_point and "log_likelihood" in tree.children and draws >= 20:
         more, results = _checks.check_loo(tree)
         checks += more

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import pyrox_ppl as px
-from pyrox_ppl.posterior._checks import check_guide
+from pyrox_ppl.posterior._check_guide import check_guide
 
 KEY = jax.random.key(0)
 CHAINS, DRAWS, WIDTH = 4, 300, 8
@@ -211,7 +211,7 @@ def test_one_draw_is_too_few_and_not_a_function_that_stands_still():
 def test_a_guide_of_which_one_weight_dwarfs_the_rest_is_not_fine(gap):
     """ArviZ's own k is 117, then 0.28 where its fit overflows, then NaN."""
     weights = -gap * np.arange(40.0)
-    check, k = check_guide(xr.Dataset({"log_weight": ("draw", weights)}))
+    check, k = check_guide(xr.Dataset({"log_weight": ("draw", weights)}), 1)
     assert not check.passed
     assert not k < 100
 
