@@ -94,7 +94,7 @@ def _check_depth(stats: xr.Dataset, largest: int) -> Check:
     steps = 2**largest - 1
     share = float((stats["n_steps"] >= steps).mean())
     finding = (
-        f"{100 * share:.2g} % of the trajectories stopped at the largest, {steps:,} "
+        f"{100 * share:.3g} % of the trajectories stopped at the largest, {steps:,} "
         f"step{'s' if steps > 1 else ''}"
     )
     if share <= LARGEST_TREES:

@@ -142,6 +142,10 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
     """PSIS-LOO of each observed site, with its Pareto k."""
     checks, results = [], {}
     likelihoods = _stats.group(tree, "log_likelihood")
+    is_seen = tree.attrs.get("rows_of_run")
+    condition = (
+        "; LOO is for rows that the fit has seen, `calibration` for held-out rows"
+    )
     for name in _stats.names(likelihoods):
         broken = ~np.isfinite(likelihoods[name].values)
         if broken.any():
@@ -154,6 +158,19 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                     "observations inside the support of their distribution, and "
                     "parameters that are numbers at every draw.",
                     of_draws=bool(np.isnan(likelihoods[name].values).any()),
+                )
+            )
+            continue
+        if is_seen == 0:
+            checks.append(
+                Check(
+                    f"LOO of {name}",
+                    None,
+                    "not computed: it leaves out rows that the run has seen, and this "
+                    "tree was made with other arguments than the run",
+                    "px.calibration(tree) for held-out rows; for LOO, to_datatree with "
+                    "the arguments of the run.",
+                    remark="judge held-out rows by `calibration`",
                 )
             )
             continue
@@ -180,7 +197,7 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                 high == 0 and bool(np.isfinite(result.elpd)),
                 f"ELPD {result.elpd:.1f} ± {result.se:.1f} nats, p {result.p:.1f}; "
                 f"Pareto k above {result.good_k:.2f} for {high} of {k.size} "
-                "observations",
+                f"observations{'' if is_seen else condition}",
                 "a likelihood with heavier tails (StudentT), more draws, or K-fold "
                 "cross-validation: for influential observations the estimate rests on "
                 "a few draws. The draws themselves may be fine.",
