@@ -92,6 +92,9 @@ class Diagnosis:
         """The names of the checks of the draws that failed."""
         return tuple(c.name for c in self.checks if c.passed is False and c.of_draws)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         known = sum(c.passed is not None for c in self.checks if c.of_draws)
         weak = [c.name for c in self.checks if c.passed is False and not c.of_draws]
