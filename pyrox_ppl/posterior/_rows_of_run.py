@@ -1,7 +1,7 @@
 """Whether a tree's data are those that a run has seen, where this can be known."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -64,7 +64,9 @@ def _are_data_of_tree(
     return same
 
 
-def _leaves(model: Callable, args: tuple, kwargs: dict) -> dict[str, Any] | None:
+def _leaves(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The leaves of a model's arguments, by name and path."""
     try:
         bound = inspect.signature(model).bind(*args, **kwargs)
