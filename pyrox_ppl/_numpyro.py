@@ -13,7 +13,6 @@ from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.transforms import UnpackTransform
 from numpyro.infer import HMC, MCMC, NUTS, Predictive
 from numpyro.infer.autoguide import AutoDiagonalNormal
-from numpyro.infer.hmc import hmc
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import _PYRO_STACK, Messenger
 
@@ -116,6 +115,11 @@ def record_run(
     mcmc._args, mcmc._kwargs = args, kwargs
 
 
+def arguments_of_run(mcmc: MCMC) -> tuple[tuple, dict[str, Any]]:
+    """The arguments that the model of an MCMC was last run with."""
+    return mcmc._args, mcmc._kwargs
+
+
 def has_collected(mcmc: MCMC) -> bool:
     """Whether an MCMC object holds draws, which ``get_samples`` can only assert."""
     return mcmc._states is not None
@@ -149,6 +153,12 @@ def uses_forward_mode(kernel: HMC) -> bool:
     return kernel._forward_mode_differentiation
 
 
+def max_tree_depths(kernel: NUTS) -> tuple[int, int]:
+    """The largest depths of the trees, in warm-up and after it."""
+    depth = kernel._max_tree_depth
+    return depth if isinstance(depth, tuple) else (depth, depth)
+
+
 def copy_kernel(kernel: MCMCKernel) -> Any:
     """A kernel with the same settings, which runs without changing the first.
 
@@ -173,19 +183,6 @@ def replace_model(kernel: Any, model: Callable) -> Any:
     return fresh
 
 
-class VectorStart(NamedTuple):
-    """Where a kernel over one vector begins, and its functions of that vector.
-
-    The functions take the model's arguments and return a function of the vector. The
-    state is it or a ``ParamInfo``; the algorithm makes what NumPyro's ``hmc`` makes.
-    """
-
-    potential_fn: Callable
-    postprocess_fn: Callable
-    state: Any
-    algorithm: Callable = hmc
-
-
 class AbstractVectorNUTS(NUTS):
     """NUTS of a model, over one vector that a subclass makes of its sites.
 
@@ -205,8 +202,8 @@ class AbstractVectorNUTS(NUTS):
 
     def _start(
         self, rng_key: Any, model_args: tuple, model_kwargs: dict, init_params: Any
-    ) -> VectorStart:
-        """Find the vector where the chain begins."""
+    ) -> Any:
+        """Find the vector where the chain begins, and the functions of it."""
         raise NotImplementedError
 
     def _init_state(

@@ -171,6 +171,7 @@ def test_a_recorded_run_is_read_as_numpyros(capsys):
     state = make().sampler.init(KEY, 4, None, (), {})
     states = {"z": {"a": draws}, "diverging": draws > 2}
     port.record_run(mcmc, states, state, (2.0,), {})
+    assert port.arguments_of_run(mcmc) == ((2.0,), {})
     assert port.has_collected(mcmc)
     assert mcmc.get_samples()["a"].shape == (12,)
     assert mcmc.get_extra_fields(group_by_chain=True)["diverging"].shape == (2, 6)
@@ -202,6 +203,8 @@ def test_a_kernel_shows_its_settings_and_is_copied():
     )
     assert port.init_strategy(kernel) is init_to_median
     assert port.uses_forward_mode(kernel)
+    assert port.max_tree_depths(kernel) == (10, 10)
+    assert port.max_tree_depths(FlatNUTS(model, max_tree_depth=(3, 4))) == (3, 4)
     before = dict(blocks)
     port.copy_kernel(kernel).init(KEY, 4, None, (), {})
     assert blocks.keys() == before.keys()

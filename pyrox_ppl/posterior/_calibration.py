@@ -37,10 +37,11 @@ def calibration(
 
     - continuous, count: coverage of central intervals, PIT, CRPS, ELPD;
     - multivariate: the same for every entry, and the energy score of the vectors;
-    - binary, categorical: accuracy, Brier score, expected calibration error with its
-      reliability curve, ELPD, and the ranked probability score of ordered classes. The
-      probabilities are means over the draws of those that the model gives; renumbering
-      the classes changes nothing;
+    - binary, categorical: accuracy and mean confidence (called over- or under-confident
+      where the two differ by more than two standard errors), Brier score, expected
+      calibration error with its reliability curve, ELPD, and the ranked probability
+      score of ordered classes. The probabilities are means over the draws of those that
+      the model gives; renumbering the classes changes nothing;
     - circular: ELPD.
 
     With :math:`\tilde y_s` the S predictive draws of an observation y:
@@ -144,18 +145,31 @@ def _of_classes(
     y = labels.reshape(-1)
     p = probabilities.reshape(y.size, *probabilities.shape[labels.ndim :])
     brier = scores.brier_score(y, p).reshape(labels.shape)
+    right = scores.accuracy(y, p)
+    # A binary outcome has the probability of 1 alone.
+    is_vector = p.ndim > 1
+    confidence = p.max(-1) if is_vector else np.maximum(p, 1.0 - p)
     how = {"bins": bins, "binning": binning}
     ranked = scores.ranked_probability_score(y, p) if predictions.is_ordered else None
     return ClassCalibration(
         predictions.site,
         predictions.outcome,
-        float(scores.accuracy(y, p).mean()),
+        float(right.mean()),
+        float(confidence.mean()),
+        _direction(right - confidence),
         brier,
         scores.expected_calibration_error(y, p, **how),
         scores.reliability_curve(y, p, **how),
         *_elpd(predictions),
         None if ranked is None else ranked.reshape(labels.shape),
     )
+
+
+def _direction(gaps: np.ndarray) -> str:
+    """What accuracy minus confidence says, row by row, beyond two standard errors."""
+    if gaps.size < 2 or abs(gaps.mean()) <= 2.0 * gaps.std(ddof=1) / np.sqrt(gaps.size):
+        return ""
+    return "under-confident" if gaps.mean() > 0 else "over-confident"
 
 
 def _elpd(predictions: SitePredictions) -> tuple[float | None, float | None]:

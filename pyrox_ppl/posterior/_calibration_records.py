@@ -54,6 +54,9 @@ class Calibration:
     def __getattr__(self, name: str) -> Any:
         raise _refusal(self, name, "whose values are no classes")
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         lines = [f"{self.site} ({self.outcome}): {self.pit.size} observations"]
         lines += [
@@ -74,6 +77,10 @@ class ClassCalibration:
         site: The observed site.
         outcome: ``"binary"`` or ``"categorical"``.
         accuracy: The share of observations whose class is the most probable one.
+        confidence: The mean probability of that class, which is the accuracy if the
+            predictions are calibrated: above it they are over-confident.
+        direction: ``"over-confident"`` or ``"under-confident"`` where the two differ by
+            more than two standard errors of their difference, else ``""``.
         brier: Brier score of every observation, in [0, 1] for a binary outcome and in
             [0, 2] for a categorical one; smaller is better.
         calibration_error: Expected calibration error, with the bins it depends on.
@@ -94,7 +101,7 @@ class ClassCalibration:
         >>> tree = px.to_datatree(draws, y=jnp.array([1, 1, 1, 0]), model=model)
         >>> print(px.calibration(tree))
         y (binary): 4 observations
-          accuracy 75.0 %
+          accuracy 75.0 %, mean confidence 75.0 %
           mean Brier score 0.1875
           ECE 0.0000 (15 bins of equal width)
           ELPD -2.2 ± 1.0 nats
@@ -103,6 +110,8 @@ class ClassCalibration:
     site: str
     outcome: str
     accuracy: float
+    confidence: float
+    direction: str
     brier: np.ndarray
     calibration_error: CalibrationError
     reliability: ReliabilityCurve
@@ -113,10 +122,15 @@ class ClassCalibration:
     def __getattr__(self, name: str) -> Any:
         raise _refusal(self, name, "whose values are names of classes, not numbers")
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         lines = [
             f"{self.site} ({self.outcome}): {self.brier.size} observations",
-            f"  accuracy {100 * self.accuracy:.1f} %",
+            f"  {f'{self.direction}: ' if self.direction else ''}accuracy "
+            f"{100 * self.accuracy:.1f} %, mean confidence "
+            f"{100 * self.confidence:.1f} %",
             f"  mean Brier score {self.brier.mean():.4g}",
             f"  {self.calibration_error}",
         ]
@@ -146,6 +160,9 @@ class CircularCalibration:
 
     def __getattr__(self, name: str) -> Any:
         raise _refusal(self, name, "whose values are angles")
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         lines = [f"{self.site} (circular)", *_elpd_line(self.elpd, self.elpd_se)]

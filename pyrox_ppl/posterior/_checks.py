@@ -9,14 +9,9 @@ import xarray as xr
 import pyrox_ppl.posterior._stats as _stats
 from pyrox_ppl.posterior._diagnosis import Check
 from pyrox_ppl.posterior._functions import FunctionStatistics
-from pyrox_ppl.posterior._losses import check_losses as check_losses
 
-# Vehtari, Gelman, Simpson, Carpenter and Buerkner (Bayesian Analysis 2021) for R-hat
-# and the ESS per chain; Betancourt (2016) for the energy fraction.
-RHAT, ESS_PER_CHAIN, BFMI = 1.01, 100, 0.3
-# Vehtari, Simpson, Gelman, Yao and Gabry (JMLR 2024), section 3.2.4. A Pareto
-# distribution is fitted to the largest fifth of the weights, five of them at least.
-PARETO_K, FEWEST_WEIGHTS = 0.7, 25
+# Vehtari, Gelman, Simpson, Carpenter and Buerkner (Bayesian Analysis 2021).
+RHAT, ESS_PER_CHAIN = 1.01, 100
 
 
 def check_finite_draws(tree: xr.DataTree) -> list[Check]:
@@ -143,62 +138,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def check_sampler(stats: xr.Dataset) -> tuple[list[Check], np.ndarray | None]:
-    """Divergences and the energy fraction."""
-    checks = []
-    if "diverging" in stats:
-        diverging = int(stats["diverging"].sum())
-        total = stats["diverging"].size
-        checks.append(
-            Check(
-                "divergences",
-                diverging == 0,
-                f"{diverging} of {total} draws",
-                "a higher target_accept_prob (0.95), a smaller prior_std, or a "
-                "reparameterisation of scales (`numpyro.infer.reparam.LocScaleReparam`"
-                "): the sampler missed a region of strong curvature.",
-            )
-        )
-    else:
-        checks.append(
-            Check(
-                "divergences",
-                None,
-                "whether draws diverged was not collected",
-                'mcmc.run(..., extra_fields=("diverging",)), if the kernel is HMC.',
-            )
-        )
-    if "energy" not in stats:
-        checks.append(
-            Check(
-                "E-BFMI",
-                None,
-                "the energy was not collected",
-                'mcmc.run(..., extra_fields=("energy", "potential_energy", "num_steps"'
-                ', "accept_prob")).',
-            )
-        )
-        return checks, None
-    energy = _stats.by_draw(stats, "energy").astype(np.float64)
-    # The fraction is NaN, and fails, where the energy is NaN or constant.
-    with np.errstate(invalid="ignore", divide="ignore"):
-        bfmi = _stats.bfmi(energy)
-    checks.append(
-        Check(
-            "E-BFMI",
-            bool(bfmi.min() >= BFMI),
-            f"at least {bfmi.min():.2f} (should be at least {BFMI})",
-            "a reparameterisation, or lighter tails of the prior: the energy moves too "
-            "little from draw to draw.",
-        )
-    )
-    return checks, bfmi
-
-
 def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
     """PSIS-LOO of each observed site, with its Pareto k."""
     checks, results = [], {}
     likelihoods = _stats.group(tree, "log_likelihood")
+    is_seen = tree.attrs.get("rows_of_run")
+    condition = (
+        "; LOO is for rows that the fit has seen, `calibration` for held-out rows"
+    )
     for name in _stats.names(likelihoods):
         broken = ~np.isfinite(likelihoods[name].values)
         if broken.any():
@@ -211,6 +158,19 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                     "observations inside the support of their distribution, and "
                     "parameters that are numbers at every draw.",
                     of_draws=bool(np.isnan(likelihoods[name].values).any()),
+                )
+            )
+            continue
+        if is_seen == 0:
+            checks.append(
+                Check(
+                    f"LOO of {name}",
+                    None,
+                    "not computed: it leaves out rows that the run has seen, and this "
+                    "tree was made with other arguments than the run",
+                    "px.calibration(tree) for held-out rows; for LOO, to_datatree with "
+                    "the arguments of the run.",
+                    remark="judge held-out rows by `calibration`",
                 )
             )
             continue
@@ -237,7 +197,7 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                 high == 0 and bool(np.isfinite(result.elpd)),
                 f"ELPD {result.elpd:.1f} ± {result.se:.1f} nats, p {result.p:.1f}; "
                 f"Pareto k above {result.good_k:.2f} for {high} of {k.size} "
-                "observations",
+                f"observations{'' if is_seen else condition}",
                 "a likelihood with heavier tails (StudentT), more draws, or K-fold "
                 "cross-validation: for influential observations the estimate rests on "
                 "a few draws. The draws themselves may be fine.",
@@ -245,53 +205,3 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
             )
         )
     return checks, results
-
-
-def check_guide(stats: xr.Dataset) -> tuple[Check, float | None]:
-    """The Pareto shape of a guide's importance weights."""
-    is_known = "log_weight" in stats
-    weights = stats["log_weight"].values if is_known else np.zeros(0)
-    weights = weights.astype(np.float64).reshape(-1)
-    broken = ~np.isfinite(weights)
-    if broken.any():
-        return (
-            Check(
-                "guide's PSIS k",
-                False,
-                f"the log importance weight is NaN or infinite for {broken.sum()} of "
-                f"{weights.size} draws, where the log density of the model or of the "
-                "guide is not a number",
-                "a guide whose draws are all in the support of the model, or a smaller "
-                "learning rate.",
-            ),
-            float("inf"),
-        )
-    if weights.size < FEWEST_WEIGHTS:
-        finding, advice = (
-            f"{weights.size} draws are too few to fit the tail of their weights",
-            f"to_datatree(..., num_samples={FEWEST_WEIGHTS}), or more.",
-        )
-        if not is_known:
-            finding, advice = (
-                "there are no importance weights of this guide",
-                "to_datatree(..., log_weight=True), and a guide that can compute the "
-                "density of its draws (not AutoBNAFNormal).",
-            )
-        return Check("guide's PSIS k", None, finding, advice), None
-    # A guide that equals the posterior gives all draws one weight: there is no tail.
-    exact = np.ptp(weights) < 1e-9
-    k = 0.0 if exact else _stats.pareto_k(weights - weights.max())
-    # S draws cannot support an estimate of a mean where k > 1 - 1 / log10(S).
-    limit = min(1 - 1 / np.log10(weights.size), PARETO_K)
-    return (
-        Check(
-            "guide's PSIS k",
-            bool(k <= limit),
-            f"{k:.2f} (should be at most {limit:.2f})",
-            "more steps, a richer guide (AutoMultivariateNormal, "
-            "AutoLowRankMultivariateNormal), or NUTS: the guide misses a part of the "
-            "posterior. In many dimensions k is high even where means and predictions "
-            "are good; compare them with data (`calibration`).",
-        ),
-        k,
-    )

@@ -18,6 +18,7 @@ from pyrox_ppl.posterior._groups import (
     warmup_groups,
 )
 from pyrox_ppl.posterior._model_sites import ModelSites
+from pyrox_ppl.posterior._rows_of_run import rows_of_run
 from pyrox_ppl.posterior._source import (
     find_model,
     provenance,
@@ -175,8 +176,10 @@ def to_datatree(
         ``/`` in the name of a site becomes a ``.``, and the variable's
         ``attrs["numpyro_name"]`` keep the name; bfloat16 and float16 become float32.
         The tree's ``attrs`` hold the key, the versions, ``point_estimate``, for an
-        ensemble ``members``, and what is known of the cost: ``seconds`` and
-        ``gradient_evaluations``.
+        ensemble ``members``, for NUTS ``max_tree_depth``, and what is known of the
+        cost: ``seconds`` and ``gradient_evaluations``. ``rows_of_run`` is 1 if the
+        data are those of the run and 0 if they are others; it is there for an ``MCMC``
+        and for trees made of its tree.
 
     Raises:
         TypeError: If `source` is none of these.
@@ -224,6 +227,7 @@ def to_datatree(
         )
     else:
         given = source_from_draws(source, batch_ndims)
+    rows = {}
     if model is None:
         if args or kwargs:
             raise ValueError(
@@ -251,6 +255,7 @@ def to_datatree(
         if predictions is not None and not given.is_warmup:
             key = jax.random.fold_in(rng_key, 3)
             datasets |= prediction_groups(fitted, key, predictions)
+        rows = rows_of_run(source, given, call, datasets)
     datasets = {name: datasets[name] for name in _ORDER if name in datasets}
     if warmup is not None:
         datasets |= warmup_groups(warmup, sites)
@@ -264,5 +269,5 @@ def to_datatree(
             f"warmup_{name}": datasets[name] for name in ("posterior", "sample_stats")
         }
     tree = xr.DataTree.from_dict(datasets)
-    tree.attrs.update(provenance(given, rng_key))
+    tree.attrs.update(provenance(given, rng_key) | rows)
     return tree

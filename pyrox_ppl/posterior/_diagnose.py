@@ -7,13 +7,16 @@ import xarray as xr
 
 import pyrox_ppl.posterior._checks as _checks
 import pyrox_ppl.posterior._stats as _stats
+from pyrox_ppl.posterior._check_guide import check_guide, num_random
 from pyrox_ppl.posterior._check_members import check_members
+from pyrox_ppl.posterior._check_sampler import check_sampler
 from pyrox_ppl.posterior._diagnosis import Check, Diagnosis
 from pyrox_ppl.posterior._functions import (
     FEWEST_DRAWS,
     function_statistics,
 )
-from pyrox_ppl.posterior._summary import summary
+from pyrox_ppl.posterior._losses import check_losses
+from pyrox_ppl.posterior._summary import may_be_chains, summary
 from pyrox_ppl.posterior._unadjusted import check_unadjusted
 from pyrox_ppl.prediction._predict import bind_call
 
@@ -46,11 +49,19 @@ def diagnose(
     The functions are evaluated block by block: memory holds one block of probes times
     all draws. A draw or a value that is NaN or infinite always fails.
 
-    Other checks: divergences, the energy fraction (E-BFMI), PSIS-LOO with Pareto k; for
-    a guide the PSIS k of its importance weights in float64, and whether the ELBO has
-    stopped rising. For a kernel that accepts every step (``MCLMC``, ``SGLD``,
-    ``SGHMC``), the size of its energy errors; it says that the bias of such draws
-    cannot be seen in them.
+    Other checks: divergences, the energy fraction (E-BFMI), and how many trajectories
+    of NUTS stopped at the largest depth of its tree; for a guide the PSIS k of its
+    importance weights in float64, and whether the ELBO has stopped rising. In more than
+    30 dimensions a large k is only noted: small misfits of all dimensions add up to it,
+    for good guides as for bad ones, and the calibration of held-out rows decides
+    (:func:`~pyrox_ppl.calibration`). For a kernel that accepts every step (``MCLMC``,
+    ``SGLD``, ``SGHMC``), the size of its energy errors; it says that the bias of such
+    draws cannot be seen in them.
+
+    PSIS-LOO, with Pareto k, leaves out one row after the other of those that the fit
+    has seen, so it is meaningless for a tree of held-out rows. Such a tree of an
+    ``MCMC`` gets none; results of SVI do not know their rows, so there the report
+    states the condition.
 
     R-hat and ESS judge Markov chains. The tree's ``attrs["inference"]`` says what the
     draws are. ``"MCMC"``: Markov chains. ``"SVI"``: independent draws of a guide, about
@@ -87,8 +98,11 @@ def diagnose(
     References:
         Vehtari et al., "Rank-Normalization, Folding, and Localization: An Improved
         R-hat for Assessing Convergence of MCMC", Bayesian Analysis 2021. Yao et al.,
-        "Yes, but did it work?", ICML 2018. Betancourt, "Diagnosing Suboptimal Cotangent
-        Disintegrations in Hamiltonian Monte Carlo", 2016.
+        "Yes, but did it work?", ICML 2018. Dhaka et al., "Challenges and Opportunities
+        in High-dimensional Variational Inference", NeurIPS 2021. Huggins et al.,
+        "Validated Variational Inference via Practical Posterior Error Bounds", AISTATS
+        2020. Betancourt, "Diagnosing Suboptimal Cotangent Disintegrations in
+        Hamiltonian Monte Carlo", 2016.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
@@ -104,7 +118,7 @@ def diagnose(
     inference = tree.attrs.get("inference")
     is_point = bool(tree.attrs.get("point_estimate"))
     are_members = inference == "ensemble" and chains > 1
-    are_chains = inference in (None, "MCMC", "draws") and not is_point
+    are_chains = may_be_chains(tree)
     stats = _stats.group(tree, "sample_stats")
     bfmi, pareto_k, loss, results = None, None, None, {}
     checks = _checks.check_finite_draws(tree)
@@ -159,15 +173,16 @@ def diagnose(
         if tree.attrs.get("unadjusted"):
             checks += check_unadjusted(stats, tree.attrs)
         else:
-            more, bfmi = _checks.check_sampler(stats)
+            more, bfmi = check_sampler(stats, tree.attrs)
             checks += more
     if inference == "SVI" and not is_point:
-        check, pareto_k = _checks.check_guide(stats)
+        posterior = _stats.group(tree, "posterior")
+        check, pareto_k = check_guide(stats, num_random(posterior))
         checks.append(check)
     if "optimization" in tree.children:
         losses = _stats.group(tree, "optimization")["loss"]
         loss = losses.transpose(..., "step").values
-        checks.append(_checks.check_losses(loss))
+        checks.append(check_losses(loss))
     if loo and not is_point and "log_likelihood" in tree.children and draws >= 20:
         more, results = _checks.check_loo(tree)
         checks += more

@@ -20,6 +20,8 @@ class Check:
         finding: The result, with its figure.
         advice: What to try.
         of_draws: Whether it concerns the draws, not just an estimate made from them.
+        remark: What the verdict says of it, if it is a note: a finding to know, which
+            neither passes nor fails.
     """
 
     name: str
@@ -27,9 +29,11 @@ class Check:
     finding: str
     advice: str = ""
     of_draws: bool = True
+    remark: str = ""
 
     def __str__(self) -> str:
         mark = {True: "fine", False: "NOT FINE", None: "not known"}[self.passed]
+        mark = "note" if self.remark else mark
         lines = [f"{mark:<10}{self.name}: {self.finding}"]
         if self.advice and not self.passed:
             lines += textwrap.wrap(
@@ -88,6 +92,9 @@ class Diagnosis:
         """The names of the checks of the draws that failed."""
         return tuple(c.name for c in self.checks if c.passed is False and c.of_draws)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         known = sum(c.passed is not None for c in self.checks if c.of_draws)
         weak = [c.name for c in self.checks if c.passed is False and not c.of_draws]
@@ -100,11 +107,13 @@ class Diagnosis:
                 f"not to be trusted as it stands; {len(self.failed)} of {known} checks "
                 f"of the draws failed ({', '.join(self.failed)})"
             )
-        unknown = [c.name for c in self.checks if c.passed is None]
+        unknown = [c.name for c in self.checks if c.passed is None and not c.remark]
         if known and unknown:
             verdict += f"; not known: {', '.join(unknown)}"
         if weak:
             verdict += f"; do not rely on {', '.join(weak)}"
+        remarks = dict.fromkeys(c.remark for c in self.checks if c.remark)
+        verdict = "; ".join([verdict, *remarks])
         return "\n".join(
             [
                 self.title,

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import numpyro
 from jaxtyping import PRNGKeyArray
-from numpyro.infer import MCMC
+from numpyro.infer import HMC, MCMC, NUTS
 
 from pyrox_ppl._cost import cost_of
-from pyrox_ppl._numpyro import has_collected
+from pyrox_ppl._numpyro import has_collected, max_tree_depths
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._guide import GuideDraws, autoguides_of, draw_guide
 from pyrox_ppl.prediction._draws import Draws
@@ -109,16 +109,27 @@ def source_from_mcmc(mcmc: MCMC) -> Source:
     attrs = {"inference": "MCMC", "kernel": type(mcmc.sampler).__name__}
     if getattr(mcmc.sampler, "is_unadjusted", False):
         attrs |= _describe_unadjusted(mcmc)
-    elif "n_steps" in stats:
-        # A trajectory of depth d has at most 2^d - 1 leapfrog steps.
-        depth = np.ceil(np.log2(stats["n_steps"] + 1))
-        stats["tree_depth"] = depth.astype(int)
+    kernel, is_warmup = _innermost(mcmc.sampler), _is_warmup(mcmc)
+    if isinstance(kernel, NUTS):
+        largest = max_tree_depths(kernel)
+        attrs["max_tree_depth"] = int(largest[0 if is_warmup else 1])
+        if "n_steps" in stats:
+            # A trajectory of depth d has at most 2^d - 1 leapfrog steps.
+            depth = np.ceil(np.log2(stats["n_steps"] + 1))
+            stats["tree_depth"] = depth.astype(int)
     return Source(
         jax.device_get(mcmc.get_samples(group_by_chain=True)),
         stats=stats,
-        is_warmup=_is_warmup(mcmc),
+        is_warmup=is_warmup,
         attrs=attrs | _cost_of_mcmc(mcmc, stats),
     )
+
+
+def _innermost(kernel: Any) -> Any:
+    """The kernel that moves the continuous sites (in an ``HMCECS``, say), or itself."""
+    while not isinstance(kernel, HMC) and hasattr(kernel, "inner_kernel"):
+        kernel = kernel.inner_kernel
+    return kernel
 
 
 def _cost_of_mcmc(mcmc: MCMC, stats: dict[str, Any]) -> dict[str, Any]:

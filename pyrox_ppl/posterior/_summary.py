@@ -29,8 +29,9 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
         A ``pandas.DataFrame`` with a row per variable: ``size`` (the number of
         entries), ``of`` (``"value"`` or ``"rms"``), ``mean`` and ``sd`` of that over
         the draws (to three digits of ``sd``, and three decimals at least),
-        ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``. These three are NaN for an
-        ensemble, whose members are not Markov chains.
+        ``ess_bulk``, ``ess_tail`` (in draws) and ``r_hat``. These three are there only
+        for draws that may be Markov chains: not for the independent draws of a guide,
+        or the members of an ensemble.
 
     Raises:
         TypeError: If `tree` is not a DataTree.
@@ -60,9 +61,15 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
                 f"{list(posterior.data_vars)}."
             )
         names = list(var_names)
-    are_members = tree.attrs.get("inference") == "ensemble"
-    rows = {name: _row(_stats.by_draw(posterior, name), are_members) for name in names}
+    are_chains = may_be_chains(tree)
+    rows = {name: _row(_stats.by_draw(posterior, name), are_chains) for name in names}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def may_be_chains(tree: xr.DataTree) -> bool:
+    """Whether the draws of a tree are Markov chains, for all that it says of them."""
+    is_point = bool(tree.attrs.get("point_estimate"))
+    return tree.attrs.get("inference") in (None, "MCMC", "draws") and not is_point
 
 
 def size_of_draws(values: np.ndarray) -> np.ndarray:
@@ -74,7 +81,7 @@ def size_of_draws(values: np.ndarray) -> np.ndarray:
     return np.sqrt(squares / max(1, flat.shape[-1]))
 
 
-def _row(values: np.ndarray, are_members: bool) -> dict[str, Any]:
+def _row(values: np.ndarray, are_chains: bool) -> dict[str, Any]:
     sizes = size_of_draws(values)
     finite = bool(np.isfinite(sizes).all())
     with np.errstate(invalid="ignore"):  # NaN and infinity show in the table
@@ -84,17 +91,12 @@ def _row(values: np.ndarray, are_members: bool) -> dict[str, Any]:
         "of": "value" if values.ndim == 2 else "rms",
         "mean": _rounded(mean, sd),
         "sd": _rounded(sd, sd),
-        "ess_bulk": np.nan,
-        "ess_tail": np.nan,
-        "r_hat": np.nan,
     }
+    if not are_chains:
+        return row
+    row |= {"ess_bulk": np.nan, "ess_tail": np.nan, "r_hat": np.nan}
     # ArviZ splits a chain twice, and divides by the variance.
-    if (
-        not are_members
-        and finite
-        and sizes.shape[1] >= FEWEST_DRAWS
-        and np.ptp(sizes) > 0
-    ):
+    if finite and sizes.shape[1] >= FEWEST_DRAWS and np.ptp(sizes) > 0:
         row["ess_bulk"] = float(np.round(_stats.ess_bulk(sizes)[0]))
         row["ess_tail"] = float(np.round(_stats.ess_tail(sizes)[0]))
         row["r_hat"] = float(np.round(_stats.rhat(sizes)[0], 3))

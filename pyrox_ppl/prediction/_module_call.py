@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pyrox_ppl._bind import AbstractModule, _mark_bound
 from pyrox_ppl._dependence import find_dependence, mark
@@ -17,6 +20,8 @@ from pyrox_ppl.prediction._points import Points
 # What layers raise that lack a key (RuntimeError), a state or a named axis (NameError).
 CALL_ERRORS = (TypeError, ValueError, RuntimeError, NameError, LookupError)
 EXAMPLE = "call=lambda net, x: jax.vmap(net)(x)"
+# Layers of Equinox that take one vector, and the attribute that says of which length.
+_WIDTHS = MappingProxyType({eqx.nn.Linear: "in_features", eqx.nn.MLP: "in_size"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,6 +125,35 @@ def check_call(call: ModuleCall) -> None:
             f"{list(call.kwargs)}: {error}. `call` is a function of the module and "
             f"these inputs, such as {EXAMPLE}."
         ) from error
+
+
+def check_width(call: ModuleCall) -> None:
+    """Raise if the points are not the vectors that a layer of known width takes.
+
+    A point with another axis may broadcast inside the layer, to values of no meaning.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    module, inputs = call.module, [x for x in call.args if eqx.is_array_like(x)]
+    width = _WIDTHS.get(type(module))
+    if width is None or len(inputs) != 1:
+        return
+    size, came = getattr(module, width), np.shape(inputs[0])
+    point = () if size == "scalar" else (size,)
+    if came[1:] == point:
+        return
+    if came == point:
+        advice = "a single point is given as x[None]"
+    elif (came[1:], point) == ((), (1,)):
+        advice = "give x[:, None]"
+    else:
+        advice = f"give an array of shape {('points', *point)}".replace("'", "")
+    raise ValueError(
+        f"{type(module).__name__} takes one point of shape {point} ({width}={size!r}), "
+        "and is mapped over the leading axis of its inputs: inputs of shape "
+        f"{came} are points of shape {came[1:]}. To mend it, {advice}."
+    )
 
 
 def check_reads_draws(

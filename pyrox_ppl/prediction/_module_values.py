@@ -27,6 +27,7 @@ from pyrox_ppl.prediction._module_call import (
     ModuleCall,
     check_call,
     check_reads_draws,
+    check_width,
     evaluate_draws,
     note_on_call,
 )
@@ -82,6 +83,8 @@ class ModuleValues:
                 "leading axis of its inputs, and none of them has one: give arrays, a "
                 f"single point as x[None], or say how to call it: {EXAMPLE}."
             )
+        if not self._batched:
+            check_width(call)
         self.block = 1 if self.points is None else self._block_size(batch_size)
         self._refuse_ambiguous_inputs()
         check_reads_draws(call, self._module, self._values, self._inputs)

@@ -57,6 +57,9 @@ class ReliabilityCurve:
     Example:
         >>> import pyrox_ppl as px
         >>> curve = px.scores.reliability_curve([1, 0], [0.9, 0.9], bins=2)
+        >>> curve  # doctest: +NORMALIZE_WHITESPACE
+        ReliabilityCurve(2 bins of equal width, 2 rows; frequency minus confidence from
+        -0.40 to -0.40)
         >>> curve.count, curve.upper.round(3)
         (array([0, 2]), array([  nan, 0.975]))
     """
@@ -69,6 +72,15 @@ class ReliabilityCurve:
     edges: np.ndarray
     binning: str
     level: float
+
+    def __repr__(self) -> str:
+        seen = self.count > 0
+        gap = (self.frequency - self.confidence)[seen]
+        return (
+            f"ReliabilityCurve({len(self.count)} bins of "
+            f"{self.binning.replace('_', ' ')}, {self.count.sum()} rows; frequency "
+            f"minus confidence from {gap.min():+.2f} to {gap.max():+.2f})"
+        )
 
 
 def reliability_curve(

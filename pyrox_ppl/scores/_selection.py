@@ -21,6 +21,9 @@ class RejectionCurve(NamedTuple):
         >>> import numpy as np, pyrox_ppl as px
         >>> p, uncertainty = np.array([0.9, 0.6]), np.array([0.1, 0.2])
         >>> curve = px.scores.accuracy_rejection_curve([1, 0], p, uncertainty)
+        >>> curve  # doctest: +NORMALIZE_WHITESPACE
+        RejectionCurve(2 points; accuracy 0.500 with all rows, 1.000 with 50 % of them
+        rejected)
         >>> curve.accuracy
         array([0.5, 1. ])
     """
@@ -28,6 +31,17 @@ class RejectionCurve(NamedTuple):
     rejected: np.ndarray
     accuracy: np.ndarray
     threshold: np.ndarray
+
+    def __repr__(self) -> str:
+        half = np.searchsorted(self.rejected, 0.5)
+        later = ""
+        if half < len(self.rejected):
+            share = 100 * self.rejected[half]
+            later = f", {self.accuracy[half]:.3f} with {share:.0f} % of them rejected"
+        return (
+            f"RejectionCurve({len(self.rejected)} points; accuracy "
+            f"{self.accuracy[0]:.3f} with all rows{later})"
+        )
 
 
 def most_uncertain(uncertainty: ArrayLike, number: int) -> np.ndarray:

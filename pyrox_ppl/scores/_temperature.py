@@ -19,8 +19,9 @@ class Temperature:
 
     .. math:: \operatorname{softmax}(\log p / T)
 
-    T > 1 makes predictions less sure and T < 1 makes them surer. The most probable
-    class stays the same, and so does the accuracy.
+    T > 1 makes predictions less sure: the held-out rows found them over-confident. T <
+    1 sharpens them: they were under-confident. The most probable class stays the same,
+    and so does the accuracy.
 
     **Guarantee**: no other temperature has a better mean log score on the held-out
     rows, because the negative log score is convex in 1/T. On new rows the log score
@@ -39,8 +40,8 @@ class Temperature:
         >>> p = np.tile([0.99, 0.01], (10, 1))
         >>> labels = np.array([0] * 8 + [1] * 2)
         >>> tempered = px.scores.Temperature.fit(labels, p)
-        >>> round(tempered.temperature, 3)
-        3.315
+        >>> print(tempered)
+        temperature 3.31, above 1: predictions become less sure (fitted to 10 rows)
         >>> tempered.apply(p)[0].round(3)
         array([0.8, 0.2])
     """
@@ -53,6 +54,14 @@ class Temperature:
             raise ValueError(
                 f"temperature must be positive and finite, got {self.temperature}."
             )
+
+    def __str__(self) -> str:
+        effect = "below 1: predictions become surer"
+        if self.temperature >= 1:
+            effect = "above 1: predictions become less sure"
+        return (
+            f"temperature {self.temperature:.3g}, {effect} (fitted to {self.rows} rows)"
+        )
 
     @classmethod
     def fit(

@@ -77,7 +77,10 @@ def test_classes_are_scored_as_scikit_learn_scores_them(found):
 
 def test_classes_have_no_numbers(found):
     for name in ("crps", "coverage", "pit", "levels", "energy_score"):
-        with pytest.raises(AttributeError, match=rf"no '{name}'; it has accuracy, bri"):
+        with pytest.raises(
+            AttributeError,
+            match=rf"no '{name}'; it has accuracy, confidence, direction, bri",
+        ):
             getattr(found, name)
     assert not hasattr(found, "crps")
     assert pickle.loads(pickle.dumps(found)).accuracy == found.accuracy

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import pyrox_ppl as px
-from pyrox_ppl.posterior._checks import check_guide
+from pyrox_ppl.posterior._check_guide import check_guide
 
 KEY = jax.random.key(0)
 CHAINS, DRAWS, WIDTH = 4, 300, 8
@@ -211,7 +211,7 @@ def test_one_draw_is_too_few_and_not_a_function_that_stands_still():
 def test_a_guide_of_which_one_weight_dwarfs_the_rest_is_not_fine(gap):
     """ArviZ's own k is 117, then 0.28 where its fit overflows, then NaN."""
     weights = -gap * np.arange(40.0)
-    check, k = check_guide(xr.Dataset({"log_weight": ("draw", weights)}))
+    check, k = check_guide(xr.Dataset({"log_weight": ("draw", weights)}), 1)
     assert not check.passed
     assert not k < 100
 
@@ -232,3 +232,37 @@ def test_an_observation_that_one_draw_alone_explains_has_a_high_k(gap):
     assert not k[0] < 100
     assert k[1] < 1
     assert " of 2 observations" in checks_of(tree)["LOO of y"].finding
+
+
+def of_a_guide(dimensions, scale):
+    """Draws of a normal guide whose scales are this share of a normal posterior's."""
+    rng = np.random.default_rng(0)
+    values = scale * rng.normal(size=(1, 1000, dimensions))
+    weights = 0.5 * (values**2).sum(-1) * (1.0 / scale**2 - 1.0)
+    tree = px.to_datatree({"w": values[0], "still": np.zeros((1000, 99))})
+    tree["sample_stats"] = xr.DataTree(
+        xr.Dataset({"log_weight": (("chain", "draw"), weights)})
+    )
+    tree.attrs["inference"] = "SVI"
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "scale", "passed"),
+    [(1, 0.8, True), (30, 0.5, False), (31, 0.5, None), (300, 0.8, None)],
+)
+def test_a_large_k_over_many_dimensions_is_a_note(dimensions, scale, passed):
+    """Only numbers that are drawn count; a point has no say in k."""
+    diagnosis = px.diagnose(of_a_guide(dimensions, scale))
+    [check] = diagnosis.checks
+    assert check.passed is passed
+    assert (diagnosis.pareto_k > 0.7) is (passed is not True)
+    assert diagnosis.ok is (passed is not False)
+    noted = "held-out rows decide (`calibration`), not the guide's PSIS k."
+    assert str(diagnosis).endswith(noted) is (passed is None)
+    assert ("not to be trusted" in str(diagnosis)) is (passed is False)
+    assert not {"r_hat", "ess_bulk"} & set(diagnosis.table)
+
+
+def test_a_small_k_over_many_dimensions_is_fine():
+    assert px.diagnose(of_a_guide(200, 0.99)).checks[0].passed

@@ -119,7 +119,7 @@ def test_members_are_judged_in_function_space(mixture, points, tmp_path):
         assert list(checks) == ["members", "ELBO"]
         assert diagnosis.ok
         np.testing.assert_allclose(diagnosis.distances, apart, atol=close)
-        assert px.summary(tree).loc["slope"][["ess_bulk", "r_hat"]].isna().all()
+        assert "r_hat" not in px.summary(tree)
         titles = [axis.get_title() for axis in px.plot_diagnostics(diagnosis).axes]
         assert titles == ["distance of members", "loss of SVI"]
     assert "100 % of their variance" in checks["members"].finding

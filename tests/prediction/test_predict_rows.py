@@ -249,3 +249,22 @@ def test_no_rows_have_empty_predictions(batch_size):
     parts = found.mean, found.std, *found.quantiles.values(), *found.uncertainty
     assert [part.shape for part in parts] == [(0,)] * len(parts)
     assert len(found.uncertainty) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "advice"),
+    [
+        (1, (5,), r"give x\[:, None\]"),
+        (2, (5,), r"an array of shape \(points, 2\)"),
+        (1, (5, 1, 1), r"are points of shape \(1, 1\)"),  # it would broadcast
+        (2, (2,), r"a single point is given as x\[None\]"),
+        ("scalar", (5, 1), r"one point of shape \(\) .*array of shape \(points,\)"),
+    ],
+)
+def test_points_that_are_no_vectors_of_the_width_are_refused(size, shape, advice):
+    net = eqx.nn.MLP(size, 1, 3, 1, key=jax.random.key(0))
+    draws = {"mlp.layers.0.bias": jnp.ones((4, 3))}
+    with pytest.raises(ValueError, match=advice):
+        px.predict(net, draws, jnp.ones(shape))
+    good = jnp.ones((5,) if size == "scalar" else (5, size))
+    assert px.predict(net, draws, good).mean.shape == (5, 1)

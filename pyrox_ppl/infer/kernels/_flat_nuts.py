@@ -7,14 +7,13 @@ from numpyro.infer import NUTS
 
 from pyrox_ppl._numpyro import (
     AbstractVectorNUTS,
-    VectorStart,
     init_strategy,
     uses_forward_mode,
 )
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.kernels._blackjax import import_blackjax
 from pyrox_ppl.infer.kernels._low_rank import low_rank_hmc
-from pyrox_ppl.infer.kernels._start import find_start
+from pyrox_ppl.infer.kernels._start import VectorStart, find_start
 
 # Arguments of NUTS that say how it finds its mass matrix, or that look at it.
 _OF_A_MATRIX = (

@@ -1,23 +1,36 @@
 """Where a kernel over one vector starts, and its functions of that vector."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from numpyro import handlers
+from numpyro.infer.hmc import hmc
 from numpyro.infer.util import ModelInfo, ParamInfo, initialize_model
 from numpyro.util import is_prng_key
 
-from pyrox_ppl._numpyro import VectorStart
 from pyrox_ppl.infer._vector import (
     Unravel,
     ravel,
     search_uniformly,
     uniform_radius,
 )
+
+
+class VectorStart(NamedTuple):
+    """Where a kernel over one vector begins, and its functions of that vector.
+
+    The functions take the model's arguments and return a function of the vector. The
+    state is it or a ``ParamInfo``; the algorithm makes what NumPyro's ``hmc`` makes.
+    """
+
+    potential_fn: Callable
+    postprocess_fn: Callable
+    state: Any
+    algorithm: Callable = hmc
 
 
 def find_start(

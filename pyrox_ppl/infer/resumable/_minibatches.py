@@ -50,6 +50,24 @@ class MinibatchResult(NamedTuple):
     seconds: float | None
     gradient_evaluations: int
 
+    def __repr__(self) -> str:
+        steps, epochs = len(self.losses), len(self.held_out)
+        loss = f"{steps} steps"
+        if steps:
+            loss += f", the last loss {float(self.losses[-1]):.5g}"
+        judged = ""
+        if epochs:
+            least = float(self.held_out[self.best_epoch])
+            judged = f", a held-out loss of {least:.5g}, the least of {epochs}"
+        params = ", ".join(
+            f"{n} {np.shape(v)}" for n, v in list(self.params.items())[:4]
+        )
+        more = f" and {len(self.params) - 4} more" if len(self.params) > 4 else ""
+        return (
+            f"MinibatchResult({loss}; epoch {self.best_epoch}{judged}; params: "
+            f"{params}{more})"
+        )
+
 
 def run_minibatches(
     svi: SVI,
