@@ -14,6 +14,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer._mutable_state import (
     check_keeps_state,
@@ -133,6 +134,8 @@ class CompiledSVI(SVI):
             if start.finite:
                 self.adopt(start)
                 return start.state
+        else:
+            check_observed_shapes(self.model, args, kwargs | self.static_kwargs)
         # If no initial values are finite, NumPyro raises an error that names the site.
         attributes = self._guides_attributes()
         state = super().init(rng_key, *args, init_params=init_params, **kwargs)
