@@ -74,7 +74,8 @@ class CompiledSVI(SVI):
     Raises:
         RuntimeError: On ``init`` and ``run``, if no initial values of finite density
             are found.
-        ValueError: On ``run``, if the number of steps is not positive.
+        ValueError: On ``run``, if the number of steps is not positive. On ``init`` and
+            ``run``, if observations and their distribution broadcast each other.
         TypeError: On ``init`` and ``run``, JAX's own error if the model's Python code
             needs the values of its array arguments.
 
