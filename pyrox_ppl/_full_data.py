@@ -87,13 +87,13 @@ def _picks_rows(run: Callable[[], Any]) -> dict[str, bool]:
         with handlers.block(), indices:
             trace = abstract_trace(run)
         names.update(indices.by_plate)
-        return indices.by_plate, _arrays_by_site(trace)
+        return indices.by_plate, arrays_by_site(trace)
 
     used = set().union(*find_dependence(indices_and_sites).values())
     return {name: name in used for name in names}
 
 
-def _arrays_by_site(trace: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
+def arrays_by_site(trace: Mapping[str, Any]) -> dict[str, list[jax.Array]]:
     """All arrays that a model's sites hold; the indices of plates left out."""
     parts = ("value", "fn", "scale")
     return {
@@ -119,17 +119,22 @@ class redraw(Messenger):
     def process_message(self, msg: Any) -> None:
         """Forget an observation."""
         if msg["type"] == "control_flow":
-            # scan(f, ...) or cond(pred, true_fun, false_fun, ...)
-            bodies = (0,) if msg["fn"] is scan_wrapper else (1, 2)
-            msg["args"] = tuple(
-                redraw(arg) if place in bodies else arg
-                for place, arg in enumerate(msg["args"])
-            )
+            wrap_bodies(msg, redraw)
         if msg.get("_control_flow_done"):
             return
         if msg["type"] == "sample" and msg["is_observed"] and not is_factor(msg):
             msg["is_observed"] = False
             msg["value"] = None
+
+
+def wrap_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
+    """Put a handler around the functions of a ``scan`` or ``cond``."""
+    # scan(f, ...) or cond(pred, true_fun, false_fun, ...)
+    bodies = (0,) if msg["fn"] is scan_wrapper else (1, 2)
+    msg["args"] = tuple(
+        handler(arg) if place in bodies else arg
+        for place, arg in enumerate(msg["args"])
+    )
 
 
 def is_factor(site: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ CORE = {
     "_layer_state",
     "_message",
     "_numpyro",
+    "_observed_shapes",
     "_parameter",
     "_prior",
     "_reads",
@@ -54,6 +55,7 @@ ALLOWED = {
     "_parameter": set(),
     "_message": {"_numpyro", "_parameter"},
     "_numpyro": set(),
+    "_observed_shapes": {"_dependence", "_full_data", "_layer_state"},
     "_prior": {"_parameter"},
     "_reads": {"_parameter"},
     "_same_function": set(),
@@ -77,6 +79,7 @@ ALLOWED = {
 SHARED = {
     "_arrays": set(),
     "_attributes": set(),
+    "_batch_scale": set(),
     "_content_key": {"_arrays", "_attributes", "_names_read"},
     "_init_to_stored": set(),
     "_jaxpr": set(),

@@ -16,8 +16,9 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer import Predictive
 from numpyro.primitives import Messenger
 
-from pyrox_ppl._layer_state import copy_state
+from pyrox_ppl._layer_state import CopyState
 from pyrox_ppl._numpyro import handler_stack
+from pyrox_ppl._observed_shapes import CheckObservedShapes
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._reads import SITES
 from pyrox_ppl.explanation._explanation import (
@@ -35,7 +36,8 @@ def explain(
 
     The model runs abstractly, with shapes in place of numbers (``jax.eval_shape``):
     nothing is drawn, computed or compiled, whatever the sizes. An error that the model
-    would raise (a glob that matches nothing, a prior that does not fit) is raised here.
+    would raise (a glob that matches nothing, a prior that does not fit) is raised here,
+    and so is one for observations that a distribution broadcasts to all pairs.
     A parameter that is read both inside and outside a block has two rows and a note,
     because it is the stored constant outside.
 
@@ -83,7 +85,8 @@ def explain(
     sites: dict[str, ExplainedSite] = {}
 
     def run() -> None:
-        with handlers.trace() as trace, handlers.seed(rng_seed=0), recorder:
+        seed = handlers.seed(rng_seed=0)
+        with CheckObservedShapes(), handlers.trace() as trace, seed, recorder:
             model(*args, **kwargs)
         for name, site in trace.items():
             if site["type"] in SITES:
@@ -91,11 +94,11 @@ def explain(
 
     def predictive(rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         prior = Predictive(handlers.uncondition(model), num_samples=num_samples)
-        with _CopyState():
+        with CopyState():
             return prior(rng_key, *args, **kwargs)
 
     try:
-        with _CopyState():
+        with CopyState():
             jax.eval_shape(run)
     except TypeError as error:
         _check_arguments(model, args, kwargs, error)
@@ -127,7 +130,7 @@ def _describe_noise(
             f"loss={loss!r} draws every parameter once for all rows of data, as all of "
             "NumPyro's losses do: explain takes LocalReparam_ELBO() or Flipout_ELBO()."
         )
-    with _CopyState():
+    with CopyState():
         return describe(model, *args, **kwargs)
 
 
@@ -177,19 +180,6 @@ class _Recorder(Messenger):
         )
         # A read outside the block is another row, for there it is a constant.
         self.rows.setdefault((name, handler), row)
-
-
-class _CopyState(Messenger):
-    """Gives a model copies of the values of its ``mutable`` sites.
-
-    The model may change a dictionary that outlives the call: an abstract run would
-    leave a tracer in it, and a prior draw would start where the last one stopped.
-    """
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        """Copy a value."""
-        if msg["type"] == "mutable":
-            msg["value"] = copy_state(msg["value"])
 
 
 def _becomes(msg: dict[str, Any]) -> str:

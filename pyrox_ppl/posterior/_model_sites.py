@@ -11,6 +11,7 @@ from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistr
 
 from pyrox_ppl._full_data import is_factor
 from pyrox_ppl._numpyro import mask_of_distribution
+from pyrox_ppl._observed_shapes import CheckObservedShapes
 from pyrox_ppl._parameter import Parameter
 from pyrox_ppl._support import support_name
 from pyrox_ppl.posterior._axes import (
@@ -78,11 +79,13 @@ class ModelSites:
 
         Raises:
             ValueError: If the sample sites of the model are not those that were drawn,
-                or have another shape.
+                or have another shape; if observations and their distribution
+                broadcast each other.
         """
         # JAX arrays, because a scan indexes them with a traced step.
         first = jax.device_put({name: value[0, 0] for name, value in draws.items()})
-        trace = call.trace(first)
+        with CheckObservedShapes():
+            trace = call.trace(first)
         sample = {n: s for n, s in trace.items() if s["type"] == "sample"}
         latent = {n: s for n, s in sample.items() if not s["is_observed"]}
         check_draws(latent, draws)

@@ -90,7 +90,8 @@ class CompiledMCMC(AbstractFlattenedMCMC):
             model's Python code needs the values of its array arguments.
         RuntimeError: On ``run``, if no initial values of finite density are found.
         ValueError: If an argument is out of range. On ``run``, if both the chains and
-            an array are to be spread over devices.
+            an array are to be spread over devices, or if observations and their
+            distribution broadcast each other.
 
     References:
         Phan, D., Pradhan, N. and Jankowiak, M. (2019). Composable Effects for Flexible

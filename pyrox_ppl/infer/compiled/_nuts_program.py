@@ -10,6 +10,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import ParamInfo
 
 from pyrox_ppl._numpyro import copy_kernel
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer.compiled._arguments import join_arguments
 from pyrox_ppl.infer.compiled._chains import map_over_chains, put_chains_first
 from pyrox_ppl.infer.compiled._fields import Fields
@@ -179,6 +180,7 @@ class _Iterations:
 
     def _begin(self, chain: ChainStart, shared: Shared) -> tuple[Carry, Valid]:
         kernel, data = self._prepare(shared)
+        check_observed_shapes(kernel.model, *data)
         state = self._init(kernel, chain.rng_key, chain.init_params, data)
         stable = jnp.ones(jnp.shape(state.diverging), bool)
         if chain.start is not None:

@@ -14,6 +14,7 @@ from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer._mutable_state import (
     check_keeps_state,
@@ -73,7 +74,8 @@ class CompiledSVI(SVI):
     Raises:
         RuntimeError: On ``init`` and ``run``, if no initial values of finite density
             are found.
-        ValueError: On ``run``, if the number of steps is not positive.
+        ValueError: On ``run``, if the number of steps is not positive. On ``init`` and
+            ``run``, if observations and their distribution broadcast each other.
         TypeError: On ``init`` and ``run``, JAX's own error if the model's Python code
             needs the values of its array arguments.
 
@@ -133,6 +135,8 @@ class CompiledSVI(SVI):
             if start.finite:
                 self.adopt(start)
                 return start.state
+        else:
+            check_observed_shapes(self.model, args, kwargs | self.static_kwargs)
         # If no initial values are finite, NumPyro raises an error that names the site.
         attributes = self._guides_attributes()
         state = super().init(rng_key, *args, init_params=init_params, **kwargs)

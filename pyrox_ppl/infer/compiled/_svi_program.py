@@ -23,6 +23,7 @@ from numpyro.infer.autoguide import (
 from numpyro.infer.util import log_density
 
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
 from pyrox_ppl.infer.compiled._object_output import ObjectOutput, Rest
 from pyrox_ppl.infer.compiled._programs import (
@@ -189,6 +190,7 @@ def start_copy(
 
     What the result consists of besides arrays is `kept`, for as long as its program.
     """
+    check_observed_shapes(svi.model, args, kwargs | svi.static_kwargs)
     fresh: Any = copy.copy(svi)
     fresh.guide = guide
     state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl._cost import gradients_of_svi
 from pyrox_ppl.infer._arrays import strong, to_numpy
+from pyrox_ppl.infer._batch_scale import check_batch_scale
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import is_array, split_arguments
 from pyrox_ppl.infer.compiled._chains import check_init_params
@@ -133,7 +134,8 @@ def run_ensemble(
 
     Raises:
         TypeError: If `rng_key` is no key.
-        ValueError: If there are fewer than two members; if two of them start at the
+        ValueError: If an observed site depends on the rows of a batch and nothing
+            scales it; if there are fewer than two members; if two of them start at the
             same point; if `make` returns other modules than the model reads; if
             `init_params` has no axis of members; if a latent site is discrete; if the
             run at `path` was begun with something else or is damaged.
@@ -186,6 +188,9 @@ def run_ensemble(
     starts = {"make": make, "init_params": init_params}
     batches = first_batches(loaders)
     batch = tuple(rows[0] for rows in batches)
+    if loaders:
+        named = kwargs | svi.static_kwargs
+        check_batch_scale(svi.model, batch, loaders[0].num_rows, named)
     start = strong(start_members(svi, twin, keys, batches, given, kwargs, **starts))
     check_keeps_state(svi, start)
     at_once = min(num_at_once(batch * num_members), size) if loaders else size

@@ -14,6 +14,7 @@ from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
 from numpyro.infer.initialization import init_to_sample
 
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.compiled._arguments import (
@@ -149,6 +150,7 @@ def _start_in_turn(
     ]
     params, batch = given[0]
     run_key = jax.random.split(keys[0])[1]
+    check_observed_shapes(svi.model, (*batch, *args), kwargs | svi.static_kwargs)
     plain.init(run_key, *batch, *args, init_params=params, **kwargs)
     svi.constrain_fn = plain.constrain_fn
     if twin is not None:

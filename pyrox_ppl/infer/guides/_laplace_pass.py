@@ -12,6 +12,8 @@ from jax.core import Tracer
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._full_data import full_data
+from pyrox_ppl._observed_shapes import CheckObservedShapes
+from pyrox_ppl.infer._batch_scale import scale_error
 from pyrox_ppl.infer.curvature import (
     Compiled,
     ModelAtMode,
@@ -72,7 +74,8 @@ def go_through(
     first = next(batches())[0]
     seen: dict[str, Any] = {}
     untrained = ModelAtMode(run, mode, params=params)
-    jax.eval_shape(lambda: seen.update(untrained.trace({}, first, kwargs)))
+    with CheckObservedShapes():
+        jax.eval_shape(lambda: seen.update(untrained.trace({}, first, kwargs)))
     _check_scale(seen, args, len(first[0]) if _loader_of(args) else None)
     trained = {
         name: params[name]
@@ -173,18 +176,14 @@ def _check_scale(trace: dict[str, Any], args: tuple, batch: int | None) -> None:
             )
         return
     rows = args[0].num_rows
-    for name, site in trace.items():
+    for site in trace.values():
         if site["type"] != "sample" or not site["is_observed"]:
             continue
         scale = 1.0 if site["scale"] is None else site["scale"]
         if isinstance(scale, Tracer):
             continue
         if abs(float(scale) * batch / rows - 1.0) > 1e-6:
-            raise ValueError(
-                f"the site {name!r} has the scale {float(scale):g} with a batch of "
-                f"{batch} of {rows} rows: put it on a plate of all rows, "
-                'numpyro.plate("row", loader.num_rows, subsample_size=len(x)).'
-            )
+            raise scale_error(site, float(scale), batch, rows)
 
 
 def _value_and_gradient(

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from pyrox_ppl._cost import Cost, keep_cost
 from pyrox_ppl._numpyro import record_run, takes_traced_arguments
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._arrays import flat, to_numpy
 from pyrox_ppl.infer.resumable._fingerprint import (
     Fingerprint,
@@ -97,6 +98,9 @@ def run_mcmc(
     """
     check_call("run_mcmc(mcmc, rng_key, *args, path=...)", rng_key)
     size = _segment_size(mcmc, segment)
+    model = getattr(mcmc.sampler, "model", None)
+    if model is not None:
+        check_observed_shapes(model, args, kwargs)
     segments = Segments(
         mcmc,
         rng_key,
@@ -125,7 +129,7 @@ def run_mcmc(
             },
             rng_key=rng_key,
             arguments=name_arguments(args, kwargs) | {"init_params": init_params},
-            model=(getattr(mcmc.sampler, "model", None), args, kwargs),
+            model=(model, args, kwargs),
             step=(segments.segment, segments.example),
             start=segments.start,
         )

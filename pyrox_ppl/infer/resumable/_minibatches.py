@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.infer import SVI
 
 from pyrox_ppl._cost import gradients_of_svi
+from pyrox_ppl.infer._batch_scale import check_batch_scale
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.data._loader import (
     MinibatchLoader,
@@ -137,8 +138,9 @@ def run_minibatches(
 
     Raises:
         TypeError: If `rng_key` is no key.
-        ValueError: If `patience` or `held_out_kwargs` is given without `held_out`, if
-            the loss on `held_out` is finite after no epoch, if the model has
+        ValueError: If an observed site depends on the rows of a batch and nothing
+            scales it, if `patience` or `held_out_kwargs` is given without `held_out`,
+            if the loss on `held_out` is finite after no epoch, if the model has
             ``mutable`` sites and the loss several particles, if the run at `path` was
             begun with something else or is damaged, or if `path` is given where JAX
             runs in several processes.
@@ -183,6 +185,7 @@ def run_minibatches(
             raise ValueError(f"{name} must be positive, not {value}.")
     update_key, evaluate_key = jax.random.split(rng_key)
     first = next(loader.epoch(0))
+    check_batch_scale(svi.model, first, loader.num_rows, kwargs | svi.static_kwargs)
     chosen, start, data, programs = start_svi(
         svi,
         update_key,

@@ -12,6 +12,7 @@ from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
 from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
@@ -97,6 +98,8 @@ def run_svi(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be a positive number of steps, not {value}.")
     size = min(segment or max(num_steps // 20, 1), num_steps)
+    if not isinstance(svi, CompiledSVI):  # which checks them itself
+        check_observed_shapes(svi.model, args, kwargs | svi.static_kwargs)
     start = strong(svi.init(rng_key, *args, init_params=init_params, **kwargs))
     check_keeps_state(svi, start)
     ordered = order_sites(svi, start, args, kwargs)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from numpyro.infer import SVI
 
+from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._arrays import strong
 from pyrox_ppl.infer.compiled._arguments import join_arguments, split_arguments
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
@@ -58,6 +59,8 @@ def start_svi(
     """
     twin = compiled_twin(svi)
     chosen = svi if twin is None else twin
+    if twin is None:  # a CompiledSVI checks them itself
+        check_observed_shapes(svi.model, args, kwargs | svi.static_kwargs)
     state = strong(chosen.init(rng_key, *args, init_params=init_params, **kwargs))
     svi.constrain_fn = chosen.constrain_fn
 

@@ -26,7 +26,7 @@ KEY = jax.random.key(1)
 
 def conjugate(y=None, rows=4):
     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    with numpyro.plate("row", rows):
+    with numpyro.plate("row", 4, subsample_size=rows):
         numpyro.sample("y", dist.Normal(mean[0], 0.5), obs=y)
     numpyro.sample("alone", dist.LogNormal(0.5, 0.3))
 
