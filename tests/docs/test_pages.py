@@ -10,6 +10,7 @@ mpl.use("agg")
 # They fit, and the default tests must stay short.
 LONG = {
     "classification",
+    "groups",
     "laplace-torch",
     "minibatches",
     "posterior",
