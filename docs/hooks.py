@@ -17,6 +17,9 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/results/README.md": "results.md",
 }
+# What a search shows first, and what it leaves out.
+FIRST = ("how-to/", "api/", "faq.md", "quickstart.md")
+LEFT_OUT = ("changelog.md", "results.md")
 _LINK = re.compile(
     r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<rest>[^)]*)\)"
 )
@@ -145,7 +148,11 @@ def check_figure(path: Path, name: str) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """Leave Markdown as it is; a page without a title is a mistake."""
+    """Leave Markdown as it is, and rank the page; one without a title is a mistake."""
+    if page.file.src_uri in LEFT_OUT:
+        page.meta["search"] = {"exclude": True}
+    elif page.file.src_uri.startswith(FIRST):
+        page.meta["search"] = {"boost": 2}
     if not re.search(r"^# ", markdown, flags=re.MULTILINE):
         raise PluginError(f"{page.file.src_uri} has no title.")
     return markdown

@@ -10,6 +10,7 @@ mpl.use("agg")
 # They fit, and the default tests must stay short.
 LONG = {
     "classification",
+    "conditioned-field",
     "groups",
     "laplace-torch",
     "minibatches",
@@ -18,6 +19,7 @@ LONG = {
     "saving",
     "state",
     "tyxe",
+    "varying-noise",
 }
 FOREIGN = "py"  # another library's code, beside its port: it does not run here
 PAGES = [p for p in docs_pages.PAGES if p.parent.name != "errors"]
