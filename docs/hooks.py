@@ -121,6 +121,8 @@ def gallery() -> str:
     for path in order(TUTORIALS):
         text = cells(path)[0][1]
         title, summary = re.match(r"# (.*)\n\n((?:.+\n?)+)", text).groups()
+        # What a colon announces stays in the tutorial.
+        summary = re.sub(r":$", ".", summary.strip())
         names = figures(path)
         if not names:
             raise PluginError(f"{path.name} saves no figure: the gallery needs one.")
@@ -128,11 +130,17 @@ def gallery() -> str:
         cards.append(
             "<div markdown>\n\n"
             f"[![{title}](../figures/{names[-1]})]({path.stem}.md)\n\n"
-            f"**[{title}]({path.stem}.md)**\n\n{summary.strip()}\n\n</div>"
+            f"**[{title}]({path.stem}.md)**\n\n{summary}\n\n</div>"
         )
     return (
         "# Tutorials\n\nEach is a script that runs top to bottom and asserts what it "
-        'claims. `make tutorials` runs them all.\n\n<div class="gallery" markdown>\n\n'
+        "claims. Start with [the station](quickstart.md), then learn "
+        "[what to look at](diagnosing.md) and [which posterior](which_posterior.md) to "
+        "take. The others are in no order.\n\n"
+        'They need `pip install ".[tutorials]"`, in the folder of the repository. '
+        "`make tutorials` installs it and runs them all. On two cores without a GPU, "
+        "the station takes about half a minute and each of the others up to some "
+        'minutes.\n\n<div class="gallery" markdown>\n\n'
         + "\n\n".join(cards)
         + "\n\n</div>\n"
     )
