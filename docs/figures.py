@@ -1,4 +1,4 @@
-"""Copies the figures of the tutorials, small, and draws those of README and Quickstart."""
+"""Copies the figures of the tutorials, small, and draws README's and Quickstart's."""
 
 import contextlib
 import re

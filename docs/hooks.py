@@ -17,9 +17,16 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/results/README.md": "results.md",
 }
-# What a search shows first, and what it leaves out.
-FIRST = ("how-to/", "api/", "faq.md", "quickstart.md")
-LEFT_OUT = ("changelog.md", "results.md")
+# How a search ranks pages: 1 where nothing is said, and 0 leaves a page out.
+RANKS = {
+    "how-to/": 2,
+    "api/": 2,
+    "faq.md": 2,
+    "quickstart.md": 2,
+    "coming-from/": 0.5,
+    "changelog.md": 0,
+    "results.md": 0,
+}
 _LINK = re.compile(
     r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<rest>[^)]*)\)"
 )
@@ -157,10 +164,9 @@ def check_figure(path: Path, name: str) -> None:
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """Leave Markdown as it is, and rank the page; one without a title is a mistake."""
-    if page.file.src_uri in LEFT_OUT:
-        page.meta["search"] = {"exclude": True}
-    elif page.file.src_uri.startswith(FIRST):
-        page.meta["search"] = {"boost": 2}
+    for start, rank in RANKS.items():
+        if page.file.src_uri.startswith(start):
+            page.meta["search"] = {"boost": rank} if rank else {"exclude": True}
     if not re.search(r"^# ", markdown, flags=re.MULTILINE):
         raise PluginError(f"{page.file.src_uri} has no title.")
     return markdown
