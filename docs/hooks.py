@@ -143,10 +143,10 @@ def gallery() -> str:
         "# Tutorials\n\nEach is a script that runs top to bottom and asserts what it "
         "claims. Start with [the station](quickstart.md), then learn "
         "[what to look at](diagnosing.md) and [which posterior](which_posterior.md) to "
-        "take. The others are in no order.\n\n"
+        "take. The others stand by themselves.\n\n"
         'They need `pip install ".[tutorials]"`, in the folder of the repository. '
         "`make tutorials` installs it and runs them all. On two cores without a GPU, "
-        "the station takes about half a minute and each of the others up to some "
+        "the station takes about half a minute and each of the others up to a few "
         'minutes.\n\n<div class="gallery" markdown>\n\n'
         + "\n\n".join(cards)
         + "\n\n</div>\n"
