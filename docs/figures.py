@@ -1,6 +1,8 @@
-"""Copies the figures of the tutorials, small, and draws that of the README."""
+"""Copies the figures of the tutorials, small, and draws README's and Quickstart's."""
 
+import contextlib
 import re
+import tempfile
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,17 +22,25 @@ def shrink(source: Path) -> None:
     image.quantize(128).save(FIGURES / source.name, optimize=True)
 
 
+def draw(page: Path, name: str, blocks: int | None = None) -> None:
+    """Draw the `figure` that the first blocks of a page make."""
+    names: dict = {"__name__": page.stem}
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for block in found[:blocks]:
+        exec(compile(block, page.name, "exec"), names)
+    names["figure"].savefig(FIGURES / name, dpi=200)
+    shrink(FIGURES / name)
+
+
 def main() -> None:
     """Write every figure that the pages show."""
     FIGURES.mkdir(exist_ok=True)
     for source in sorted((HERE.parent / "tutorials" / "output").glob("*.png")):
         shrink(source)
-    readme = (HERE.parent / "README.md").read_text()
-    names: dict = {"__name__": "readme"}
-    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[:3]:
-        exec(compile(block, "README.md", "exec"), names)
-    names["figure"].savefig(FIGURES / "readme.png", dpi=200)
-    shrink(FIGURES / "readme.png")
+    draw(HERE.parent / "README.md", "readme.png", blocks=3)
+    # Quickstart writes files: it runs where they may lie.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        draw(HERE / "quickstart.md", "first_fit.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Quickstart: a station that is read once a season
+# # A station that is read once a season
 #
 # Someone reads the temperature of the sea off Peru in February, May, August and
 # November. What was it in the other eight months, and how far can the answer be

@@ -10,6 +10,8 @@ mpl.use("agg")
 # They fit, and the default tests must stay short.
 LONG = {
     "classification",
+    "conditioned-field",
+    "groups",
     "laplace-torch",
     "minibatches",
     "posterior",
@@ -17,6 +19,7 @@ LONG = {
     "saving",
     "state",
     "tyxe",
+    "varying-noise",
 }
 FOREIGN = "py"  # another library's code, beside its port: it does not run here
 PAGES = [p for p in docs_pages.PAGES if p.parent.name != "errors"]
@@ -34,12 +37,21 @@ def marks(path):
     "path",
     [pytest.param(p, id=f"{p.parent.name}/{p.stem}", marks=marks(p)) for p in PAGES],
 )
-def test_the_code_of_a_page_runs_in_order(path, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs_in_order(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": path.stem}
+    printed = ""
     for number, (language, block) in enumerate(docs_pages.fences(path.read_text())):
         if language == "python":
             docs_pages.run(block, names, f"{path.name} block {number}")
+            printed = capsys.readouterr().out
+        elif language == "text":
+            assert without_numbers(block) == without_numbers(printed), printed
+
+
+def without_numbers(text):
+    """The words of what a program prints; digits differ from machine to machine."""
+    return re.sub(r"-?\d[\d.,]*", "#", text).split()
 
 
 @pytest.mark.parametrize("path", docs_pages.PAGES, ids=lambda p: p.stem)
