@@ -47,7 +47,9 @@ def test_swag_from_the_run_to_the_disk(own, tmp_path):
     assert set(moments["mean"]) == set(values) == crossing.latent()
     for name, iterates in values.items():
         assert moments["count"] == len(iterates) == STEPS - 6
-        close = {"rtol": 1e-3, "atol": 1e-5, "err_msg": name}
+        # Another program rounds otherwise, which Adam's first steps magnify where a
+        # gradient cancels. An iterate more or less would move a mean by 7e-4.
+        close = {"rtol": 1e-3, "atol": 1e-4, "err_msg": name}
         np.testing.assert_allclose(moments["mean"][name], iterates.mean(0), **close)
         spread = np.sqrt(moments["squares"][name] / len(iterates))
         np.testing.assert_allclose(spread, iterates.std(0), rtol=2e-2, atol=1e-5)
