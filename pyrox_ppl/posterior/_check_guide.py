@@ -12,9 +12,8 @@ PARETO_K, FEWEST_WEIGHTS = 0.7, 25
 # The log weights add up over dimensions, so k grows with their number at the same
 # misfit of each: for normal posteriors whose scales a guide has a fifth too small, k of
 # 1,000 weights is 0.34 in one dimension, 0.6 in 30 and 1 in 100, while no marginal has
-# changed. Yao et al. (ICML 2018) warn that k judges the joint distribution, Dhaka et
-# al. (NeurIPS 2021) measure its growth, and Huggins et al. (AISTATS 2020) show means
-# and variances that are right at a large k.
+# changed. Yao et al. (ICML 2018) warn that k judges the joint distribution, and Dhaka
+# et al. (NeurIPS 2021) measure its growth.
 DECISIVE_DIMENSIONS = 30
 
 

@@ -99,10 +99,9 @@ def diagnose(
         Vehtari et al., "Rank-Normalization, Folding, and Localization: An Improved
         R-hat for Assessing Convergence of MCMC", Bayesian Analysis 2021. Yao et al.,
         "Yes, but did it work?", ICML 2018. Dhaka et al., "Challenges and Opportunities
-        in High-dimensional Variational Inference", NeurIPS 2021. Huggins et al.,
-        "Validated Variational Inference via Practical Posterior Error Bounds", AISTATS
-        2020. Betancourt, "Diagnosing Suboptimal Cotangent Disintegrations in
-        Hamiltonian Monte Carlo", 2016.
+        in High-dimensional Variational Inference", NeurIPS 2021. Betancourt,
+        "Diagnosing Suboptimal Cotangent Disintegrations in Hamiltonian Monte Carlo",
+        2016.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px
