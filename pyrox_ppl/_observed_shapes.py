@@ -40,8 +40,8 @@ class CheckObservedShapes(Messenger):
 
     NumPyro broadcasts observations of shape ``(N,)`` and a distribution of shape
     ``(N, 1)`` to ``(N, N)``, which compares every observation with every prediction.
-    An axis that only one of the two lacks is broadcast as in NumPyro, and so is one
-    that belongs to a plate.
+    An axis that only one of the two lacks is broadcast as in NumPyro, and so are axes
+    of different lengths, which are no rows against rows, and those of plates.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -66,11 +66,15 @@ def _check(site: dict[str, Any]) -> None:
     on_plates = {frame.dim - fn.event_dim for frame in frames}
     ndim = max(len(given), len(observed))
     pairs = zip(_pad(given, ndim), _pad(observed, ndim), strict=True)
-    wider: dict[str, set[int]] = {"distribution": set(), "observations": set()}
-    for axis, (of_fn, of_value) in enumerate(pairs, start=-ndim):
-        if of_fn != of_value and 1 in (of_fn, of_value):
-            wider["distribution" if of_value == 1 else "observations"].add(axis)
-    if not all(wider.values()) or set().union(*wider.values()) <= on_plates:
+    # The axes that each of the two has alone, by their length.
+    of_fn: dict[int, list[int]] = {}
+    of_value: dict[int, list[int]] = {}
+    for axis, (one, other) in enumerate(pairs, start=-ndim):
+        if one != other and 1 in (one, other):
+            wider = of_fn if other == 1 else of_value
+            wider.setdefault(max(one, other), []).append(axis)
+    same = of_fn.keys() & of_value.keys()
+    if all({*of_fn[n], *of_value[n]} <= on_plates for n in same):
         return
     try:
         both = jnp.broadcast_shapes(given, observed)

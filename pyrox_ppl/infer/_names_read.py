@@ -20,11 +20,11 @@ import numpyro
 # Packages that every model reaches count wherever they lie, in a developer's checkout,
 # say.
 _PACKAGES = (jax, jaxlib, np, numpyro, equinox)
-_LIBRARIES = {
+_LIBRARIES = (
     *(sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")),
     *(os.path.dirname(str(package.__file__)) for package in _PACKAGES),
     str(Path(__file__).parents[1]),
-}
+)
 _INSTALLED = "<frozen", *(os.path.join(folder, "") for folder in _LIBRARIES)
 _BY_STRING = frozenset({"globals", "eval"})
 _IMPORT = frozenset({"import_module", "__import__", "modules"})
