@@ -113,6 +113,7 @@ def test_trees_of_trees_know_it(mcmc, tmp_path):
     assert "rows_of_run" not in draws.attrs
 
 
+@pytest.mark.slow
 def test_a_later_run_decides(mcmc, tmp_path):
     again = run(make(MCMC), X, y=Y)
     run(again, NEW, y=Y)

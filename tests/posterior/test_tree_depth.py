@@ -50,7 +50,9 @@ def depth(tree):
     return {check.name: check for check in checks}.get("tree depth")
 
 
-@pytest.mark.parametrize("cls", [MCMC, CompiledMCMC])
+@pytest.mark.parametrize(
+    "cls", [pytest.param(MCMC, marks=pytest.mark.slow), CompiledMCMC]
+)
 @pytest.mark.parametrize("kernel", [NUTS, FlatNUTS])
 def test_steps_too_small_fill_every_tree(cls, kernel, tmp_path):
     tree = tree_of(kernel(model, max_tree_depth=(2, 3), **SLOW), cls)
@@ -103,7 +105,9 @@ def test_only_trees_have_a_depth():
     assert "max_tree_depth" not in tree.attrs
 
 
-@pytest.mark.parametrize("wrapper", [HMCECS, DiscreteHMCGibbs])
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param(HMCECS, marks=pytest.mark.slow), DiscreteHMCGibbs]
+)
 def test_kernels_that_hold_one_have_its_depth(wrapper):
     own = rows_only if wrapper is HMCECS else mixed
     kernel = wrapper(NUTS(own, max_tree_depth=2, **SLOW))

@@ -49,7 +49,10 @@ def nothing(x, y=None):
     """A guide without sites."""
 
 
-@pytest.fixture(scope="module", params=["learned", "half learned"])
+@pytest.fixture(
+    scope="module",
+    params=["learned", pytest.param("half learned", marks=pytest.mark.slow)],
+)
 def trained(request):
     """An ensemble's fit and tree, and every draw of the parameters by hand."""
     model = learned if request.param == "learned" else half_learned

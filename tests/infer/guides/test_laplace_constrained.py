@@ -39,7 +39,12 @@ def fitted(prior):
     [
         (dist.HalfNormal(1.0), np.log, lambda t: t),
         (dist.LogNormal(0.0, 1.0).expand([1, 1]).to_event(2), np.log, lambda t: t),
-        (dist.Beta(2.0, 2.0), lambda t: np.log(t / (1 - t)), lambda t: t * (1 - t)),
+        pytest.param(
+            dist.Beta(2.0, 2.0),
+            lambda t: np.log(t / (1 - t)),
+            lambda t: t * (1 - t),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_module_moves_as_the_model_does(prior, unconstrain, slope, tmp_path):

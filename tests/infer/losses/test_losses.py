@@ -69,8 +69,8 @@ def gradients(loss, guide, params, draws):
     ("loss", "kind"),
     [
         (LocalReparam_ELBO, AutoNormal),
-        (LocalReparam_ELBO, AutoFlatNormal),
-        (Flipout_ELBO, AutoDiagonalNormal),
+        pytest.param(LocalReparam_ELBO, AutoFlatNormal, marks=pytest.mark.slow),
+        pytest.param(Flipout_ELBO, AutoDiagonalNormal, marks=pytest.mark.slow),
         (Flipout_ELBO, hand_written),
     ],
 )

@@ -39,7 +39,7 @@ def run(own, make=SVI, guide=AutoNormal):
     return guide, fit
 
 
-@over(often=("learned-normal", "state-normal"))
+@over(often=("state-normal",))
 def test_a_first_step_is_adams_but_for_the_normals(own):
     """The draw and the gradient are those of any optimiser; so is what is learned."""
     (x, y), guide = (own.crossing.x, own.crossing.y), AutoNormal(own.crossing.training)

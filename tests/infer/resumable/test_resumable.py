@@ -63,7 +63,11 @@ def assert_same(mcmc, reference):
     ("settings", "extra"),
     [
         ({"thinning": 3}, ("num_steps", "adapt_state.step_size", "~z.b")),
-        ({"num_chains": 2, "chain_method": "sequential"}, ("z.a",)),
+        pytest.param(
+            {"num_chains": 2, "chain_method": "sequential"},
+            ("z.a",),
+            marks=pytest.mark.slow,
+        ),
         ({"num_chains": 2, "chain_method": "vectorized", "thinning": 2}, ()),
     ],
 )
