@@ -26,8 +26,9 @@ def anew(module, key):
     for i, read in enumerate(parameters_of(module, "net")):
         own_key = jax.random.fold_in(key, i)
         shift = 0.2 * jax.random.normal(own_key, read.stored.shape, read.stored.dtype)
+        value = read.stored + shift  # one array, by which a tie is known
         for position in read.positions:
-            leaves[position] = read.stored + shift
+            leaves[position] = value
     return rebuild(module, leaves)
 
 
