@@ -40,8 +40,8 @@ class CheckObservedShapes(Messenger):
 
     NumPyro broadcasts observations of shape ``(N,)`` and a distribution of shape
     ``(N, 1)`` to ``(N, N)``, which compares every observation with every prediction.
-    An axis that only one of the two lacks is broadcast as in NumPyro, and so are axes
-    of different lengths, which are no rows against rows, and those of plates.
+    All else broadcasts as in NumPyro: an axis that only one of the two has, two axes of
+    different lengths, which cannot both be the rows, and axes of plates.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:

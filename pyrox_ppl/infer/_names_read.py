@@ -57,9 +57,14 @@ def _records(folder: str, file: str) -> bool:
     """Whether a file within a folder was installed there."""
     if os.path.basename(folder) in ("site-packages", "dist-packages"):
         return True
-    listed = Path(file).relative_to(folder).as_posix() + ","
-    return any(
-        line.startswith(listed)
+    return Path(file).relative_to(folder).as_posix() in _recorded_files(folder)
+
+
+@functools.cache
+def _recorded_files(folder: str) -> frozenset[str]:
+    """The files that a package manager recorded in a folder, read once."""
+    return frozenset(
+        line.partition(",")[0]
         for record in Path(folder).glob("*.dist-info/RECORD")
         for line in record.read_text(encoding="utf-8").splitlines()
     )
