@@ -137,12 +137,13 @@ def to_datatree(
     log density belongs to a whole event, so its axes stay.
 
     **Shapes**: ``(chain, draw, *site)`` in the groups of draws, even for one chain (a
-    guide's draws are one chain, a point estimate is one draw); ``(*site)`` in the
-    others. An axis on a plate has the plate's name; if a variable has that name, the
-    axis gets the suffix ``_axis``. A linear map's weight has the axes ``<module>.out``
-    and ``<module>.in``, its bias ``<module>.out``. The ``attrs`` of a module's
-    parameter say which one it is (``parameter``), its ``role`` and, if it belongs to a
-    sequence such as ``layers``, its index (``layer``).
+    guide's draws are one chain, a point estimate is one draw, or `num_samples` of them
+    where the model draws dropout); ``(*site)`` in the others. An axis on a plate has
+    the plate's name; if a variable has that name, the axis gets the suffix ``_axis``. A
+    linear map's weight has the axes ``<module>.out`` and ``<module>.in``, its bias
+    ``<module>.out``. The ``attrs`` of a module's parameter say which one it is
+    (``parameter``), its ``role`` and, if it belongs to a sequence such as ``layers``,
+    its index (``layer``).
 
     Args:
         source: A run ``MCMC`` (resumed or not), a result of ``svi.run``, a dictionary

@@ -12,8 +12,9 @@ from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions import Delta, Independent
 from numpyro.infer.autoguide import AutoGuide, AutoGuideList
+from numpyro.primitives import Messenger
 
-from pyrox_ppl._dependence import find_dependence, mark
+from pyrox_ppl._dependence import abstract_trace, find_dependence, mark
 from pyrox_ppl._full_data import is_factor
 from pyrox_ppl.prediction._loop import DrawLoop, keys_of_draws
 from pyrox_ppl.prediction._model_call import ModelCall
@@ -29,7 +30,8 @@ class GuideDraws:
         values: The draws of the model's sites.
         random: The draws of the sites that the guide draws at random, from which all
             others follow.
-        is_point: Whether the guide is a point estimate.
+        is_point: Whether the guide is a point estimate. It has one draw, or as many as
+            were asked for where the model draws noise of its own (dropout).
         trained: The names of the guide's ``param`` and ``mutable`` sites.
         has_density: Whether a call of the guide says how dense its draws are.
     """
@@ -102,7 +104,8 @@ def draw_guide(
     samplers = [
         part for part in autoguides_of(guide) if _draws_only_when_asked(part, at(0))
     ]
-    number = num_samples if random or samplers else 1
+    is_point = not (random or samplers)
+    number = 1 if is_point and not _draws_keys(at(0)) else num_samples
     each = [rng_key] if members is None else list(jax.random.split(rng_key, members))
     keys = jnp.concatenate([keys_of_draws(key, number) for key in each])
     numbers = jnp.repeat(jnp.arange(len(each)), number)
@@ -129,7 +132,7 @@ def draw_guide(
         guide,
         values={n: value for n, value in values.items() if n not in auxiliary},
         random={n: value for n, value in values.items() if n in random},
-        is_point=not (random or samplers),
+        is_point=is_point,
         trained=frozenset(trained),
         # The density of a mixture takes that of every member at every draw.
         has_density=members is None and not samplers and not auxiliary - values.keys(),
@@ -152,16 +155,39 @@ def _draws_only_when_asked(part: AutoGuide, call: ModelCall) -> bool:
         with handlers.block():
             trained = handlers.seed(with_params(part, call.params), key)
             trace = handlers.trace(trained).get_trace(*call.args, **call.kwargs)
+        sample = {n: site for n, site in trace.items() if site["type"] == "sample"}
         called = {
             f"call of {name}": site["value"]
-            for name, site in trace.items()
-            if site["type"] == "sample" and not _is_delta(site["fn"])
+            for name, site in sample.items()
+            if not _is_delta(site["fn"])
         }
         drawn = part.sample_posterior(key, call.params, *call.args, **call.kwargs)
-        return {"key": data}, {"posterior": drawn, **called}
+        # What the model computes may have noise of its own.
+        latent = {name: value for name, value in drawn.items() if name in sample}
+        return {"key": data}, {"posterior": latent, **called}
 
     dependence = find_dependence(key_and_values)
     return bool(dependence["posterior"]) and set(dependence) == {"posterior"}
+
+
+class _KeyListener(Messenger):
+    """Notices whether a model asks for a key (``numpyro.prng_key``), as for dropout."""
+
+    heard = False
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        self.heard |= msg["type"] == "prng_key"
+
+
+def _draws_keys(call: ModelCall) -> bool:
+    """Whether the model has noise of its own, so that it differs at one point."""
+    listener = _KeyListener(call.run)
+
+    def run() -> None:
+        abstract_trace(listener)
+
+    jax.eval_shape(run)  # computes nothing
+    return listener.heard
 
 
 def _is_delta(fn: Any) -> bool:

@@ -92,6 +92,23 @@ def test_a_point_is_one_draw():
     assert tree.attrs["point_estimate"] == 1
 
 
+def test_a_point_of_a_model_with_dropout_is_drawn_as_often_as_was_asked():
+    def noisy(y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        kept = jax.random.bernoulli(numpyro.prng_key(), 0.8)
+        f = numpyro.deterministic("f", kept * a / 0.8)
+        with numpyro.plate("row", 3):
+            numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
+
+    guide, at = auto.AutoDelta(noisy), {"a_auto_loc": jnp.array(2.0)}
+    tree = px.to_datatree(at, Y, guide=guide, num_samples=50)
+    assert tree.attrs["point_estimate"] == 1
+    assert np.all(tree.posterior["a"] == 2.0)
+    found, number = np.unique(tree.posterior["f"], return_counts=True)
+    np.testing.assert_allclose(found, [0.0, 2.5])
+    assert stats.binomtest(number[1], 50, 0.8).pvalue > 1e-3
+
+
 def test_a_guide_has_the_rows_of_its_model():
     data = jnp.linspace(-1.0, 1.0, 6)
 
