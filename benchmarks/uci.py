@@ -4,10 +4,13 @@ A network with one hidden layer of 50 units, sampled by NUTS from where its init
 puts it, by MCLMC from an ensemble, or the ensemble itself. The weights of a layer share
 a scale that is learned, and the noise is Student's, of finite variance: with a Normal
 one a few test rows decide the mean, and leave-one-out misses them (rows held out of the
-training rows say so, ``--validate 0.2``); heavier tails write rows off. A recipe weighs
-the posteriors of tanh and of ReLU units by the training rows: the weights maximise the
-leave-one-out log score of the mixture (stacking, Yao et al., 2018, by PSIS-LOO). The
-test rows decide nothing. Beside it are each of the two, and both with equal weights.
+training rows say so, ``--validate 0.2``); heavier tails write rows off.
+
+The recipe mixes the posteriors of tanh and of ReLU units evenly. Beside it are each
+of the two, and a mixture whose weights maximise the leave-one-out log score of the
+training rows (stacking, Yao et al., 2018, by PSIS-LOO). That has the lower score on
+rows held out of the training rows (``--validate 0.2``): where a set repeats rows,
+leave-one-out leans on the units that know them by heart. The test rows decide nothing.
 
 The data folder holds ``uci/NAME`` and ``uci-gap/NAME`` with ``data.txt`` (for gaps, of
 ``uci``), ``index_features.txt``, ``index_target.txt``, ``index_train_0.txt``,
