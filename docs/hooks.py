@@ -23,7 +23,7 @@ RANKS = {
     "api/": 2,
     "faq.md": 2,
     "quickstart.md": 2,
-    "coming-from/": 0.5,
+    "coming-from/": 0.25,
     "changelog.md": 0,
     "results.md": 0,
 }
