@@ -47,10 +47,8 @@ rng = np.random.default_rng(0)
 # (Basdevant et al. 1986). Derivatives by Fourier transform check that it solves the
 # equation.
 #
-# The context of a run is the logarithm of both parameters, scaled so that the training
-# runs fill the square [-1, 1]²: nu from 0.02 to 0.1, A from 0.5 to 1.5. Validation and
-# test runs lie in the same square; *outside* runs lie around it, up to 1.6.
-#
+# The context of a run is the logarithm of both parameters, scaled so that all runs but
+# the *outside* ones fill the square [-1, 1]²: nu from 0.02 to 0.1, A from 0.5 to 1.5.
 # A training run is read at sixteen random places of its own and at eleven times. All
 # predictions are for one mesh of 129 places and 26 times.
 
@@ -285,9 +283,10 @@ figure.savefig(OUTPUT / "burgers.png", dpi=150)
 # worst run. Outside the square it misses by 4.9 %; its bands are fourteen times as wide
 # there and cover 89 % (79 % in the worst run), which nothing guarantees.
 #
-# A spline cannot see a front between two sensors; the generated readout has seen it in
-# other runs. At K = 8 it misses by 0.75 %, POD of the sensors by 1.60 %, and POD of
-# whole runs, where one has them, by 0.17 %.
+# A spline cannot see a front between two sensors; the generated readout has, in other
+# runs. At K = 2, 4, 8 it predicts test runs to 4.68, 1.35, 0.91 %, POD of sensors to
+# 10.88, 7.36, 7.48 %. Whole runs, where one has them, give POD 3.62, 1.00, 0.22 %. No
+# subspace does much better: the test runs' own POD has 3.61, 0.93, 0.14 %.
 #
 # The script asserts what it claims:
 
