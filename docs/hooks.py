@@ -23,9 +23,18 @@ RANKS = {
     "api/": 2,
     "faq.md": 2,
     "quickstart.md": 2,
-    "coming-from/": 0.5,
+    "coming-from/": 0.25,
     "changelog.md": 0,
     "results.md": 0,
+}
+# CPU seconds of a run on two cores of an AMD EPYC that other programs used too.
+SECONDS = {
+    "burgers": 239,
+    "diagnosing": 46,
+    "digits_as_fields": 44,
+    "flow_vector_field": 79,
+    "quickstart": 67,
+    "shapes": 74,
 }
 _LINK = re.compile(
     r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<rest>[^)]*)\)"
@@ -137,7 +146,8 @@ def gallery() -> str:
         cards.append(
             "<div markdown>\n\n"
             f"[![{title}](../figures/{names[-1]})]({path.stem}.md)\n\n"
-            f"**[{title}]({path.stem}.md)**\n\n{summary}\n\n</div>"
+            f"**[{title}]({path.stem}.md)**\n\n{summary}\n\n"
+            f"{run_time(path.stem)}</div>"
         )
     return (
         "# Tutorials\n\nEach is a script that runs top to bottom and asserts what it "
@@ -145,12 +155,15 @@ def gallery() -> str:
         "[what to look at](diagnosing.md) and [which posterior](which_posterior.md) to "
         "take. The others stand by themselves.\n\n"
         'They need `pip install ".[tutorials]"`, in the folder of the repository. '
-        "`make tutorials` installs it and runs them all. On two cores without a GPU, "
-        "the station takes about half a minute and each of the others up to a few "
-        'minutes.\n\n<div class="gallery" markdown>\n\n'
-        + "\n\n".join(cards)
-        + "\n\n</div>\n"
+        "`make tutorials` installs it and runs them all. The run times are seconds of "
+        "CPU, on two cores of an AMD EPYC (no GPU) that other programs used too."
+        '\n\n<div class="gallery" markdown>\n\n' + "\n\n".join(cards) + "\n\n</div>\n"
     )
+
+
+def run_time(name: str) -> str:
+    """Say how long a tutorial runs, where it was measured."""
+    return f"*{SECONDS[name]} s of CPU*\n\n" if name in SECONDS else ""
 
 
 def check_figure(path: Path, name: str) -> None:

@@ -1,10 +1,12 @@
 """The tutorials run top to bottom, their own assertions included."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import docs_pages
 import pytest
 
 # Even their small settings take more than half a minute.
@@ -42,6 +44,11 @@ def test_a_tutorial_runs_and_writes_what_it_says(path, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    printed = " ".join(docs_pages.without_numbers(done.stdout))
+    text = re.sub(r"^# ?", "", path.read_text(), flags=re.MULTILINE)
+    for language, block in docs_pages.fences(text):
+        if language == "text":
+            assert " ".join(docs_pages.without_numbers(block)) in printed, printed
     written = {file.suffix for file in (tmp_path / "output").iterdir()}
     assert ".png" in written
     if "to_netcdf" in path.read_text():

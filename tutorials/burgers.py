@@ -1,18 +1,16 @@
 # %% [markdown]
 # # Burgers' equation: one field for a family of solutions
 #
-# A wave steepens to a front and decays; its viscosity and its amplitude set how steep
-# and how fast. A field `u(x, t; nu, A)` learns the whole family from 32 runs, each
-# recorded by sixteen sensors at places of its own, and then predicts other runs
-# everywhere. It is a *Neural Implicit Flow* (Pan, Brunton and Kutz 2023), `HyperSIREN`
-# here: the parameters of a run generate the weights of a SIREN.
+# A wave steepens to a front and decays, as its viscosity and its amplitude say. A field
+# `u(x, t; nu, A)` learns the family from 32 runs, each recorded by sixteen sensors at
+# places of its own. It is a *Neural Implicit Flow* (Pan, Brunton and Kutz 2023),
+# `HyperSIREN` here: the parameters of a run generate the weights of a SIREN.
 #
 # The generator has priors. An ensemble of its modes says where in the plane of the
 # parameters the field can be trusted, and where it cannot.
 
 # %%
 import os
-import time
 from pathlib import Path
 
 import equinox as eqx
@@ -25,7 +23,7 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import CubicSpline, RBFInterpolator
 from scipy.stats import qmc
 
 import pyrox_ppl as px
@@ -49,10 +47,8 @@ rng = np.random.default_rng(0)
 # (Basdevant et al. 1986). Derivatives by Fourier transform check that it solves the
 # equation.
 #
-# The context of a run is the logarithm of both parameters, scaled so that the training
-# runs fill the square [-1, 1]²: nu from 0.02 to 0.1, A from 0.5 to 1.5. Validation and
-# test runs lie in the same square; *outside* runs lie around it, up to 1.6.
-#
+# The context of a run is the logarithm of both parameters, scaled so that all runs but
+# the *outside* ones fill the square [-1, 1]²: nu from 0.02 to 0.1, A from 0.5 to 1.5.
 # A training run is read at sixteen random places of its own and at eleven times. All
 # predictions are for one mesh of 129 places and 26 times.
 
@@ -117,10 +113,9 @@ truth = {
 # %% [markdown]
 # ## The field, with priors on its generator
 #
-# The latent is the context itself, so each weight is linear in it. All parameters are
-# the generator's, and `bayesianize` gives each a normal prior. The readings have no
-# noise; the scale of the likelihood, 0.005, is what the field may miss. Each member of
-# the ensemble starts at a field that is initialised anew, and ends at a mode.
+# The latent is the context itself, so each weight is linear in it. `bayesianize` gives
+# each of the generator's parameters a normal prior. The readings have no noise: 0.005
+# is what the field may miss. Each member starts at a new field, and ends at a mode.
 
 # %%
 SHAPE = {"depth": 4, "first_omega": 4.0, "hidden_omega": 4.0}
@@ -162,9 +157,8 @@ predicted = {name: predict(z) for name, z in context.items()}
 # %% [markdown]
 # ## Bands
 #
-# Modes of one posterior agree where the data decide, and differ where they do not. The
-# validation runs say how many of the members' standard deviations make a band that
-# covers 90 %. They decide nothing else.
+# Modes of one posterior differ where the data do not decide. The validation runs say
+# how many of the members' standard deviations cover 90 %, and decide nothing else.
 
 # %%
 off = {n: np.abs(truth[n] - mean) / std for n, (mean, std) in predicted.items()}
@@ -183,30 +177,34 @@ for name, e in error.items():
 #
 # `parameterized="last"` generates the readout alone: the field is a mean and K
 # functions of (x, t), times K numbers that a small network makes of the parameters.
-# Proper orthogonal decomposition (POD) computes such functions from runs on one mesh,
-# so cubic splines interpolate the sensors' readings first. We judge a subspace by the
-# best that it can do: the least-squares projection of the test runs.
+# Proper orthogonal decomposition (POD) computes such functions from runs on one mesh:
+# here from splines of the same readings, or from whole runs, which the field never
+# sees. Each predicts test runs from their parameters; for POD, radial basis functions
+# interpolate the K numbers of the training runs. *Projected* test runs have the best K
+# numbers, which takes the runs. Their own POD is then about the best subspace there is.
 
 
 # %%
 def interpolate(at, values):
-    """A training run on the mesh, from its sensors: in x, then in t."""
     at = np.concatenate([at[-3:] - 2, at, at[:3] + 2])  # u is periodic in x
     values = np.concatenate([values[:, -3:], values, values[:, :3]], axis=1)
     on_places = CubicSpline(at, values, axis=1)(places)
     return CubicSpline(instants, on_places)(times).ravel()
 
 
-def project(centre, functions):
-    """The mean relative error of the test runs' projections."""
-    numbers = np.linalg.lstsq(functions.T, (truth["test"] - centre).T)[0]
-    return relative(centre + numbers.T @ functions, truth["test"]).mean()
+def judge(centre, functions, numbers):
+    """Mean errors of the test runs: of their projections, and with these numbers."""
+    best = np.linalg.lstsq(functions.T, (truth["test"] - centre).T)[0].T
+    fields = (centre + each @ functions for each in (best, numbers))
+    return [100 * relative(each, truth["test"]).mean() for each in fields]
 
 
-def pod(fields, rank):
+def pod(fields, rank, runs="training"):
     centre = fields.mean(0)
-    basis = np.linalg.svd(fields - centre, full_matrices=False)[2]
-    return project(centre, basis[:rank])
+    basis = np.linalg.svd(fields - centre, full_matrices=False)[2][:rank]
+    known = (fields - centre) @ basis.T
+    interpolator = RBFInterpolator(context[runs], known, kernel="cubic")
+    return judge(centre, basis, interpolator(context["test"]))
 
 
 def generated(rank):
@@ -222,23 +220,26 @@ def generated(rank):
     svi = CompiledSVI(model, lambda *data: None, optimiser, Trace_ELBO())
     fit = svi.run(run_key, STEPS, *data, **quiet)
     trained = px.module_from_mean(start, {}, name="field", params=fit.params)
+    numbers = np.float64(jax.vmap(trained.parameter_net)(context["test"]))
     # With the latent as context, zero gives the mean, and one-hot adds a function.
     trained = eqx.tree_at(lambda f: f.parameter_net, trained, lambda z: z)
     latents = jnp.concatenate([jnp.zeros((1, rank)), jnp.eye(rank)])[:, None]
     values = np.float64(trained(mesh, latents)[..., 0])
-    return project(values[0], values[1:] - values[0])
+    return judge(values[0], values[1:] - values[0], numbers)
 
 
-interpolated = [interpolate(*run) for run in zip(sensors, seen, strict=True)]
+splines = np.stack([interpolate(*run) for run in zip(sensors, seen, strict=True)])
+ranks = range(1, 13)
 subspace = {
-    "POD of sensors": {k: pod(np.stack(interpolated), k) for k in range(1, 13)},
-    "POD of whole runs": {k: pod(truth["training"], k) for k in range(1, 13)},
+    "POD of sensors": {k: pod(splines, k) for k in ranks},
+    "POD of whole runs": {k: pod(truth["training"], k) for k in ranks},
+    "POD of test runs": {k: pod(truth["test"], k, "test") for k in ranks},
     "generated readout": {k: generated(k) for k in RANKS},
 }
-print("best in a subspace of rank K, mean error of the test runs / %:")
+print("error of the test runs, projected and predicted, by rank / %")
 for name, by_rank in subspace.items():
-    each = "".join(f"   K = {k}: {100 * by_rank[k]:5.2f}" for k in RANKS)
-    print(f"{name:<18}{each}")
+    each = (f"   {k}: {by_rank[k][0]:5.2f} {by_rank[k][1]:5.2f}" for k in RANKS)
+    print(f"{name:<18}{''.join(each)}")
 
 # %%
 plt.rcParams["axes.titlesize"] = "medium"
@@ -270,23 +271,22 @@ plane.minorticks_off()
 plane.set_xticks([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"])
 plane.set_yticks([0.5, 1, 1.5], ["0.5", "1", "1.5"])
 plane.set(xlabel="viscosity nu", ylabel="amplitude A", title="dots: training runs")
-for (name, by_rank), style in zip(subspace.items(), ("k.-", "k.:", "C1s"), strict=True):
-    percent = [100 * each for each in by_rank.values()]
-    right.semilogy(by_rank.keys(), percent, style, label=name)
+for (name, by_rank), mark in zip(subspace.items(), ("-", "--", ":", "s"), strict=True):
+    right.semilogy(by_rank.keys(), [e[1] for e in by_rank.values()], mark, label=name)
 right.set(xlabel="rank K", ylabel="error of test runs / %", xticks=range(2, 13, 2))
-right.set_title("the best in a linear subspace")
+right.set_title("in a linear subspace")
 right.legend(fontsize="x-small")
 figure.savefig(OUTPUT / "burgers.png", dpi=150)
-print(f"time:   {time.process_time():.0f} s of CPU")
 
 # %% [markdown]
 # The ensemble misses test runs by 0.41 % and covers 90 % of their points, 85 % in the
 # worst run. Outside the square it misses by 4.9 %; its bands are fourteen times as wide
 # there and cover 89 % (79 % in the worst run), which nothing guarantees.
 #
-# A spline cannot see a front between two sensors; the generated readout has seen it in
-# other runs. At K = 8 it misses by 0.75 %, POD of the sensors by 1.60 %, and POD of
-# whole runs, where one has them, by 0.17 %.
+# A spline cannot see a front between two sensors; the generated readout has, in other
+# runs. At K = 2, 4, 8 it predicts test runs to 4.68, 1.35, 0.91 %, POD of sensors to
+# 10.88, 7.36, 7.48 %. Whole runs, where one has them, give POD 3.62, 1.00, 0.22 %. No
+# subspace does much better: the test runs' own POD has 3.61, 0.93, 0.14 %.
 #
 # The script asserts what it claims:
 
@@ -296,5 +296,5 @@ assert error["training"].mean() < (5 if SMALL else 1), "on an unseen mesh"
 assert error["test"].mean() < (5 if SMALL else 1), "of unseen parameters"
 assert (80 if SMALL else 85) <= covered["test"].mean() <= 95
 assert width["outside"] > (2 if SMALL else 5) * width["test"], "bands widen outside"
-for k, best in {} if SMALL else subspace["generated readout"].items():
-    assert best < subspace["POD of sensors"][k]
+for k, errors in {} if SMALL else subspace["generated readout"].items():
+    assert (np.array(errors) < subspace["POD of sensors"][k]).all()
