@@ -4,9 +4,9 @@ The classifier 784-W-W-10 on a batch of 256, with Adam. The raw code writes out 
 mathematics needs: a draw of the weights, the log likelihood, the divergence in closed
 form. Steps take turns in one process, by the clock and by the time of the processor,
 which other load disturbs less. Starting (from the call to the end of the first step, as
-often as `--rounds`) and peak memory are those of a process each. Memory is that of a run
-from its start, and with a second run from the state of the first, which the caller of
-`CompiledSVI.run` keeps and the raw code gives away. XLA's compilation is in both.
+often as `--rounds`) and peak memory are those of a process each. "memory" is that of a
+run from its start; "continued" adds a run from the state of the first, which the caller
+of `CompiledSVI.run` keeps and the raw code gives away. Both hold XLA's compilation.
 `--small` measures the smallest network alone, `--width` a chosen one.
 """
 
