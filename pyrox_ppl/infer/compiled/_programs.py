@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import eval_jaxpr
 
 from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl.infer._content_key import LeaveOut, content_key
@@ -135,4 +136,4 @@ def _jit_without_constants(function: Callable) -> Callable:
 
 def run_jaxpr(jaxpr: Any, constants: list, *inputs: Any) -> list:
     """The results of a traced function."""
-    return jax.core.eval_jaxpr(jaxpr, constants, *inputs)
+    return eval_jaxpr(jaxpr, constants, *inputs)
