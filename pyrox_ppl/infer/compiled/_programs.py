@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import eval_jaxpr
 
 from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl.infer._content_key import LeaveOut, content_key
@@ -105,7 +106,34 @@ def jit_quickly(function: Callable) -> Callable:
 
     A compiler option holds for a whole program, so it is not given inside another one.
     """
+    alone, inside = _jit_without_constants(function), jit_with_key(function)
+    return lambda *inputs: (inside if is_staged() else alone)(*inputs)
+
+
+def _jit_without_constants(function: Callable) -> Callable:
+    """A jitted function of a static key, the arrays of whose closure are inputs.
+
+    XLA would copy the stored weights of a module several times, as parts of the
+    program, and keep one copy with it.
+    """
     quick = {"xla_backend_optimization_level": 0}
     options = quick if jax.default_backend() == "cpu" else None
-    alone, inside = jit_with_key(function, options=options), jit_with_key(function)
-    return lambda *inputs: (inside if is_staged() else alone)(*inputs)
+    traced: dict[Any, Any] = {}
+    compiled: dict[Any, Callable] = {}
+
+    def call(key: Any, *inputs: Any) -> Any:
+        if key not in traced:
+            traced[key] = jax.jit(partial(function, key))
+        trace = traced[key].trace(*inputs)
+        if trace.jaxpr not in compiled:
+            run = partial(run_jaxpr, trace.jaxpr.jaxpr)
+            compiled[trace.jaxpr] = jax.jit(run, compiler_options=options)
+        results = compiled[trace.jaxpr](trace.jaxpr.consts, *jax.tree.leaves(inputs))
+        return jax.tree.unflatten(jax.tree.structure(trace.out_info), results)
+
+    return call
+
+
+def run_jaxpr(jaxpr: Any, constants: list, *inputs: Any) -> list:
+    """The results of a traced function."""
+    return eval_jaxpr(jaxpr, constants, *inputs)

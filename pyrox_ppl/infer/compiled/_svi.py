@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from jax.core import Tracer
 from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
@@ -27,6 +26,7 @@ from pyrox_ppl.infer.compiled._arguments import (
     is_staged,
 )
 from pyrox_ppl.infer.compiled._programs import Key
+from pyrox_ppl.infer.compiled._svi_params import all_params
 from pyrox_ppl.infer.compiled._svi_program import (
     Start,
     Steps,
@@ -34,7 +34,7 @@ from pyrox_ppl.infer.compiled._svi_program import (
     can_begin_compiled,
     empty_losses,
     guide_parts,
-    latent_supports,
+    key_of_bounds,
 )
 
 
@@ -128,20 +128,7 @@ class CompiledSVI(SVI):
         Returns:
             NumPyro's ``SVIState``.
         """
-        if can_begin_compiled(self.guide) and not is_staged():
-            arrays, key = self._key(args, kwargs, plan=None, starts=True)
-            with explain_tracing_errors("CompiledSVI"):
-                start = self._programs.begin(key, rng_key, init_params, arrays)
-            if start.finite:
-                self.adopt(start)
-                return start.state
-        else:
-            check_observed_shapes(self.model, args, kwargs | self.static_kwargs)
-        # If no initial values are finite, NumPyro raises an error that names the site.
-        attributes = self._guides_attributes()
-        state = super().init(rng_key, *args, init_params=init_params, **kwargs)
-        self._leave_out_what_changed(attributes)
-        return state
+        return self._start(rng_key, args, kwargs, init_params)[0]
 
     def run(
         self,
@@ -175,11 +162,13 @@ class CompiledSVI(SVI):
         if num_steps < 1:
             raise ValueError(f"num_steps must be a positive integer, got {num_steps}.")
         begin, state = time.perf_counter(), init_state
+        fresh = False
         if state is None:
-            state = self.init(rng_key, *args, init_params=init_params, **kwargs)
+            state, fresh = self._start(rng_key, args, kwargs, init_params)
         check_keeps_state(self, state)
-        # The programs reuse the memory of their state, which others may hold as well.
-        state = jax.tree.map(partial(jax.device_put, may_alias=False), state)
+        if not fresh:
+            # The programs reuse the memory of their state, which others may hold.
+            state = jax.tree.map(partial(jax.device_put, may_alias=False), state)
         steps = Steps(num_steps, stable_update, forward_mode_differentiation)
         arrays, key = self._key(args, kwargs, plan=steps)
         with explain_tracing_errors("CompiledSVI"):
@@ -190,7 +179,8 @@ class CompiledSVI(SVI):
                 # Bounds are traced inputs, so that one program serves all of them.
                 bounds = np.int32(0), np.int32(num_steps)
                 run = self._programs.run
-                state, losses, params = run(key, state, *bounds, arrays)
+                state, losses, computed = run(key, state, *bounds, arrays)
+                params = all_params(self, state, computed)
                 params |= collected_params(self.guide, state)
         jax.block_until_ready(losses)
         cost = Cost(time.perf_counter() - begin, gradients_of_svi(self, num_steps))
@@ -202,8 +192,9 @@ class CompiledSVI(SVI):
 
     def get_params(self, svi_state: Any) -> dict[str, Any]:
         """The values of ``param`` sites by name, and what the guide collected."""
-        key = content_key(self.optim)[0], self._key_of_bounds()
-        params = self._programs.params(ByContent(self.plain(), key), svi_state)
+        key = content_key(self.optim)[0], key_of_bounds(self)
+        computed = self._programs.params(ByContent(self.plain(), key), svi_state)
+        params = all_params(self, svi_state, computed)
         return params | collected_params(self.guide, svi_state)
 
     def adopt(self, start: Start) -> None:
@@ -234,6 +225,25 @@ class CompiledSVI(SVI):
         if key not in kept:
             kept[key] = make(key.arguments)
         return arrays, kept[key]
+
+    def _start(
+        self, rng_key: Any, args: tuple, kwargs: dict[str, Any], init_params: Any
+    ) -> tuple[Any, bool]:
+        """The initial state, and whether nothing else holds its arrays."""
+        if can_begin_compiled(self.guide) and not is_staged():
+            arrays, key = self._key(args, kwargs, plan=None, starts=True)
+            with explain_tracing_errors("CompiledSVI"):
+                start = self._programs.begin(key, rng_key, init_params, arrays)
+            if start.finite:
+                self.adopt(start)
+                return start.state, True
+        else:
+            check_observed_shapes(self.model, args, kwargs | self.static_kwargs)
+        # If no initial values are finite, NumPyro raises an error that names the site.
+        attributes = self._guides_attributes()
+        state = super().init(rng_key, *args, init_params=init_params, **kwargs)
+        self._leave_out_what_changed(attributes)
+        return state, False
 
     def _run_with_bar(self, key: Key, state: Any, arrays: list) -> tuple:
         number = key.plan.number
@@ -266,7 +276,7 @@ class CompiledSVI(SVI):
         svi = self.plain()
         parts = (svi.model, svi.guide, svi.optim, svi.loss, svi.static_kwargs)
         # The first program finds the supports. The others hold them as constants.
-        known = None if starts else self._key_of_bounds()
+        known = None if starts else key_of_bounds(self)
         return self._programs.key(
             (args, kwargs), svi, parts=(*parts, known), plan=plan, leave_out=leave_out
         )
@@ -288,12 +298,3 @@ class CompiledSVI(SVI):
 
     def _guides_attributes(self) -> list[dict[str, Any]]:
         return [attributes_of_guide(guide) for guide in guide_parts(self.guide)]
-
-    def _key_of_bounds(self) -> Any:
-        """The key of the maps to supports: they may hold numbers from arguments."""
-        maps = () if self.constrain_fn is None else self.constrain_fn.args
-        bounds = (maps, latent_supports(self.guide))
-        if any(isinstance(bound, Tracer) for bound in jax.tree.leaves(bounds)):
-            return object()
-        # A key compares NumPy's arrays by their contents, but JAX's by identity.
-        return content_key(jax.tree.map(np.asarray, bounds))[0]

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from functools import partial, reduce
+from functools import reduce
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from numpyro.infer.util import log_density
 
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
 from pyrox_ppl._observed_shapes import check_observed_shapes
+from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
 from pyrox_ppl.infer.compiled._object_output import ObjectOutput, Rest
 from pyrox_ppl.infer.compiled._programs import (
@@ -32,6 +33,7 @@ from pyrox_ppl.infer.compiled._programs import (
     jit_quickly,
     jit_with_key,
 )
+from pyrox_ppl.infer.compiled._svi_params import computed_params, materialize_params
 from pyrox_ppl.infer.guides._auto_flat_normal import AutoFlatNormal
 from pyrox_ppl.infer.guides._auto_laplace import AutoLaplace
 from pyrox_ppl.infer.guides._auto_swag import AutoSWAG
@@ -91,23 +93,6 @@ def empty_losses(steps: Steps) -> np.ndarray:
     return np.zeros(steps.number, jnp.result_type(float))
 
 
-def materialize_params(svi: SVI) -> SVI:
-    """A copy of an initialised SVI object, whose step computes nothing twice.
-
-    XLA fuses what is cheap into each of its uses. The scales would be transformed anew
-    for the draw and for the divergence. The gradients, for which the noise is computed
-    again, would be made anew for each moment that the optimiser keeps. The barrier and
-    its transpose keep each of them as one array.
-    """
-    copied: Any = copy.copy(svi)
-    copied.constrain_fn = partial(_constrain_once, svi.constrain_fn)
-    return copied
-
-
-def _constrain_once(constrain: Any, params: dict[str, Any]) -> dict[str, Any]:
-    return lax.optimization_barrier(constrain(params))
-
-
 def guide_parts(guide: Any) -> list[Any]:
     """The guide, and its parts if it is a list of guides."""
     if isinstance(guide, AutoGuideList):
@@ -115,7 +100,7 @@ def guide_parts(guide: Any) -> list[Any]:
     return [guide]
 
 
-def latent_supports(guide: Any) -> list[Any]:
+def _latent_supports(guide: Any) -> list[Any]:
     """The supports of the latent sites that a guide has seen."""
     return [
         site["fn"].support
@@ -124,6 +109,16 @@ def latent_supports(guide: Any) -> list[Any]:
         for site in part.prototype_trace.values()
         if site["type"] == "sample" and not site["is_observed"]
     ]
+
+
+def key_of_bounds(svi: SVI) -> Any:
+    """The key of the maps to supports: they may hold numbers from arguments."""
+    maps = () if svi.constrain_fn is None else svi.constrain_fn.args
+    bounds = (maps, _latent_supports(svi.guide))
+    if any(isinstance(bound, Tracer) for bound in jax.tree.leaves(bounds)):
+        return object()
+    # A key compares NumPy's arrays by their contents, but JAX's by identity.
+    return content_key(jax.tree.map(np.asarray, bounds))[0]
 
 
 class SVIPrograms(Programs):
@@ -170,10 +165,10 @@ class SVIPrograms(Programs):
     def _run(self, key: Key, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
         losses = empty_losses(key.plan)
         state, losses = self._advance(key, losses, state, first, stop, arrays)
-        return state, losses, key.source.value.get_params(state)
+        return state, losses, computed_params(key.source.value, state)
 
     def _params(self, source: ByContent, state: Any) -> dict[str, Any]:
-        return source.value.get_params(state)
+        return computed_params(source.value, state)
 
 
 def start_copy(
@@ -193,7 +188,10 @@ def start_copy(
     check_observed_shapes(svi.model, args, kwargs | svi.static_kwargs)
     fresh: Any = copy.copy(svi)
     fresh.guide = guide
-    state = fresh.init(rng_key, *args, init_params=init_params, **kwargs)
+    # The barrier keeps JAX from returning an argument of its caller as it is.
+    state = lax.optimization_barrier(
+        fresh.init(rng_key, *args, init_params=init_params, **kwargs)
+    )
     # AutoFlatNormal knows it from its search. Else it takes one more evaluation.
     finite = getattr(guide, "__dict__", {}).pop("_start_is_finite", None)
     if finite is None:

@@ -12,7 +12,7 @@ from numpyro.infer import SVI
 from pyrox_ppl.infer._arrays import is_sharded
 from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
 from pyrox_ppl.infer.compiled._chains import chain_devices, chain_mesh
-from pyrox_ppl.infer.compiled._svi_program import materialize_params
+from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.resumable._epochs import make_programs
 from pyrox_ppl.infer.resumable._site_order import order_sites
 

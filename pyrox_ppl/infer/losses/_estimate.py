@@ -37,7 +37,7 @@ from pyrox_ppl.infer.losses._gaussian import (
     drawn,
     shorten,
 )
-from pyrox_ppl.infer.losses._noise import random_signs
+from pyrox_ppl.infer.losses._noise import count_words, random_signs
 from pyrox_ppl.infer.losses._plan import Plan
 from pyrox_ppl.infer.losses._primitives import axis_map
 from pyrox_ppl.infer.losses._uses import (
@@ -59,8 +59,9 @@ class Estimator:
     def __init__(self, plan: Plan, local: bool, key: jax.Array) -> None:
         self.plan = plan
         self.local = local
-        self.key = key
-        self.numbers = {path: number for number, path in enumerate(plan.uses)}
+        # All keys in one operation: many small ones cost more than their numbers.
+        keys = jax.random.split(key, max(len(plan.uses), 1))
+        self.keys = {path: keys[number] for number, path in enumerate(plan.uses)}
 
     def run(self, closed: Any, inputs: Sequence[Any]) -> list[jax.Array]:
         """The results of the whole program."""
@@ -169,11 +170,16 @@ class Estimator:
             keep[features] = True
         else:
             keep = [new not in shared for new in axes.axes]
-        left, right = jax.random.split(key)
-        signs = random_signs(left, shorten(x.shape, keep), x.dtype)
-        out = [axis not in shared for axis in range(mean.ndim)]
-        flips = random_signs(right, shorten(mean.shape, out), mean.dtype)
-        return mean + flips * product(value.shift, x * signs)
+        kept_in = shorten(x.shape, keep)
+        kept_out = shorten(
+            mean.shape, [axis not in shared for axis in range(mean.ndim)]
+        )
+        signs = random_signs(key, kept_in, x.dtype)
+        first = count_words(kept_in)
+        flips = random_signs(key, kept_out, mean.dtype, first=first)
+        # The barriers keep XLA from making both anew for each of their readers.
+        signed = lax.optimization_barrier(x * signs)
+        return lax.optimization_barrier(mean + flips * product(value.shift, signed))
 
     def _draw(
         self, value: Gaussian, shape: Sequence[int], path: Path, loops: tuple
@@ -194,7 +200,7 @@ class Estimator:
 
     def _key(self, path: Path, loops: tuple[jax.Array, ...]) -> jax.Array:
         """The key of a use: one for each iteration of the loops that are rows."""
-        key = jax.random.fold_in(self.key, self.numbers[path])
+        key = self.keys[path]
         shared = set(self.plan.uses[path].rows) - set(self._kept(path))
         for depth, iteration in enumerate(loops):
             if -(depth + 1) not in shared:

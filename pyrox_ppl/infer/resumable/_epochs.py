@@ -14,7 +14,7 @@ from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
 from pyrox_ppl.infer._mutable_state import evaluate_with_state
-from pyrox_ppl.infer.compiled._svi_program import materialize_params
+from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.data._loader import MinibatchLoader, held_out_batches
 from pyrox_ppl.infer.resumable._loop import Segment
 

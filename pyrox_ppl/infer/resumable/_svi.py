@@ -17,7 +17,7 @@ from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
-from pyrox_ppl.infer.compiled._svi_program import materialize_params
+from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.resumable._fingerprint import (
     Fingerprint,
     name_arguments,

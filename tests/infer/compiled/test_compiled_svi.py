@@ -25,7 +25,7 @@ from pyrox_ppl.infer import (
     CompiledSVI,
 )
 from pyrox_ppl.infer.compiled._object_output import ObjectOutput
-from pyrox_ppl.infer.compiled._svi_program import materialize_params
+from pyrox_ppl.infer.compiled._svi_params import materialize_params
 
 # NumPyro's own model of a seed, its transforms and its reparameterised prior broadcast.
 pytestmark = pytest.mark.rank_promotion

@@ -7,10 +7,12 @@ import weakref
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 from compilations import compilations
+from jax.core import Tracer
 from numpyro.infer import NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
 
@@ -20,6 +22,7 @@ from pyrox_ppl.infer import (
     CompiledSVI,
     run_ensemble,
 )
+from pyrox_ppl.infer.compiled import _programs
 
 pytestmark = pytest.mark.rank_promotion
 
@@ -123,3 +126,51 @@ def test_no_program_keeps_a_model_that_is_gone(use):
     del own
     gc.collect()
     assert alive() is None
+
+
+def keeping(weight):
+    def model(y=None):
+        """The mean starts at an array that the caller holds as well."""
+        loc = numpyro.param("loc", weight)
+        numpyro.sample("y", dist.Normal(loc, 1.0).to_event(1), obs=y)
+
+    return CompiledSVI(
+        model, lambda y=None: None, numpyro.optim.Adam(0.1), Trace_ELBO()
+    )
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_run_deletes_no_array_that_others_hold(bar):
+    weight, start, y = jnp.ones(3), jnp.full(3, 2.0), jnp.arange(3.0)
+    own = keeping(weight)
+    options = {"y": y, "progress_bar": bar}
+    first = own.run(KEY, 2, **options)
+    other = own.run(KEY, 2, init_params={"loc": start}, **options)
+    begun = own.init(KEY, y=y, init_params={"loc": start})
+    later = own.run(KEY, 2, init_state=begun, **options)
+    again = own.run(KEY, 2, init_state=later.state, **options)
+    held = (weight, start, y, first.state, first.params, other.state, other.params)
+    held += (begun, later.state, later.params, again.state, again.params)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(held))
+    np.testing.assert_array_equal(weight, np.ones(3))
+    np.testing.assert_array_equal(start, np.full(3, 2.0))
+    np.testing.assert_array_equal(own.get_params(begun)["loc"], start)
+    np.testing.assert_allclose(later.params["loc"], other.params["loc"], rtol=1e-6)
+    assert not np.allclose(again.params["loc"], later.params["loc"])
+
+
+def test_the_arrays_of_a_closure_are_inputs_of_the_first_program(monkeypatch):
+    weight, given, traced = jnp.ones(3), [], _programs.run_jaxpr
+
+    def watched(jaxpr, constants, *inputs):
+        given.extend(constants)
+        return traced(jaxpr, constants, *inputs)
+
+    monkeypatch.setattr(_programs, "run_jaxpr", watched)
+    own = keeping(weight)
+    for y in (jnp.zeros(3), jnp.ones(3)):
+        state = own.init(KEY, y=y)
+    np.testing.assert_array_equal(own.get_params(state)["loc"], weight)
+    (constant,) = given
+    assert isinstance(constant, Tracer)
+    assert constant.shape == weight.shape
