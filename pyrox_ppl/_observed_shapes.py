@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 from numpyro.distributions import (
     Distribution,
@@ -72,7 +73,7 @@ def _check(site: dict[str, Any]) -> None:
             raise ValueError(
                 f"the site {name!r} compares every observation with every prediction: "
                 f"its observations have shape {observed} and its distribution {given}, "
-                f"which broadcast to {jnp.broadcast_shapes(given, observed)}. Drop the "
+                f"which broadcast to {np.broadcast_shapes(given, observed)}. Drop the "
                 "axis of length 1 of outputs, observations, scales or masks, by "
                 '`[:, 0]` or with "scalar" as the out_size of the network. If all '
                 "pairs are meant, put each of these axes on a plate."
@@ -81,7 +82,7 @@ def _check(site: dict[str, Any]) -> None:
     densities = observed[: max(len(observed) - fn.event_dim, 0)]
     scale = () if site["scale"] is None else jnp.shape(site["scale"])
     if _do_broadcast(densities, fn.batch_shape):
-        densities = jnp.broadcast_shapes(densities, fn.batch_shape)
+        densities = np.broadcast_shapes(densities, fn.batch_shape)
         if _pairs_rows(scale, densities, plates):
             raise ValueError(
                 f"the site {name!r} multiplies every log density by every scale: its "
@@ -123,7 +124,7 @@ def _pairs_rows(
 
 def _do_broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     try:
-        jnp.broadcast_shapes(one, other)
+        np.broadcast_shapes(one, other)
     except ValueError:
         return False
     return True

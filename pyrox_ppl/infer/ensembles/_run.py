@@ -257,6 +257,7 @@ def run_ensemble(
         axis=0,
         block=size,
         segment=segment_of_steps,
+        stable=stable_update,
     )
     state, progress, rows = complete(
         run,

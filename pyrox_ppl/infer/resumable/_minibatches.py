@@ -245,6 +245,7 @@ def run_minibatches(
         axis=0,
         block=size,
         segment=epochs.segment,
+        stable=stable_update,
     )
     (last, best), progress, rows = complete(
         run,
