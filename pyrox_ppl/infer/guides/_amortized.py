@@ -191,10 +191,7 @@ class AmortizedGuide:
         local = self._known_plate()
         missing = [name for name in self._names if name not in params]
         if missing:
-            raise ValueError(
-                f"params lacks the encoder's {missing}: pass the fit.params that SVI "
-                "learned with this guide."
-            )
+            raise ValueError(f"params lacks the encoder's {missing}: pass fit.params.")
         check_trained_values({name: params[name] for name in self._names})
         supports = [site.support for site in local.sites]
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(supports)):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from pyrox_ppl._divergence import check_trained_values
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer.guides._laplace_fit import LaplaceFit, params_of, put_into
 from pyrox_ppl.infer.guides._laplace_members import over_members
@@ -167,13 +166,12 @@ class AutoLaplace(AbstractModeGuide):
             The same kind of fit, with more ``params``.
 
         Raises:
-            ValueError: If the fit is of another guide or diverged; if the parameters
+            ValueError: If the fit is of another guide; if the parameters
                 are no mode for these data; if the precision is not positive; if the
                 model sees a part of the data, or does not scale a batch up to all data;
                 or if a likelihood or a prior has no curvature of this structure.
         """
         params = params_of(fit)
-        check_trained_values(params, self._num_members(params))
 
         def add(params: Mapping, key: jax.Array, compiled: Any) -> Draws:
             return go_through(

@@ -70,7 +70,7 @@ def test_what_is_no_mode_is_refused_unless_it_is_accepted(guide):
             guide.add_curvature(params, X, y)
         assert guide.add_curvature(params, X, y, max_decrement=100.0)
     nan = {"slope_auto_loc": jnp.array(jnp.nan)}
-    with pytest.raises(ValueError, match="'slope_auto_loc' of its parameters hold NaN"):
+    with pytest.raises(ValueError, match=r"no mode for these data|not finite"):
         guide.add_curvature(nan, X, Y, max_decrement=jnp.inf)
 
 
