@@ -63,7 +63,7 @@ class _FullData(Messenger):
                 msg["scale"] = msg["scale"] / self._factors.get(frame.name, 1.0)
 
 
-class _Indices(Messenger):
+class MarkIndices(Messenger):
     """Give subsampled plates marked indices."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def _picks_rows(run: Callable[[], Any]) -> dict[str, bool]:
 
     def indices_and_sites() -> tuple[dict[str, Any], dict[str, Any]]:
         # No handler outside sees this run, or loses a random number to it.
-        indices = _Indices()
+        indices = MarkIndices()
         with handlers.block(), indices:
             trace = abstract_trace(run)
         names.update(indices.by_plate)

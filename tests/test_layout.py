@@ -28,6 +28,7 @@ CORE = {
     "_layer_state",
     "_message",
     "_numpyro",
+    "_divergence",
     "_observed_shapes",
     "_parameter",
     "_prior",

@@ -53,17 +53,51 @@ def check(fn, observed, plates=(), mask=None):
         (dist.Normal(ROWS, 1.0), COLUMN),
         (dist.Normal(COLUMN, 1.0).to_event(1), ROWS),
         (dist.Categorical(logits=jnp.ones((N, 1, 3))), jnp.ones(N, int)),
+        (dist.Normal(ROWS, COLUMN), ROWS),
+        (dist.Normal(COLUMN, 1.0).expand((N, N)), ROWS),
+        (dist.Normal(ROWS, 1.0).mask(COLUMN > 0), ROWS),
+        (dist.LeftCensoredDistribution(dist.Normal(ROWS, 1.0), COLUMN > 0), ROWS),
     ],
-    ids=["column of means", "column of observations", "event", "classes"],
+    ids=[
+        "column of means",
+        "column of observations",
+        "event",
+        "classes",
+        "column of deviations",
+        "expanded",
+        "column of a mask",
+        "column of censored",
+    ],
 )
 def test_all_pairs_are_refused(fn, observed, plates):
     with pytest.raises(ValueError, match=r"'y' compares .* broadcast to \(6, 6\)"):
         check(fn, observed, plates)
 
 
-def test_a_mask_hides_nothing():
+@pytest.mark.parametrize("plates", [(), (ROW,)], ids=["bare", "plate"])
+def test_a_mask_hides_nothing(plates):
     with pytest.raises(ValueError, match=r"its distribution \(6, 1\)"):
-        check(dist.Normal(COLUMN, 1.0), ROWS, (ROW,), jnp.ones(N, bool))
+        check(dist.Normal(COLUMN, 1.0), ROWS, plates, jnp.ones(N, bool))
+
+
+def test_a_plate_hides_no_column_of_observations():
+    with pytest.raises(ValueError, match=r"its distribution \(6,\)"):
+        check(dist.Normal(0.0, 1.0), COLUMN, (ROW,))
+
+
+@pytest.mark.parametrize("plates", [(), (ROW,)], ids=["bare", "plate"])
+def test_a_column_of_scales_is_refused(plates):
+    def model(weights, y):
+        with contextlib.ExitStack() as stack:
+            for name, size, dim in plates:
+                stack.enter_context(numpyro.plate(name, size, dim=dim))
+            stack.enter_context(handlers.scale(scale=weights))
+            numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"scale has shape \(6, 1\)"):
+        check_observed_shapes(model, (COLUMN, ROWS), {})
+    check_observed_shapes(model, (ROWS, ROWS), {})
+    check_observed_shapes(model, (COLUMN, jnp.ones((N, N))), {})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +108,10 @@ def test_a_mask_hides_nothing():
         (dist.Normal(ROWS, 1.0), 1.0, ()),
         (dist.Normal(ROWS, 1.0), jnp.ones(1), (ROW,)),
         (dist.Normal(COLUMN, 1.0), COLUMN, ()),
-        (dist.Normal(COLUMN, 1.0).expand((N, N)), ROWS, ()),
+        (dist.Normal(COLUMN, 1.0).expand((N, N)), ROWS, (ROW, ("pair", N, -2))),
+        (dist.Normal(COLUMN, 1.0), jnp.ones((N, N)), ()),
+        (dist.Normal(jnp.ones((N, N)), 1.0).to_event(1), jnp.ones((N, N)), (ROW,)),
+        (dist.MultivariateNormal(jnp.ones((N, N)), jnp.eye(N)), ROWS, ()),
         (dist.Normal(jnp.ones((4, 1)), 1.0), ROWS, (ROW, GROUP)),
         (dist.MultivariateNormal(jnp.ones(3), jnp.eye(3)), jnp.ones((N, 3)), (ROW,)),
         (dist.Categorical(logits=jnp.ones((N, 3))), jnp.ones(N, int), (ROW,)),

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from numpyro.infer import HMC, MCMC, NUTS
 
 from pyrox_ppl._cost import cost_of
+from pyrox_ppl._divergence import check_trained_values
 from pyrox_ppl._numpyro import has_collected, max_tree_depths
 from pyrox_ppl._version import __version__
 from pyrox_ppl.posterior._guide import GuideDraws, autoguides_of, draw_guide
@@ -182,6 +183,7 @@ def source_from_guide(
     losses = getattr(fit, "losses", None)
     losses = None if losses is None else np.asarray(losses)
     members = len(losses) if losses is not None and losses.ndim == 2 else None
+    check_trained_values(getattr(fit, "params", fit), members)
     call = dataclasses.replace(call, params=params)
     drawn = draw_guide(guide, call, rng_key, num_samples, members)
     chains = members or 1

@@ -1,5 +1,7 @@
 """A batch that counts as all of the data is refused, and nothing else is."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,24 +21,27 @@ KEY = jax.random.key(0)
 X, Y = np.arange(6.0, dtype=np.float32), np.ones(6, np.float32)
 
 
-def observe(x, y, name="y"):
+def observe(x, y, name="y", scale=1.0):
     slope = numpyro.sample(f"slope of {name}", dist.Normal(0.0, 1.0))
-    numpyro.sample(name, dist.Normal(slope * x, 1.0), obs=y)
+    with handlers.scale(scale=scale):
+        numpyro.sample(name, dist.Normal(slope * x, 1.0), obs=y)
 
 
-def factor(x, y):
+def factor(x, y, scale=1.0):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
-    numpyro.factor("likelihood", -jnp.sum((y - slope * x) ** 2))
+    with handlers.scale(scale=scale):
+        numpyro.factor("likelihood", -jnp.sum((y - slope * x) ** 2))
 
 
-def steps(x, y):
+def steps(x, y, scale=1.0):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
 
     def step(carry, row):
         numpyro.sample("y", dist.Normal(slope * row[0], 1.0), obs=row[1])
         return carry, None
 
-    scan(step, 0.0, (x, y))
+    with handlers.scale(scale=scale):
+        scan(step, 0.0, (x, y))
 
 
 def plate(x, size=N):
@@ -62,6 +67,13 @@ def masked(x, y):
         observe(x, y)
 
 
+def readings_of_rows(x, y):
+    """Three of nine readings of each row: that plate scales no rows."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", len(x), dim=-2), numpyro.plate("reading", 9, 3, dim=-1):
+        numpyro.sample("y", dist.Normal(slope * x[:, None], 1.0), obs=y[:, None])
+
+
 @pytest.mark.parametrize(
     ("model", "site"),
     [
@@ -72,6 +84,9 @@ def masked(x, y):
         (factor, "likelihood"),
         (steps, "y"),
         (handlers.scale(observe, scale=1.0), "y"),
+        (handlers.scale(observe, scale=N / B), "y"),  # the prior counts as often
+        (partial(observe, scale=B / N), "y"),  # upside down
+        (readings_of_rows, "y"),
     ],
 )
 def test_rows_that_nothing_scales_are_refused(model, site):
@@ -104,6 +119,36 @@ def masked_on_a_plate(x, y):
         masked(x, y)
 
 
+def latents_of_rows(x, y):
+    """All latents belong to rows, and are scaled with them."""
+    with handlers.scale(scale=N / B):
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(len(x)), 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def windows(x, y):
+    """A row is a window of two steps out of a series of seven."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("step", N + 1, subsample_size=2 * len(x)):
+        numpyro.sample("y", dist.Normal(slope * jnp.repeat(x, 2), 1.0), obs=1.0)
+
+
+def half_of_the_batch(x, y):
+    """The other half has no labels."""
+    on_a_plate(x[: len(x) // 2], y[: len(x) // 2], size=N // 2)
+
+
+def rows_and_readings(x, y, few=3):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    y = jnp.repeat(y, 3).reshape(len(x), 3)[:, :few]
+    with plate_of_rows(x), numpyro.plate("reading", 9, few, dim=-1):
+        numpyro.sample("y", dist.Normal(slope * x[:, None], 1.0), obs=y)
+
+
+def plate_of_rows(x):
+    return numpyro.plate("row", N, subsample_size=len(x), dim=-2)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -114,14 +159,66 @@ def masked_on_a_plate(x, y):
         masked_on_a_plate,
         handlers.scale(on_a_plate, scale=0.1),
         handlers.scale(on_a_plate, scale=B / N),  # a temperature, by chance
-        handlers.scale(observe, scale=N / B),
-        handlers.scale(observe, scale=jnp.array(N / B)),
-        handlers.scale(factor, scale=N / B),
-        handlers.scale(steps, scale=N / B),
+        partial(observe, scale=N / B),
+        partial(observe, scale=jnp.array(N / B)),
+        partial(observe, scale=0.1 * N / B),  # a temperature
+        partial(factor, scale=N / B),
+        partial(steps, scale=N / B),
+        handlers.scale(on_a_plate, scale=1 / N),  # the whole loss, a row
+        latents_of_rows,
+        windows,
+        half_of_the_batch,
+        rows_and_readings,
+        partial(rows_and_readings, few=2),
     ],
 )
 def test_scaled_rows_and_sites_without_rows_pass(model):
     check_batch_scale(model, (X[:B], Y[:B]), N, {})
+
+
+def twice(x, y):
+    with plate(x):
+        observe(x, y, scale=N / B)
+
+
+def flattened(x, y):
+    """Three readings of a row on one plate, whose size forgets them."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", N, subsample_size=2 * len(x)):
+        numpyro.sample("y", dist.Normal(slope * jnp.repeat(x, 2), 1.0), obs=1.0)
+
+
+def drawn_again(x, y):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with plate(x) as rows:
+        numpyro.sample("y", dist.Normal(slope * x[rows], 1.0), obs=y[rows])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (partial(on_a_plate, size=60), "plate 'row' takes 2 of 60 rows, .* 2 of 6"),
+        (partial(on_a_plate, size=4), "plate 'row' takes 2 of 4 rows, .* 2 of 6"),
+        (flattened, "plate 'row' takes 4 of 6 rows, .* 2 of 6"),
+        (twice, "counts 3 times by its plate and 3 times more"),
+        (drawn_again, "'y' takes the rows that the plate 'row' draws, of 6"),
+    ],
+)
+def test_rows_of_another_number_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch_scale(model, (X[:B], Y[:B]), N, {})
+
+
+def test_a_model_may_draw_parts_of_the_rows_that_it_is_given():
+    def model(x):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        with plate_of_rows(x), numpyro.plate("reading", 9, 2, dim=-1) as readings:
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=x[:, readings])
+
+    svi = SVI(model, AutoNormal(model), numpyro.optim.Adam(0.1), Trace_ELBO())
+    loader = MinibatchLoader((np.ones((N, 9)),), B, rng_key=KEY)
+    fit = run_minibatches(svi, KEY, loader, 1, progress_bar=False)
+    assert np.all(np.isfinite(fit.losses))
 
 
 @pytest.mark.parametrize("run", [run_minibatches, run_ensemble])

@@ -107,6 +107,12 @@ def join_arguments(arrays: list, static: ByContent) -> Any:
     return put_arrays(arrays, *static.value)
 
 
+def on_device(arguments: Any) -> Any:
+    """Make JAX's arrays of NumPy's, which no traced number can index."""
+    arrays, *rest = take_arrays(arguments)
+    return put_arrays(jax.device_put(arrays), *rest)
+
+
 def warn_of_recompiling(what: str, advice: str) -> None:
     """Warn the user that nothing compiled will be used again, and what to do."""
     warnings.warn(

@@ -12,6 +12,7 @@ from numpyro.infer import SVI
 from numpyro.infer.svi import SVIRunResult
 
 from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
+from pyrox_ppl._divergence import mean_of_finite, warn_of_divergence
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._content_key import content_key
@@ -182,7 +183,7 @@ class CompiledSVI(SVI):
                 state, losses, computed = run(key, state, *bounds, arrays)
                 params = all_params(self, state, computed)
                 params |= collected_params(self.guide, state)
-        jax.block_until_ready(losses)
+        warn_of_divergence(np.asarray(losses), num_steps, stable=stable_update)
         cost = Cost(time.perf_counter() - begin, gradients_of_svi(self, num_steps))
         return CountedSVIResult.make(params, state, losses, cost=cost)
 
@@ -257,7 +258,7 @@ class CompiledSVI(SVI):
                 done = np.asarray(losses[:stop])
                 bar.set_postfix_str(
                     f"init loss: {done[0]:.4f}, avg. loss [{first + 1}-{stop}]: "
-                    f"{np.nanmean(done[first:]):.4f}",
+                    f"{mean_of_finite(done[first:]):.4f}",
                     refresh=False,
                 )
                 bar.update(stop - first)

@@ -10,7 +10,11 @@ from jax.sharding import PartitionSpec
 from numpyro.infer import SVI
 
 from pyrox_ppl.infer._arrays import is_sharded
-from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
+from pyrox_ppl.infer.compiled._arguments import (
+    ByContent,
+    join_arguments,
+    on_device,
+)
 from pyrox_ppl.infer.compiled._chains import chain_devices, chain_mesh
 from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.resumable._epochs import make_programs
@@ -71,7 +75,7 @@ def compile_members(
     """
     args, kwargs = join_arguments(arrays, static)
     one = jax.tree.map(lambda leaf: leaf[0], state)
-    ordered = order_sites(svi, one, (*batch, *args), kwargs)
+    ordered = order_sites(svi, one, *on_device(((*batch, *args), kwargs)))
     take_steps = _steps_on_batches if plan.on_batches else _steps_on_all
     steps_of_one = take_steps(plan, ordered, static)
 

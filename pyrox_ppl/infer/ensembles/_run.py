@@ -135,8 +135,9 @@ def run_ensemble(
     Raises:
         TypeError: If `rng_key` is no key.
         ValueError: If an observed site depends on the rows of a batch and nothing
-            scales it; if there are fewer than two members; if two of them start at the
-            same point; if `make` returns other modules than the model reads; if
+            scales it, or a plate of another number of rows, or a plate and a
+            handler both; if there are fewer than two members; if two of them start at
+            the same point; if `make` returns other modules than the model reads; if
             `init_params` has no axis of members; if a latent site is discrete; if the
             run at `path` was begun with something else or is damaged.
         RuntimeError: If a member starts where the density of the model is not finite.
@@ -256,6 +257,7 @@ def run_ensemble(
         axis=0,
         block=size,
         segment=segment_of_steps,
+        stable=stable_update,
     )
     state, progress, rows = complete(
         run,

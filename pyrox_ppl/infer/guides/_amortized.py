@@ -13,6 +13,7 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide, AutoNormal
 
 from pyrox_ppl._bind import bind
+from pyrox_ppl._divergence import check_trained_values
 from pyrox_ppl._parameter import check_name, parameters_of
 from pyrox_ppl.handlers import learn
 from pyrox_ppl.infer._init_to_stored import init_to_stored
@@ -184,16 +185,14 @@ class AmortizedGuide:
 
         Raises:
             ValueError: If the guide has not run yet (``svi.init`` runs it), if `params`
-                lacks parameters of the encoder, or if a support depends on values that
-                existed only inside a compiled run.
+                lacks parameters of the encoder or holds NaN, or if a support depends on
+                values that existed only inside a compiled run.
         """
         local = self._known_plate()
         missing = [name for name in self._names if name not in params]
         if missing:
-            raise ValueError(
-                f"params lacks the encoder's {missing}: pass the fit.params that SVI "
-                "learned with this guide."
-            )
+            raise ValueError(f"params lacks the encoder's {missing}: pass fit.params.")
+        check_trained_values({name: params[name] for name in self._names})
         supports = [site.support for site in local.sites]
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(supports)):
             raise ValueError(

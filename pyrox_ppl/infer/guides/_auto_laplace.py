@@ -166,10 +166,10 @@ class AutoLaplace(AbstractModeGuide):
             The same kind of fit, with more ``params``.
 
         Raises:
-            ValueError: If the fit is of another guide; if the parameters are no mode
-                for these data; if the precision is not positive; if the model sees a
-                part of the data, or does not scale a batch up to all data; or if a
-                likelihood or a prior has no curvature of this structure.
+            ValueError: If the fit is of another guide; if the parameters
+                are no mode for these data; if the precision is not positive; if the
+                model sees a part of the data, or does not scale a batch up to all data;
+                or if a likelihood or a prior has no curvature of this structure.
         """
         params = params_of(fit)
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from pyrox_ppl._divergence import warn_of_divergence
 from pyrox_ppl.infer._arrays import check_key, from_numpy, stored_as, strong, to_numpy
 from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, check
 from pyrox_ppl.infer.resumable._store import RunStore
@@ -43,6 +44,7 @@ class Run(NamedTuple):
         block: How many entries a whole segment adds.
         segment: Makes the next segment from a state and a progress. It may write on
             the progress bar.
+        stable: Whether the run leaves out steps that are not finite.
     """
 
     start: Any
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     axis: int
     block: int
     segment: Callable[[Any, dict[str, Any], tqdm], Segment]
+    stable: bool = False
 
 
 def complete(
@@ -86,6 +89,7 @@ def complete(
         state, progress = record.state, record.progress
         # A run that an older version began does not say how long it took.
         before = None if progress["steps"] else 0.0
+        warned = bool(progress["steps"]) and _warn(run, record)
         while progress["steps"] < run.total and not progress.get("stopped"):
             begin, before = time.perf_counter(), progress.get("seconds", before)
             state, progress, rows = run.segment(state, progress, bar)
@@ -95,7 +99,17 @@ def complete(
                 progress = {**progress, "seconds": seconds}
             state = record.commit(state, progress, rows)
             bar.update(progress["steps"] - bar.n)
+            if not warned and not np.isfinite(rows.get("loss", np.zeros(1))[-1]).all():
+                warned = _warn(run, record)
         return Segment(state, progress, record.rows())
+
+
+def _warn(run: Run, record: "_InMemory | _OnDisk") -> bool:
+    """Warn if the losses so far are those of a fit that diverged."""
+    if "loss" not in run.rows:
+        return False
+    losses = np.asarray(record.rows()["loss"])
+    return warn_of_divergence(losses.T, run.total, stable=run.stable)
 
 
 def check_call(call: str, rng_key: Any, *, commits: bool = True) -> None:

@@ -139,10 +139,11 @@ def run_minibatches(
     Raises:
         TypeError: If `rng_key` is no key.
         ValueError: If an observed site depends on the rows of a batch and nothing
-            scales it, if `patience` or `held_out_kwargs` is given without `held_out`,
-            if the loss on `held_out` is finite after no epoch, if the model has
-            ``mutable`` sites and the loss several particles, if the run at `path` was
-            begun with something else or is damaged, or if `path` is given where JAX
+            scales it, or a plate of another number of rows, or a plate and a
+            handler both, if `patience` or `held_out_kwargs` is given without
+            `held_out`, if the loss on `held_out` is finite after no epoch, if the model
+            has ``mutable`` sites and the loss several particles, if the run at `path`
+            was begun with something else or is damaged, or if `path` is given where JAX
             runs in several processes.
 
     References:
@@ -244,6 +245,7 @@ def run_minibatches(
         axis=0,
         block=size,
         segment=epochs.segment,
+        stable=stable_update,
     )
     (last, best), progress, rows = complete(
         run,

@@ -157,6 +157,7 @@ def run_svi(
         axis=0,
         block=size,
         segment=segment_of_steps,
+        stable=stable_update,
     )
     state, progress, rows = complete(
         run,

@@ -7,7 +7,11 @@ from numpyro.infer import SVI
 
 from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._arrays import strong
-from pyrox_ppl.infer.compiled._arguments import join_arguments, split_arguments
+from pyrox_ppl.infer.compiled._arguments import (
+    join_arguments,
+    on_device,
+    split_arguments,
+)
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
 from pyrox_ppl.infer.resumable._site_order import order_sites
 
@@ -65,7 +69,7 @@ def start_svi(
     svi.constrain_fn = chosen.constrain_fn
 
     def make_now(static: Any) -> Any:
-        ordered = order_sites(svi, state, args, kwargs)
+        ordered = order_sites(svi, state, *on_device((args, kwargs)))
         return make(ordered, lambda arrays: join_arguments(arrays, static))
 
     if twin is None:
