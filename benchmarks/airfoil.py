@@ -44,9 +44,9 @@ from pyrox_ppl.infer import (
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "silu": jax.nn.silu}
 PRIORS = {
-    "normal": px.priors.normal(),
-    "fan_in": px.priors.fan_in(),
-    "hierarchical": px.priors.hierarchical(dist.HalfNormal(3.0)),
+    "normal": px.priors.normal,
+    "fan_in": px.priors.fan_in,
+    "hierarchical": lambda std: px.priors.hierarchical(dist.HalfNormal(std)),
 }
 
 
@@ -69,9 +69,9 @@ def read(file, validate):
     ]
 
 
-def make_model(prior):
+def make_model(prior, std):
     def model(network, x, y=None):
-        with px.bayesianize(prior=PRIORS[prior]):
+        with px.bayesianize(prior=PRIORS[prior](std)):
             net = px.bind(network, "net")
         out = jax.vmap(net)(x)
         mean = numpyro.deterministic("mean", out[:, 0])
@@ -109,12 +109,12 @@ class Fitter:
     """The programs of all seeds, compiled once."""
 
     def __init__(self, args):
-        self.args, self.model = args, make_model(args.prior)
+        self.args, self.model = args, make_model(args.prior, args.prior_std)
         self.guide = AutoDelta(self.model)
         rate = numpyro.optim.Adam(args.rate)
         self.svi = SVI(self.model, self.guide, rate, Trace_ELBO())
         self.chains = CompiledMCMC(
-            MCLMC(self.model),
+            MCLMC(self.model, energy_variance=args.energy_variance),
             num_warmup=args.warmup,
             num_samples=args.samples,
             thinning=max(args.samples // args.draws, 1),
@@ -125,7 +125,7 @@ class Fitter:
 
     def measure(self, seed, train, test):
         """The scores of the ensemble and of the chains that start at its members."""
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         args = self.args
         sizes = train[0].shape[1], args.width, args.depth
         make = functools.partial(make_network, *sizes, args.activation)
@@ -141,7 +141,10 @@ class Fitter:
         start = init_params_from_members(self.model, members, *data)
         self.chains.run(chain_key, *data, init_params=start)
         jax.block_until_ready(self.chains.get_samples())
-        seconds = time.perf_counter() - begin
+        costs = {
+            "seconds": time.perf_counter() - begin,
+            "CPU seconds": time.process_time() - cpu,
+        }
         ensemble = px.to_datatree(fit, network, *test, guide=self.guide)
         tree = px.to_datatree(self.chains, network, *test)
         gradients = tree.attrs["gradient_evaluations"] + fit.gradient_evaluations
@@ -149,7 +152,7 @@ class Fitter:
             "ensemble": gaussian_score(ensemble, test[1]),
             "diverging": int(tree.sample_stats["diverging"].sum()),
             "gradients": gradients,
-            "seconds": seconds,
+            **costs,
         }
 
 
@@ -227,6 +230,8 @@ def parse(arguments=None):
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--activation", choices=list(ACTIVATIONS), default="relu")
     parser.add_argument("--prior", choices=list(PRIORS), default="normal")
+    parser.add_argument("--prior-std", type=float, default=1.0)
+    parser.add_argument("--energy-variance", nargs=2, type=float, default=[0.5, 0.1])
     parser.add_argument("--chain-method", default="vectorized")
     parser.add_argument(
         "--validate", type=float, default=0.0, help="a share of the training rows"
