@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
@@ -73,10 +74,10 @@ def make_model(prior, std):
     def model(network, x, y=None):
         with px.bayesianize(prior=PRIORS[prior](std)):
             net = px.bind(network, "net")
-        out = jax.vmap(net)(x)
-        mean = numpyro.deterministic("mean", out[:, 0])
+        mean, raw = net(x.T)
+        mean = numpyro.deterministic("mean", mean)
         with numpyro.plate("row", len(x)):
-            scale = jax.nn.softplus(out[:, 1]) + 1e-6
+            scale = jax.nn.softplus(raw) + 1e-6
             numpyro.sample("y", dist.Normal(mean, scale), obs=y)
 
     return model
@@ -99,10 +100,31 @@ def gaussian_score(tree, y):
     return score(mean, std, np.asarray(y))
 
 
+class Network(eqx.Module):
+    """A multilayer perceptron on all rows at once: they are the last axis.
+
+    A CPU's vectors run along the rows, of which there are more than units of a layer:
+    a gradient takes two thirds of the time that ``vmap`` of ``eqx.nn.MLP`` takes.
+    """
+
+    layers: list[eqx.nn.Linear]
+    activation: Callable = eqx.field(static=True)
+
+    def __call__(self, x):
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = self.activation(layer.weight @ x + layer.bias[:, None])
+        return last.weight @ x + last.bias[:, None]
+
+
 def make_network(inputs, width, depth, activation, key):
     """A network as its initialiser draws it: the outputs are a mean and a scale."""
-    how = {"activation": ACTIVATIONS[activation], "key": key}
-    return eqx.nn.MLP(inputs, 2, width, depth, **how)
+    sizes = itertools.pairwise([inputs, *[width] * depth, 2])
+    keys = jax.random.split(key, depth + 1)
+    layers = [
+        eqx.nn.Linear(*pair, key=k) for pair, k in zip(sizes, keys, strict=True)
+    ]
+    return Network(layers, ACTIVATIONS[activation])
 
 
 class Fitter:
