@@ -121,9 +121,7 @@ def make_network(inputs, width, depth, activation, key):
     """A network as its initialiser draws it: the outputs are a mean and a scale."""
     sizes = itertools.pairwise([inputs, *[width] * depth, 2])
     keys = jax.random.split(key, depth + 1)
-    layers = [
-        eqx.nn.Linear(*pair, key=k) for pair, k in zip(sizes, keys, strict=True)
-    ]
+    layers = [eqx.nn.Linear(*pair, key=k) for pair, k in zip(sizes, keys, strict=True)]
     return Network(layers, ACTIVATIONS[activation])
 
 
