@@ -5,6 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -214,6 +217,13 @@ def test_airfoil_measures_what_is_missing(load, tmp_path, monkeypatch):
     airfoil.main(airfoil.parse(arguments))
     (row,) = json.loads((tmp_path / "report" / "airfoil.json").read_text())["rows"]
     assert row["gradients"] == 2 * (40 + 2 * (30 + 40))
+
+
+def test_airfoils_network_is_equinox_own_on_all_rows_at_once(load):
+    sizes, key, x = (3, 4, 2), jax.random.key(0), jnp.ones((5, 3)).cumsum(0)
+    ours = load("airfoil").make_network(*sizes, "silu", key)(x.T)
+    network = eqx.nn.MLP(3, 2, 4, 2, activation=jax.nn.silu, key=key)
+    np.testing.assert_allclose(ours, jax.vmap(network)(x).T, rtol=1e-5)
 
 
 def test_the_score_of_airfoil_is_that_of_a_gaussian(load):

@@ -221,14 +221,22 @@ class _Iterations:
             steps = carry.steps + state.num_steps
             if not collects:
                 return Carry(state, carry.draws, steps)
-            # Iterations that are not kept write to a place that the next draw fills.
-            place = jnp.maximum((i - lowest) // plan.thinning, 0)
+            # Deterministic sites cost a pass through the model, so only what is kept is
+            # computed. Other iterations write to a place that the next draw fills: a
+            # branch that returned all draws would copy them.
+            past, left = divmod(i - lowest, plan.thinning)
+            kept = (past >= 0) & (left == plan.thinning - 1)
+            one = lax.cond(
+                kept,
+                lambda: self._collect(kernel, state, data),
+                lambda: jax.tree.map(lambda all_: jnp.zeros_like(all_[0]), carry.draws),
+            )
             draws = jax.tree.map(
                 lambda all_, one: lax.dynamic_update_index_in_dim(
-                    all_, one.astype(all_.dtype), place, 0
+                    all_, one, jnp.maximum(past, 0), 0
                 ),
                 carry.draws,
-                self._collect(kernel, state, data),
+                one,
             )
             return Carry(state, draws, steps)
 

@@ -122,6 +122,24 @@ def test_chains_are_those_of_numpyro(method):
     )
 
 
+def test_a_deterministic_site_is_evaluated_for_the_draws_that_are_kept():
+    calls = []
+
+    def square(x):
+        calls.append(x)
+        return x**2
+
+    def counted():
+        x = jax.lax.stop_gradient(numpyro.sample("x", dist.Normal(0.0, 1.0)))
+        numpyro.deterministic("square", jax.pure_callback(square, x, x))
+
+    mcmc = make(NUTS(counted), num_samples=17, thinning=5)
+    mcmc.run(KEY)
+    draws = mcmc.get_samples()
+    np.testing.assert_allclose(draws["square"], draws["x"] ** 2, rtol=1e-6)
+    assert len(calls) == len(draws["x"]) == 3
+
+
 def test_the_bar_changes_nothing_and_a_state_can_be_used_twice(run_twice, monkeypatch):
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.delenv("CI", raising=False)
