@@ -162,8 +162,7 @@ class CompiledSVI(SVI):
         """
         if num_steps < 1:
             raise ValueError(f"num_steps must be a positive integer, got {num_steps}.")
-        begin, state = time.perf_counter(), init_state
-        fresh = False
+        begin, state, fresh = time.perf_counter(), init_state, False
         if state is None:
             state, fresh = self._start(rng_key, args, kwargs, init_params)
         check_keeps_state(self, state)

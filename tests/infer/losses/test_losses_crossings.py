@@ -43,7 +43,7 @@ def is_refused(own, loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@over(often=("noisy-fan_in", "ties-normal"))
+@over(often=("ties-normal",))
 def test_loss_and_gradient_are_numpyros_on_average(own, loss):
     x, y = own_data(own)
     svi = make_svi(own, loss(), infer.CompiledSVI)
