@@ -33,6 +33,7 @@ SECONDS = {
     "diagnosing": 46,
     "digits_as_fields": 44,
     "flow_vector_field": 79,
+    "neural_implicit_flow": 29,
     "quickstart": 67,
     "shapes": 74,
 }
