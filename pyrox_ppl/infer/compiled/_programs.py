@@ -77,12 +77,7 @@ class Programs:
         return arrays, Key(plan, static, ByContent(source, (content, context)))
 
 
-def jit_with_key(
-    function: Callable,
-    *,
-    donated: tuple[int, ...] = (),
-    options: dict[str, Any] | None = None,
-) -> Callable:
+def jit_with_key(function: Callable, *, donated: tuple[int, ...] = ()) -> Callable:
     """A jitted function of a static key, which may reuse the `donated` inputs.
 
     JAX keeps static arguments, and so a model and its data, after the jitted function
@@ -93,9 +88,7 @@ def jit_with_key(
 
     def call(key: Any, *inputs: Any) -> Any:
         if key not in jitted:
-            jitted[key] = jax.jit(
-                partial(function, key), donate_argnums=donated, compiler_options=options
-            )
+            jitted[key] = jax.jit(partial(function, key), donate_argnums=donated)
         return jitted[key](*inputs)
 
     return call
