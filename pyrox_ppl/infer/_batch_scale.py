@@ -59,6 +59,31 @@ def check_batch_scale(
     return {name: site.scale / rows.factor for name, site in observed.items()}
 
 
+def check_batch_scales(
+    model: Callable, batches: tuple[tuple, tuple], num_rows: int, kwargs: dict[str, Any]
+) -> None:
+    """Check a batch, and the last one, which may be smaller.
+
+    Raises:
+        ValueError: If a site has another scale, or counts all data more often in one.
+    """
+    first, last = batches
+    found = check_batch_scale(model, first, num_rows, kwargs)
+    if len(last[0]) == len(first[0]):
+        return
+    factors = [num_rows / len(batch[0]) for batch in batches]
+    for name, ratio in check_batch_scale(model, last, num_rows, kwargs).items():
+        # Of two that are no numbers nothing is known.
+        if name in found and abs(ratio / found[name] - 1.0) > 1e-6:
+            raise ValueError(
+                f"the likelihood of a batch of {len(first[0])} of {num_rows} rows must "
+                f"count {factors[0]:g} times, that of the last batch, of "
+                f"{len(last[0])}, {factors[1]:g} times, and the site {name!r} has the "
+                f"scales {found[name] * factors[0]:g} and {ratio * factors[1]:g}: "
+                "write loader.num_rows / len(x) in place of a number."
+            )
+
+
 def _check_drawn_again(site: ScaledSite, rows: _Batch) -> None:
     """Refuse a plate that draws rows from those of the batch.
 
@@ -117,11 +142,6 @@ def _check_scale(site: ScaledSite, once: list[ScaledSite], rows: _Batch) -> None
 def _counted_once(
     site: ScaledSite, other: ScaledSite | None, rows: _Batch
 ) -> ValueError:
-    where = f" besides the plates {sorted(site.drawn)}" if site.drawn else ""
-    if other is not None and other.by_handlers != 1:
-        part = "" if other.message["is_observed"] else "prior of "
-        where = f", as the {part or 'site '}{other.message['name']!r} has"
-    name, observed = site.message["name"], site.message["is_observed"]
     advice = (
         "put it on a plate of all rows, "
         'numpyro.plate("row", loader.num_rows, subsample_size=len(x)), or under '
@@ -129,10 +149,16 @@ def _counted_once(
     )
     if is_factor(site.message):
         advice += " in place of a number that multiplies the factor"
+    where = f" besides the plates {sorted(site.drawn)}" if site.drawn else ""
+    if other is not None and other.by_handlers != 1:
+        kind = "site" if other.message["is_observed"] else "prior of"
+        where = f", as the {kind} {other.message['name']!r} has"
+        advice += ", and that one outside"
+    what = "likelihood" if site.message["is_observed"] else "latents"
     return ValueError(
-        f"the {'likelihood' if observed else 'latents'} of a batch of {rows.size} of "
-        f"{rows.num_rows} rows must count {rows.factor:g} times, and the site {name!r} "
-        f"has the scale {site.by_handlers:g}{where}: {advice}."
+        f"the {what} of a batch of {rows.size} of {rows.num_rows} rows must count "
+        f"{rows.factor:g} times, and the site {site.message['name']!r} has the scale "
+        f"{site.by_handlers:g}{where}: {advice}."
     )
 
 

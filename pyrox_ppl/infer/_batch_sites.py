@@ -137,11 +137,11 @@ def _computed(
 
 
 def _number(scale: Any) -> float:
-    """A scale as a number; NaN if it depends on data or differs between values."""
+    """A scale as a number; NaN if it is none: of data, of each value, or zero."""
     if isinstance(scale, Tracer):
         return math.nan
     numbers = np.unique(np.asarray(1.0 if scale is None else scale))
-    return float(numbers[0]) if numbers.size == 1 else math.nan
+    return float(numbers[0]) if numbers.size == 1 and numbers[0] > 0 else math.nan
 
 
 def indices_of(name: str) -> str:

@@ -12,7 +12,7 @@ from numpyro.primitives import Messenger
 
 from pyrox_ppl._full_data import full_data
 from pyrox_ppl._observed_shapes import CheckObservedShapes
-from pyrox_ppl.infer._batch_scale import check_batch_scale
+from pyrox_ppl.infer._batch_scale import check_batch_scales
 from pyrox_ppl.infer.curvature import (
     Compiled,
     ModelAtMode,
@@ -72,7 +72,9 @@ def go_through(
     run, batches = batches_of(model, args)
     first = next(batches())[0]
     if (loader := _loader_of(args)) is not None:
-        _check_batches(model, loader, kwargs)
+        size, rows = loader.batch_size, loader.num_rows
+        last = loader.rows(range(rows % size or size))
+        check_batch_scales(model, (first, last), rows, kwargs)
     seen: dict[str, Any] = {}
     untrained = ModelAtMode(run, mode, params=params)
     with CheckObservedShapes():
@@ -175,34 +177,6 @@ def _check_all_data(trace: dict[str, Any]) -> None:
             f"{partial}. Pass all data, or the MinibatchLoader in place of them: "
             "guide.add_curvature(fit, loader)."
         )
-
-
-def _check_batches(
-    model: Callable, loader: MinibatchLoader, kwargs: dict[str, Any]
-) -> None:
-    """Refuse a model that does not scale the batches of a loader up to all data.
-
-    The last batch may be smaller than the others.
-
-    Raises:
-        ValueError: If it does not.
-    """
-    size, rows = loader.batch_size, loader.num_rows
-    found = check_batch_scale(model, loader.rows(range(size)), rows, kwargs)
-    left = rows % size
-    if not left:
-        return
-    for name, scale in check_batch_scale(
-        model, loader.rows(range(left)), rows, kwargs
-    ).items():
-        if abs(scale / found[name] - 1.0) > 1e-6:
-            raise ValueError(
-                f"the likelihood of a batch of {size} of {rows} rows must count "
-                f"{rows / size:g} times, and that of the last batch, of {left}, "
-                f"{rows / left:g} times, and the site {name!r} has the scales "
-                f"{found[name] * rows / size:g} and {scale * rows / left:g}: write "
-                "loader.num_rows / len(x) in place of a number."
-            )
 
 
 def _value_and_gradient(
