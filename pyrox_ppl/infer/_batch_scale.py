@@ -190,17 +190,19 @@ def _is_over_no_rows(
 ) -> bool:
     """Whether a site is known to count once, whatever the batch.
 
-    It is a latent that no plate draws and that has no axis of rows, or observed and
-    depends on such latents alone.
+    It is a latent that no plate draws and that has no axis of rows, as a parameter of a
+    module has none, or it is observed and depends on such latents alone.
     """
     if site.drawn or ROWS in site.causes:
         return False
     if not site.message["is_observed"]:
+        on_rows = (rows.size, rows.size) in site.plates.values()
+        if site.message.get("parameter") is not None and not on_rows:
+            return True
         # Two readings of each row may be one axis.
-        lengths = set(jnp.shape(site.message["value"]))
         return not any(
             length % rows.size == 0 and (rows.size > 1 or length == 1)
-            for length in lengths
+            for length in jnp.shape(site.message["value"])
         )
     latents = [sites[name] for name in site.causes if name in sites]
     return bool(latents) and all(
