@@ -201,7 +201,7 @@ def _constant_data(call: ModelCall, observed: dict[str, Any]) -> dict[str, np.nd
     """The arrays among a model's arguments that are not observations, by name.
 
     Arrays in a tuple or a dictionary are named by their path, joined by dots. The
-    parameters of a module are not data.
+    parameters of a module are not data. Of a random key these are its numbers.
     """
     bound = inspect.signature(call.model).bind(*call.args, **call.kwargs)
     leaves, _ = jax.tree_util.tree_flatten_with_path(
@@ -221,9 +221,11 @@ def _constant_data(call: ModelCall, observed: dict[str, Any]) -> dict[str, np.nd
         if not (number or eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
             continue
         is_observed = any(leaf is data for data in observed.values())
-        if not is_observed and not any(_are_equal(np.asarray(leaf), d) for d in remade):
+        is_key = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        if not is_observed and not any(_are_equal(array, d) for d in remade):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            constants[name] = np.asarray(leaf)
+            constants[name] = array
     return constants
 
 
