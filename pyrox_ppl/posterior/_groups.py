@@ -221,12 +221,17 @@ def _constant_data(call: ModelCall, observed: dict[str, Any]) -> dict[str, np.nd
         if not (number or eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
             continue
         is_observed = any(leaf is data for data in observed.values())
-        is_key = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        array = np.asarray(_numbers_of(leaf))
         if not is_observed and not any(_are_equal(array, d) for d in remade):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             constants[name] = array
     return constants
+
+
+def _numbers_of(leaf: Any) -> Any:
+    is_array = isinstance(leaf, jax.Array)
+    is_key = is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def _are_equal(value: np.ndarray, observation: np.ndarray) -> bool:
