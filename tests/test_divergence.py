@@ -10,6 +10,8 @@ import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
+from numpyro.infer.svi import SVIRunResult
+from numpyro.primitives import mutable
 
 import pyrox_ppl as px
 from pyrox_ppl._divergence import warn_of_divergence
@@ -64,6 +66,61 @@ def test_a_run_that_leaves_out_such_steps_says_nothing(bar, monkeypatch):
     svi = make(CompiledSVI, 0.1)
     fit = svi.run(KEY, STEPS, Y, stable_update=True, progress_bar=bar)
     assert np.isfinite(fit.losses).all()
+
+
+def with_a_running_mean(y, rows=4):
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    state = mutable("state", {"mean": jnp.zeros(())})
+    state["mean"] = 0.9 * state["mean"] + 0.1 * y.mean()
+    with numpyro.plate("row", rows, subsample_size=len(y)):
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def make_with_state(kind=SVI):
+    guide = AutoDelta(with_a_running_mean)
+    return kind(with_a_running_mean, guide, optax.sgd(0.1), Trace_ELBO())
+
+
+SPOILT = np.array([0.0, 1.0, NAN, 3.0], np.float32)
+HALVES = MinibatchLoader((SPOILT,), 2, rng_key=KEY, shuffle=False)
+STABLE = {"stable_update": True, "progress_bar": False}
+
+
+def of_compiled_svi():
+    svi = make_with_state(CompiledSVI)
+    state = svi.init(KEY, SPOILT[:2])
+    for rows in (SPOILT[:2], SPOILT[2:], SPOILT[:2], SPOILT[2:]):
+        fit = svi.run(KEY, 1, rows, init_state=state, **STABLE)
+        state = fit.state
+    return fit
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: run_minibatches(make_with_state(), KEY, HALVES, 2, **STABLE),
+        lambda: run_ensemble(make_with_state(), KEY, 2, 4, HALVES, **STABLE),
+        of_compiled_svi,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:stable_update left out every step")
+def test_a_step_that_is_left_out_leaves_the_state_of_layers_too(run):
+    mean = run().state.mutable_state["state"]["mean"]
+    # That of the start, and of both steps on the first half.
+    np.testing.assert_allclose(mean, 0.5 * (1.0 - 0.9**3), rtol=1e-6)
+
+
+def test_a_state_that_diverged_is_refused():
+    svi = make_with_state()
+    state = svi.init(KEY, SPOILT[:2])
+    for rows in (SPOILT[2:], SPOILT[:2]):
+        state, loss = jax.jit(svi.stable_update)(state, rows)
+    assert np.isfinite(loss)
+    fit = SVIRunResult(svi.get_params(state), state, jnp.ones(2))
+    with pytest.raises(
+        ValueError, match="diverged: 'state' of its parameters hold NaN"
+    ):
+        px.to_datatree(fit, Y, guide=svi.guide)
 
 
 def test_a_run_that_is_continued_warns_at_once(tmp_path):

@@ -80,7 +80,8 @@ ALLOWED = {
 SHARED = {
     "_arrays": set(),
     "_attributes": set(),
-    "_batch_scale": set(),
+    "_batch_scale": {"_batch_sites"},
+    "_batch_sites": set(),
     "_content_key": {"_arrays", "_attributes", "_names_read"},
     "_init_to_stored": set(),
     "_jaxpr": set(),

@@ -1,10 +1,14 @@
 """SVI with the state of the model's layers: evaluated with it, and never lost."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from numpyro.infer import SVI
 from numpyro.infer.autoguide import AutoGuideList
+
+from pyrox_ppl._layer_state import copy_state
 
 
 def check_keeps_state(svi: SVI, state: Any) -> None:
@@ -29,6 +33,29 @@ def check_keeps_state(svi: SVI, state: Any) -> None:
             "move. Use num_particles=1 and more steps, or run the layers in "
             "inference mode with a fixed state."
         )
+
+
+def make_update(svi: SVI, *, stable: bool) -> Callable:
+    """``svi.update``, or ``svi.stable_update`` that leaves out a step altogether.
+
+    NumPyro's own keeps the values that the ``mutable`` sites have after a step that it
+    leaves out: running statistics that are NaN once would be NaN for good, and every
+    loss in training still be finite.
+    """
+    if not stable:
+        return svi.update
+
+    def update(state: Any, *args: Any, **kwargs: Any) -> tuple[Any, jax.Array]:
+        before = copy_state(state.mutable_state)
+        after, loss = svi.stable_update(state, *args, **kwargs)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(jnp.isfinite(loss), new, old),
+            after.mutable_state,
+            before,
+        )
+        return after._replace(mutable_state=kept), loss
+
+    return update
 
 
 def evaluate_with_state(svi: SVI, state: Any, *args: Any, **kwargs: Any) -> Any:

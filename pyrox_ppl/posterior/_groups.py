@@ -201,7 +201,7 @@ def _constant_data(call: ModelCall, observed: dict[str, Any]) -> dict[str, np.nd
     """The arrays among a model's arguments that are not observations, by name.
 
     Arrays in a tuple or a dictionary are named by their path, joined by dots. The
-    parameters of a module are not data.
+    parameters of a module are not data. Of a random key these are its numbers.
     """
     bound = inspect.signature(call.model).bind(*call.args, **call.kwargs)
     leaves, _ = jax.tree_util.tree_flatten_with_path(
@@ -221,10 +221,17 @@ def _constant_data(call: ModelCall, observed: dict[str, Any]) -> dict[str, np.nd
         if not (number or eqx.is_array(leaf) or isinstance(leaf, np.ndarray)):
             continue
         is_observed = any(leaf is data for data in observed.values())
-        if not is_observed and not any(_are_equal(np.asarray(leaf), d) for d in remade):
+        array = np.asarray(_numbers_of(leaf))
+        if not is_observed and not any(_are_equal(array, d) for d in remade):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            constants[name] = np.asarray(leaf)
+            constants[name] = array
     return constants
+
+
+def _numbers_of(leaf: Any) -> Any:
+    is_array = isinstance(leaf, jax.Array)
+    is_key = is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def _are_equal(value: np.ndarray, observation: np.ndarray) -> bool:

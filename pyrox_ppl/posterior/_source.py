@@ -183,7 +183,7 @@ def source_from_guide(
     losses = getattr(fit, "losses", None)
     losses = None if losses is None else np.asarray(losses)
     members = len(losses) if losses is not None and losses.ndim == 2 else None
-    check_trained_values(getattr(fit, "params", fit), members)
+    check_trained_values(params, members)
     call = dataclasses.replace(call, params=params)
     drawn = draw_guide(guide, call, rng_key, num_samples, members)
     chains = members or 1

@@ -62,6 +62,11 @@ def one_of_two(x, y):
     observe(x, y, "other")
 
 
+def one_of_two_tempered(x, y):
+    on_a_plate(x, y)
+    observe(x, y, "other", scale=0.1 * N / len(x))
+
+
 def masked(x, y):
     with handlers.mask(mask=y > 0):
         observe(x, y)
@@ -72,6 +77,21 @@ def readings_of_rows(x, y):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
     with numpyro.plate("row", len(x), dim=-2), numpyro.plate("reading", 9, 3, dim=-1):
         numpyro.sample("y", dist.Normal(slope * x[:, None], 1.0), obs=y[:, None])
+
+
+def another_prior_inside(x, y):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with handlers.scale(scale=N / len(x)):
+        noise = numpyro.sample("noise", dist.HalfNormal(1.0))
+        numpyro.sample("y", dist.Normal(slope * x, noise), obs=y)
+
+
+def penalty(x, y, inside=True):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with handlers.scale(scale=N / len(x)):
+        numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+    with handlers.scale(scale=N / len(x) if inside else 1.0):
+        numpyro.factor("penalty", -(slope**2))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,9 @@ def readings_of_rows(x, y):
         (handlers.scale(observe, scale=N / B), "y"),  # the prior counts as often
         (partial(observe, scale=B / N), "y"),  # upside down
         (readings_of_rows, "y"),
+        (lambda x, y: observe(x, y, scale=jnp.ones(()) / 1.0), "y"),
+        (another_prior_inside, "y"),
+        (penalty, "y"),
     ],
 )
 def test_rows_that_nothing_scales_are_refused(model, site):
@@ -145,6 +168,31 @@ def rows_and_readings(x, y, few=3):
         numpyro.sample("y", dist.Normal(slope * x[:, None], 1.0), obs=y)
 
 
+def part_of_the_batch(x, y):
+    on_a_plate(x[:1], y[:1])
+
+
+def local_latents(x, y, scale=N / B):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", len(x)):
+        with handlers.scale(scale=scale):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with handlers.scale(scale=N / len(x)):
+            numpyro.sample("y", dist.Normal(z + slope * x, 1.0), obs=y)
+
+
+def series(x, y, size=N, scale=1.0):
+    """A row is a series, and NumPyro wants the plate inside of the scan."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+
+    def step(carry, y):
+        with plate(x, size), handlers.scale(scale=scale):
+            numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        return carry, None
+
+    scan(step, 0.0, jnp.stack([y, y, y]))
+
+
 def plate_of_rows(x):
     return numpyro.plate("row", N, subsample_size=len(x), dim=-2)
 
@@ -170,6 +218,10 @@ def plate_of_rows(x):
         half_of_the_batch,
         rows_and_readings,
         partial(rows_and_readings, few=2),
+        part_of_the_batch,
+        local_latents,
+        series,
+        partial(penalty, inside=False),
     ],
 )
 def test_scaled_rows_and_sites_without_rows_pass(model):
@@ -202,11 +254,27 @@ def drawn_again(x, y):
         (flattened, "plate 'row' takes 4 of 6 rows, .* 2 of 6"),
         (twice, "counts 3 times by its plate and 3 times more"),
         (drawn_again, "'y' takes the rows that the plate 'row' draws, of 6"),
+        (partial(series, size=60), "plate 'row' takes 2 of 60 rows, .* 2 of 6"),
+        (partial(series, scale=N / B), "counts 3 times by its plate and 3 times more"),
+        (partial(local_latents, scale=1.0), "latents of a batch .* 3 times, .* 'z'"),
     ],
 )
 def test_rows_of_another_number_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         check_batch_scale(model, (X[:B], Y[:B]), N, {})
+
+
+def test_a_plate_of_more_rows_than_there_are_is_refused_on_all_of_them():
+    with pytest.raises(ValueError, match=r"takes 6 of 60 rows, .* 6 of 6"):
+        check_batch_scale(partial(on_a_plate, size=60), (X, Y), N, {})
+    check_batch_scale(drawn_again, (X, Y), N, {})
+
+
+def test_temperatures_are_told():
+    tempered, weighted = one_of_two_tempered, partial(observe, scale=np.array([1, 2]))
+    found = [check_batch_scale(m, (X[:B], Y[:B]), N, {}) for m in (tempered, weighted)]
+    assert found[0] == pytest.approx({"y": 1.0, "other": 0.1})
+    assert np.isnan(found[1]["y"])
 
 
 def test_a_model_may_draw_parts_of_the_rows_that_it_is_given():

@@ -41,6 +41,18 @@ def test_constants_in_containers_and_numbers_are_named_by_their_path():
     assert constants.constant_data["inputs.power"].item() == 2
 
 
+def test_a_random_key_among_the_arguments_is_kept_as_its_numbers():
+    def model(key, y=None):
+        noise = jax.random.normal(key)
+        mean = numpyro.sample("mean", dist.Normal(noise, 1.0))
+        numpyro.sample("y", dist.Normal(mean, 1.0).expand((3,)).to_event(1), obs=y)
+
+    key = jax.random.key(7)
+    draws = {"mean": np.zeros((1, 2))}
+    tree = px.to_datatree(draws, key, y=Y[:3], model=model, batch_ndims=2)
+    np.testing.assert_array_equal(tree.constant_data["key"], jax.random.key_data(key))
+
+
 def test_an_input_equal_to_the_observations_is_still_a_constant():
     x = Y[:, 0]
 

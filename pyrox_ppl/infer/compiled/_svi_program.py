@@ -25,6 +25,7 @@ from numpyro.infer.util import log_density
 from pyrox_ppl._numpyro import attributes_of_guide, replace_parts
 from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._content_key import content_key
+from pyrox_ppl.infer._mutable_state import make_update
 from pyrox_ppl.infer.compiled._arguments import ByContent, join_arguments
 from pyrox_ppl.infer.compiled._object_output import ObjectOutput, Rest
 from pyrox_ppl.infer.compiled._programs import (
@@ -149,7 +150,7 @@ class SVIPrograms(Programs):
         steps: Steps = key.plan
         svi = materialize_params(key.source.value)
         args, kwargs = join_arguments(arrays, key.arguments)
-        update = svi.stable_update if steps.stable else svi.update
+        update = make_update(svi, stable=steps.stable)
 
         def body(i: jax.Array, carry: tuple) -> tuple:
             state, losses = carry

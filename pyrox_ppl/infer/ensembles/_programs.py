@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from numpyro.infer import SVI
 
 from pyrox_ppl.infer._arrays import is_sharded
+from pyrox_ppl.infer._mutable_state import make_update
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
     join_arguments,
@@ -88,7 +89,7 @@ def compile_members(
 def _steps_on_all(plan: Plan, svi: SVI, static: ByContent) -> Callable:
     """The steps of one member on the whole data."""
     once = materialize_params(svi)
-    update = once.stable_update if plan.stable else once.update
+    update = make_update(once, stable=plan.stable)
 
     def steps_of_one(member: tuple, shared: tuple) -> tuple:
         (state, _), (number, arrays) = member, shared

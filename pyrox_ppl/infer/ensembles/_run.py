@@ -134,12 +134,12 @@ def run_ensemble(
 
     Raises:
         TypeError: If `rng_key` is no key.
-        ValueError: If an observed site depends on the rows of a batch and nothing
-            scales it, or a plate of another number of rows, or a plate and a
-            handler both; if there are fewer than two members; if two of them start at
-            the same point; if `make` returns other modules than the model reads; if
-            `init_params` has no axis of members; if a latent site is discrete; if the
-            run at `path` was begun with something else or is damaged.
+        ValueError: If a site over the rows of a batch does not count (all rows) / (rows
+            of the batch) times as often as one over none of them; if there are fewer
+            than two members; if two of them start at the same point; if `make` returns
+            other modules than the model reads; if `init_params` has no axis of members;
+            if a latent site is discrete; if the run at `path` was begun with something
+            else or is damaged.
         RuntimeError: If a member starts where the density of the model is not finite.
 
     References:

@@ -8,12 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from numpyro.primitives import Messenger
 
 from pyrox_ppl._full_data import full_data
 from pyrox_ppl._observed_shapes import CheckObservedShapes
-from pyrox_ppl.infer._batch_scale import scale_error
+from pyrox_ppl.infer._batch_scale import check_batch_scales
 from pyrox_ppl.infer.curvature import (
     Compiled,
     ModelAtMode,
@@ -72,11 +71,16 @@ def go_through(
         )
     run, batches = batches_of(model, args)
     first = next(batches())[0]
+    if (loader := _loader_of(args)) is not None:
+        size, rows = loader.batch_size, loader.num_rows
+        last = loader.rows(range(rows % size or size))
+        check_batch_scales(model, (first, last), rows, kwargs)
     seen: dict[str, Any] = {}
     untrained = ModelAtMode(run, mode, params=params)
     with CheckObservedShapes():
         jax.eval_shape(lambda: seen.update(untrained.trace({}, first, kwargs)))
-    _check_scale(seen, args, len(first[0]) if _loader_of(args) else None)
+    if loader is None:
+        _check_all_data(seen)
     trained = {
         name: params[name]
         for name, site in seen.items()
@@ -156,8 +160,8 @@ class _OnAllData(eqx.Module):
         return full_data(functools.partial(self.model, *args, **kwargs))()
 
 
-def _check_scale(trace: dict[str, Any], args: tuple, batch: int | None) -> None:
-    """Refuse a model that sees a part of the data without the scale that undoes it.
+def _check_all_data(trace: dict[str, Any]) -> None:
+    """Refuse a model that sees a part of its data, where no loader says which.
 
     Raises:
         ValueError: If it does.
@@ -167,23 +171,12 @@ def _check_scale(trace: dict[str, Any], args: tuple, batch: int | None) -> None:
         for name, site in trace.items()
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0])
     }
-    if batch is None:
-        if partial:
-            raise ValueError(
-                f"the model sees a part of its data: its plates have (size, members) "
-                f"{partial}. Pass all data, or the MinibatchLoader in place of them: "
-                "guide.add_curvature(fit, loader)."
-            )
-        return
-    rows = args[0].num_rows
-    for site in trace.values():
-        if site["type"] != "sample" or not site["is_observed"]:
-            continue
-        scale = 1.0 if site["scale"] is None else site["scale"]
-        if isinstance(scale, Tracer):
-            continue
-        if abs(float(scale) * batch / rows - 1.0) > 1e-6:
-            raise scale_error(site, float(scale), batch, rows)
+    if partial:
+        raise ValueError(
+            f"the model sees a part of its data: its plates have (size, members) "
+            f"{partial}. Pass all data, or the MinibatchLoader in place of them: "
+            "guide.add_curvature(fit, loader)."
+        )
 
 
 def _value_and_gradient(

@@ -13,7 +13,7 @@ from jax import lax
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
-from pyrox_ppl.infer._mutable_state import evaluate_with_state
+from pyrox_ppl.infer._mutable_state import evaluate_with_state, make_update
 from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.data._loader import MinibatchLoader, held_out_batches
 from pyrox_ppl.infer.resumable._loop import Segment
@@ -39,7 +39,7 @@ class Programs(NamedTuple):
 
 def make_programs(stable: bool, svi: SVI, arguments_of: Callable) -> Programs:
     once = materialize_params(svi)
-    update = once.stable_update if stable else once.update
+    update = make_update(once, stable=stable)
 
     def advance(state: Any, batches: Any, number: Any, data: list) -> Any:
         _, kwargs = arguments_of(data)

@@ -138,13 +138,12 @@ def run_minibatches(
 
     Raises:
         TypeError: If `rng_key` is no key.
-        ValueError: If an observed site depends on the rows of a batch and nothing
-            scales it, or a plate of another number of rows, or a plate and a
-            handler both, if `patience` or `held_out_kwargs` is given without
-            `held_out`, if the loss on `held_out` is finite after no epoch, if the model
-            has ``mutable`` sites and the loss several particles, if the run at `path`
-            was begun with something else or is damaged, or if `path` is given where JAX
-            runs in several processes.
+        ValueError: If a site over the rows of a batch does not count (all rows) / (rows
+            of the batch) times as often as one over none of them, if `patience` or
+            `held_out_kwargs` is given without `held_out`, if the loss on `held_out` is
+            finite after no epoch, if the model has ``mutable`` sites and the loss
+            several particles, if the run at `path` was begun with something else or is
+            damaged, or if `path` is given where JAX runs in several processes.
 
     References:
         Hoffman, M. D., Blei, D. M., Wang, C., Paisley, J. (2013). Stochastic

@@ -14,7 +14,11 @@ from tqdm.auto import tqdm
 from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
-from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
+from pyrox_ppl.infer._mutable_state import (
+    check_keeps_state,
+    collected_params,
+    make_update,
+)
 from pyrox_ppl.infer.compiled._arguments import put_arrays, take_arrays
 from pyrox_ppl.infer.compiled._svi import CompiledSVI
 from pyrox_ppl.infer.compiled._svi_params import materialize_params
@@ -105,7 +109,7 @@ def run_svi(
     ordered = order_sites(svi, start, args, kwargs)
     if isinstance(svi, CompiledSVI):
         ordered = materialize_params(ordered)
-    update = ordered.stable_update if stable_update else ordered.update
+    update = make_update(ordered, stable=stable_update)
 
     # A constant of a program is not sharded: arrays on several devices are arguments.
     data, *constant = take_arrays((args, kwargs), is_sharded)

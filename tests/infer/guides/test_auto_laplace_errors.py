@@ -85,6 +85,61 @@ def test_a_part_of_the_data_is_refused(guide):
         guide.add_curvature(FIT, X)
 
 
+def scaled(x, y, scale=lambda x: 12 / len(x), other=1.0):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    for name, factor in (("y", 1.0), ("other", other)):
+        with handlers.scale(scale=factor * scale(x)):
+            numpyro.sample(name, dist.Normal(slope * x, 0.5), obs=y)
+
+
+def drawn_again(x, y):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 12, subsample_size=len(x)) as rows:
+        x, y = jnp.asarray(x)[rows], jnp.asarray(y)[rows]
+        numpyro.sample("y", dist.Normal(slope * x, 0.5), obs=y)
+
+
+# The last batch has two rows.
+BATCHES = MinibatchLoader((np.asarray(X), np.asarray(Y)), 5, rng_key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda x, y: scaled(x, y, lambda x: jnp.ones(()) / 1.0),
+            "'y' has the scale 1",
+        ),
+        (lambda x, y: scaled(x, y, other=len(x) / 12), "'other' has the scale 1:"),
+        (handlers.scale(model, scale=12 / 5), "scale 2.4, as the prior of 'slope' has"),
+        (
+            lambda x, y: scaled(x, y, lambda x: 12 / 5),
+            r"'y' has the scales 2.4 and 2.4",
+        ),
+        (lambda x, y: model(x, y, rows=60), "plate 'row' takes 5 of 60 rows"),
+        (drawn_again, "rows that the plate 'row' draws, of 12"),
+    ],
+)
+def test_batches_that_do_not_count_for_all_rows_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        seen(wrong, X, Y).add_curvature(FIT, BATCHES, max_decrement=np.inf)
+
+
+@pytest.mark.parametrize("prior", [1.0, 0.3])
+def test_a_tempered_likelihood_is_tempered_in_batches_too(prior):
+    likelihood = 0.3 * 12 / prior
+
+    def tempered(x, y):
+        with handlers.scale(scale=prior):
+            scaled(x, y, lambda x: likelihood / len(x))
+
+    guide = seen(tempered, X, Y)
+    fit = guide.add_curvature(FIT, BATCHES, max_decrement=np.inf)
+    spread = guide.quantiles(fit, [0.5, 0.8413447])["slope"]
+    precision = prior + 0.3 * 2 * jnp.sum(X**2) / 0.25
+    np.testing.assert_allclose(spread[1] - spread[0], precision**-0.5, rtol=1e-3)
+
+
 def per_row(x, y):
     with numpyro.plate("row", len(x), subsample_size=4) as rows:
         u = numpyro.sample("u", dist.Normal(0.0, 1.0))
