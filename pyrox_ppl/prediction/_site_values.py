@@ -55,8 +55,8 @@ def site_function(
 
     Raises:
         ValueError: On a call, if a site does not exist, if the draws are those of other
-            sites, if a draw has another shape than its site, or if a part of the model has trained values and another has
-            none.
+            sites, if a draw has another shape than its site, or if a part of the model
+            has trained values and another has none.
     """
 
     def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> dict[str, Any]:
