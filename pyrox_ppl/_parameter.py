@@ -43,7 +43,8 @@ class Parameter:
             but the first (``eqx.nn.Linear`` stores its weight as (out, in)). A
             ``bias``, a vector or a scalar takes the fan-in of the ``weight`` beside it,
             or 1 if there is none. It is 1 in a normalisation layer, which multiplies
-            each number by its own.
+            each number by its own, and in an ``eqx.nn.Embedding``, which looks its
+            outputs up. A tied array has the largest of its places.
         stored: The array that the module holds, for a prior or a start around it. The
             record's ``repr`` and equality ignore it.
         tied: The paths of the other places in the module that hold the same array.
@@ -211,7 +212,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             shape=leaf.value.shape,
             dtype=leaf.value.dtype,
             role=_role([leaves[i].role or default for i in positions[tie]]),
-            fan_in=leaf.fan_in,
+            fan_in=max(leaves[position].fan_in for position in positions[tie]),
             stored=leaf.value,
             tied=tuple(leaves[position].path for position in positions[tie][1:]),
             norm=_norm_part([leaves[position].norm for position in positions[tie]]),
@@ -264,7 +265,8 @@ def _walk(
         # A convolution's bias has trailing axes of size 1, whose product is no fan-in.
         below = (sibling or own) if name == "bias" else (own or sibling)
         part = norm_parts.get(name)
-        below = 1 if part is not None else below or 1
+        is_alone = part is not None or isinstance(node, eqx.nn.Embedding)
+        below = 1 if is_alone else below or 1
         yield from _walk(
             child, (*path, name), _field_role(node, key, role), below, part
         )

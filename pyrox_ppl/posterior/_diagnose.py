@@ -113,6 +113,7 @@ def diagnose(
     """
     _stats.check_tree(tree, "diagnose", "posterior")
     sizes = _stats.group(tree, "posterior").sizes
+    _stats.check_axes("the draws of the posterior", sizes)
     chains, draws = sizes["chain"], sizes["draw"]
     inference = tree.attrs.get("inference")
     is_point = bool(tree.attrs.get("point_estimate"))
@@ -168,7 +169,9 @@ def diagnose(
             checks.append(Check("R-hat", None, f"{draws} draws are too few", "more."))
         else:
             checks += _checks.check_convergence(functions, chains, inference != "draws")
-    if inference == "MCMC" and "sample_stats" in tree.children:
+    # A tree that was joined by hand, or made by ArviZ, does not say what it is.
+    is_sampled = inference == "MCMC" or (inference is None and "diverging" in stats)
+    if is_sampled and "sample_stats" in tree.children:
         if tree.attrs.get("unadjusted"):
             checks += check_unadjusted(stats, tree.attrs)
         else:

@@ -68,16 +68,13 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
             f"{_stats.names(predicted)}."
         )
     predicted = predicted[site]
-    if lost := {"chain", "draw"} - set(predicted.dims):
-        raise ValueError(
-            f"the predictive draws of {site!r} have no axis {sorted(lost)}: select "
-            "draws by a list, such as tree.isel(draw=[0]), which keeps the axis."
-        )
+    _stats.check_axes(f"the predictive draws of {site!r}", predicted.dims)
     if set(predicted.dims) != {"chain", "draw", *observed.dims}:
         raise ValueError(
             f"the predictive draws of {site!r} have the axes {predicted.dims}, the "
             f"observations {observed.dims}: they belong to different data."
         )
+    check_rows(f"the predictive draws of {site!r}", predicted, observed)
     if observed.size == 0:
         raise ValueError(
             f"there is no observation of {site!r} to compare with: the data are empty "
@@ -87,6 +84,28 @@ def observed_and_drawn(tree: xr.DataTree, site: str) -> tuple[np.ndarray, np.nda
     draws = predicted.transpose("chain", "draw", *observed.dims).values
     draws = _real("the predictive draws", site, draws.reshape(-1, *y.shape))
     return y, draws
+
+
+def check_rows(what: str, values: xr.DataArray, observed: xr.DataArray) -> None:
+    """Refuse values of other rows than those observed, such as of one sliced group.
+
+    Raises:
+        ValueError: If an axis that both have differs in its size or its coordinates.
+    """
+    for dim in observed.dims:
+        if dim not in values.dims:
+            continue
+        same = values.sizes[dim] == observed.sizes[dim]
+        if same and dim in values.coords and dim in observed.coords:
+            labels = values[dim], observed[dim]
+            alike = labels[0].dtype.kind == labels[1].dtype.kind  # one was relabelled
+            same = not alike or np.array_equal(*labels)
+        if not same:
+            raise ValueError(
+                f"{what} and the observations have other rows along {dim!r} "
+                f"({values.sizes[dim]} and {observed.sizes[dim]} of them): select rows "
+                f"of the whole tree, tree.isel({dim}=[...]), not of one group."
+            )
 
 
 def labels_and_probabilities(
@@ -117,6 +136,7 @@ def labels_and_probabilities(
             f"the probabilities of {site!r} have the axes {means[name].dims}, the "
             f"observations {observed.dims}: they belong to different data."
         )
+    check_rows(f"the probabilities of {site!r}", means[name], observed)
     return labels, means[name].transpose(*observed.dims, ...).values
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 import pyrox_ppl.posterior._stats as _stats
 import pyrox_ppl.scores as scores
 from pyrox_ppl.posterior._observed import (
+    check_rows,
     choose_site,
     labels_and_probabilities,
     observed_and_drawn,
@@ -106,11 +107,14 @@ class SitePredictions:
         """The log score of every row; None if the tree has no log likelihood.
 
         Raises:
-            ValueError: If a log likelihood is NaN.
+            ValueError: If a log likelihood is NaN, or they are of other rows.
         """
         group = _stats.group(self._tree, "log_likelihood")
         if self.site not in group:
             return None
+        check_rows(
+            f"the log likelihoods of {self.site!r}", group[self.site], self._observed
+        )
         own = [axis for axis in self._observed.dims if axis in group[self.site].dims]
         values = group[self.site].transpose("chain", "draw", *own, ...).values
         if broken := np.count_nonzero(np.isnan(values)):
@@ -161,4 +165,5 @@ class SitePredictions:
         group, name = uncertainty_of_draws(self._tree, self.site), f"{self.site}_{part}"
         if name not in group:
             return None
+        check_rows(f"the uncertainty of {self.site!r}", group[name], self._observed)
         return group[name].transpose(*self._observed.dims, ...).values

@@ -1,6 +1,7 @@
 """ArviZ's statistics of arrays whose first two axes are chain and draw."""
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import arviz_stats
@@ -105,6 +106,15 @@ def check_tree(tree: Any, function: str, *groups: str) -> None:
         f"{function} takes a DataTree (see to_datatree), got {type(tree).__name__}: "
         f"{advice}."
     )
+
+
+def check_axes(what: str, dims: Collection[Any]) -> None:
+    """Raise unless draws have the axes of chains and draws."""
+    if lost := {"chain", "draw"} - set(dims):
+        raise ValueError(
+            f"{what} have no axis {sorted(lost)}: select draws by a list, such as "
+            "tree.isel(draw=[0]), which keeps the axis, and `unstack` stacked axes."
+        )
 
 
 def group(tree: xr.DataTree, name: str) -> xr.Dataset:

@@ -48,6 +48,7 @@ def summary(tree: xr.DataTree, var_names: Sequence[str] | None = None) -> pd.Dat
     """
     _stats.check_tree(tree, "summary", "posterior")
     posterior = _stats.group(tree, "posterior")
+    _stats.check_axes("the draws of the posterior", posterior.sizes)
     names = [
         name
         for name in _stats.names(posterior)

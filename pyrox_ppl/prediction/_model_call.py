@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -137,6 +137,45 @@ def check_draws(trace: dict[str, Any], draws: Mapping[str, Any]) -> None:
             shape = np.shape(site["value"])
             if shape not in ((), _shape(site)):
                 raise _mismatch(site, shape)
+
+
+def check_names(
+    trace: dict[str, Any], draws: Mapping[str, Any], unused: Collection[str] = ()
+) -> None:
+    """Refuse draws of other sites than the model's, which would draw its own anew.
+
+    A site without draws is drawn from its prior on purpose (a new group), and draws
+    may be of more sites than the model has. A parameter of a module without draws,
+    beside draws that belong to no site, is a misspelt name or another model.
+
+    Args:
+        trace: A run of the model.
+        draws: The draws.
+        unused: Sites of the model that need no draws.
+
+    Raises:
+        ValueError: If no draw belongs to a site of the model; or if some do not, and a
+            parameter of a module has none.
+    """
+    unknown = sorted(draws.keys() - trace.keys())
+    undrawn = [
+        name
+        for name, site in trace.items()
+        if site["type"] == "sample"
+        and site.get("parameter") is not None
+        and not site["is_observed"]
+        and name not in draws
+        and name not in unused
+    ]
+    if not unknown or not (undrawn or len(unknown) == len(draws)):
+        return
+    samples = [n for n, site in trace.items() if site["type"] == "sample"]
+    raise ValueError(
+        f"the draws do not match the model: it has no site {unknown}, and would draw "
+        f"{undrawn or samples} from their priors. Take the model, and the names, of "
+        "the draws; to draw these sites from their priors, leave what the model lacks "
+        "out of the dictionary of draws."
+    )
 
 
 def _shape(site: dict[str, Any]) -> tuple[int, ...]:

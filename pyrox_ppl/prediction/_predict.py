@@ -125,11 +125,12 @@ def predict(
         ValueError: If `uncertainty` is asked of a module, whose values have no noise;
             if `call` is given for a model, does not return one array, or returns one
             that depends on no draw;
-            if the draws or `params` do not match the module; if the inputs have
-            different numbers of points; if an input with fewer axes may hold a value
-            for each point or be shared by all; if `batch_size` would cut points that
-            depend on each other; if a quantile is not a probability; if a site does not
-            exist.
+            if the draws or `params` do not match the module; if no draw belongs to a
+            site of the model, or some do not while a parameter of a module has none;
+            if the inputs have different numbers of points; if an input with fewer axes
+            may hold a value for each point or be shared by all; if `batch_size` would
+            cut points that depend on each other; if a quantile is not a probability; if
+            a site does not exist.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, pyrox_ppl as px

@@ -20,7 +20,12 @@ from pyrox_ppl.prediction._loop import (
     keys_of_draws,
     shapes_of_one,
 )
-from pyrox_ppl.prediction._model_call import ModelCall, check_draw, check_draws
+from pyrox_ppl.prediction._model_call import (
+    ModelCall,
+    check_draw,
+    check_draws,
+    check_names,
+)
 from pyrox_ppl.prediction._trained import check_trained
 from pyrox_ppl.prediction._uncertainty import LawMeans, law_at_draw
 
@@ -49,9 +54,9 @@ def site_function(
     computed and not taken from the draws; nothing is subsampled.
 
     Raises:
-        ValueError: On a call, if a site does not exist, if a draw has another shape
-            than its site, or if a part of the model has trained values and another has
-            none.
+        ValueError: On a call, if a site does not exist, if the draws are those of other
+            sites, if a draw has another shape than its site, or if a part of the model
+            has trained values and another has none.
     """
 
     def evaluate(draw_and_key: tuple[dict[str, Any], jax.Array]) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def site_function(
         trace = handlers.trace(handlers.seed(run, key)).get_trace()
         check_trained(trace, own.params)
         check_draws(trace, draw)
+        check_names(trace, draw, put.unused_noise)
         values = {
             name: read(site)
             for name, site in trace.items()

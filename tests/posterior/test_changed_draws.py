@@ -65,3 +65,33 @@ def test_mean_probabilities_of_other_draws_are_refused_whatever_their_number(tre
 def test_draws_selected_without_their_axis_are_refused(tree):
     with pytest.raises(ValueError, match=r"no axis \['draw'\]: select draws by a list"):
         px.calibration(tree.isel(draw=0))
+
+
+def test_a_posterior_without_the_axis_of_chains_is_refused(tree):
+    for judge in (px.diagnose, px.summary):
+        with pytest.raises(ValueError, match=r"no axis \['chain'\]: select draws by"):
+            judge(tree.isel(chain=0))
+
+
+@pytest.mark.parametrize("group", ["observed_data", "log_likelihood", "uncertainty"])
+@pytest.mark.parametrize("rows", [slice(20), slice(None, None, -1)])
+def test_a_group_of_other_rows_is_refused(tree, group, rows):
+    sliced = {name: child.to_dataset() for name, child in tree.children.items()}
+    sliced[group] = sliced[group].isel(row=rows)
+    for judge in (px.calibration, lambda t: px.compare({"a": t})):
+        with pytest.raises(ValueError, match="other rows along 'row'"):
+            judge(xr.DataTree.from_dict(sliced))
+    assert px.calibration(tree.isel(row=rows)).brier.size <= N
+
+
+@pytest.mark.parametrize("diverging", [False, True])
+def test_divergences_count_in_a_tree_that_does_not_say_what_it_is(diverging):
+    draws = RNG.normal(size=(4, 200))
+    stats = {"diverging": np.full(draws.shape, diverging)}
+    groups = {"posterior": {"a": draws}, "sample_stats": stats}
+    datasets = {
+        name: xr.Dataset({n: (("chain", "draw"), v) for n, v in group.items()})
+        for name, group in groups.items()
+    }
+    failed = px.diagnose(xr.DataTree.from_dict(datasets)).failed
+    assert failed == (("divergences",) if diverging else ())

@@ -1,5 +1,6 @@
 """predict of models that draw, subsample, scan or keep state: NumPyro's Predictive."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +164,35 @@ def test_a_parameter_that_was_drawn_without_its_noise_is_used(model, x):
     np.testing.assert_allclose(ours.mean, right.mean, rtol=1e-4)
     everything = px.predict(model, kept, x)
     assert not any(name.endswith("_decentered") for name in everything)
+
+
+def linear_with_noise(x, y=None):
+    with px.bayesianize():
+        net = px.bind(eqx.nn.Linear(1, "scalar", key=KEY), "net")
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(jax.vmap(net)(x[:, None]), scale), obs=y)
+
+
+def test_draws_under_other_names_are_refused():
+    weights = {"net.weight": jnp.ones((5, 1, 1)), "net.bias": jnp.ones((5, 1))}
+    draws = weights | {"scale": jnp.ones(5)}
+    of_other = {n.replace("net", "mlp"): v for n, v in draws.items()}
+    with pytest.raises(ValueError, match=r"no site \['mlp.bias', 'mlp.weight'\]"):
+        px.predict(linear_with_noise, of_other, X)
+    misspelt = {n.replace("bias", "bais"): v for n, v in draws.items()}
+    with pytest.raises(ValueError, match=r"draw \['net.bias'\] from"):
+        px.predict(linear_with_noise, misspelt, X)
+    with pytest.raises(ValueError, match=r"no site \['sigma'\]"):
+        px.predict(linear_with_noise, {"sigma": jnp.ones(5)}, X)
+
+
+def test_draws_of_more_sites_or_of_fewer_are_taken():
+    weights = {"net.weight": jnp.ones((5, 1, 1)), "net.bias": jnp.ones((5, 1))}
+    more = weights | {"scale": jnp.full(5, 1e-6), "group": jnp.ones((5, 3))}
+    out = px.predict(linear_with_noise, more, X)
+    np.testing.assert_allclose(out["y"].mean, X + 1.0, atol=1e-4)
+    without_bias = {"net.weight": weights["net.weight"], "scale": more["scale"]}
+    assert "net.bias" in px.predict(linear_with_noise, without_bias, X)
 
 
 def test_a_deterministic_site_of_other_data_is_computed_anew():

@@ -8,6 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from models import make_mlp, sites
+from numpyro.handlers import seed, trace
 from numpyro.infer.util import log_density
 
 import pyrox_ppl as px
@@ -53,6 +54,21 @@ def test_log_density_is_that_of_the_prior_by_hand(name):
 
     theirs, _ = log_density(hand_written, (), {}, params)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_the_rows_of_an_embedding_have_the_scale_of_the_rule():
+    table = eqx.nn.Embedding(6, 64, key=jax.random.key(0))
+    readout = eqx.nn.Linear(64, 6, use_bias=False, key=jax.random.key(1))
+    tied = (table, eqx.tree_at(lambda linear: linear.weight, readout, table.weight))
+
+    def scale_of(module):
+        with seed(rng_seed=0), trace() as sites, px.bayesianize(prior=priors.fan_in()):
+            px.bind(module, "net")
+        (site,) = sites.values()
+        return np.unique(np.asarray(site["fn"].variance) ** 0.5)
+
+    np.testing.assert_allclose(scale_of(table), 1.0)
+    np.testing.assert_allclose(scale_of(tied), 1 / 8, rtol=1e-6)
 
 
 def test_the_fan_out_of_a_convolution_counts_its_kernel():
