@@ -181,7 +181,8 @@ def diagnose(
     if "optimization" in tree.children:
         losses = _stats.group(tree, "optimization")["loss"]
         loss = losses.transpose(..., "step").values
-        checks.append(check_losses(loss))
+        kept = tree.attrs.get("best_epoch"), tree.attrs.get("epochs")
+        checks.append(check_losses(loss, None if kept[0] is None else kept))
     if loo and not is_point and "log_likelihood" in tree.children and draws >= 20:
         more, results = _checks.check_loo(tree)
         checks += more
