@@ -157,6 +157,7 @@ def fit_trees(model, guide, loss, rows):
             model=model,
             guide=guide,
             num_samples=number,
+            log_weight=False,  # for a diagnosis, which predictions do not need
             rng_key=jax.random.key(3),
         )
         tree.attrs["seconds"] = seconds
