@@ -110,7 +110,7 @@ def test_early_stopping_returns_the_epoch_of_least_held_out_loss():
     assert result.best_epoch == np.argmin(losses) == len(losses) - 4
     again = fit(make(line, optax.adam(schedule)), int(result.best_epoch) + 1)
     jax.tree.map(np.testing.assert_array_equal, result.params, again.params)
-    # The tree says so to the diagnosis; that of a run whose last epoch is best does not.
+    # Its tree knows that, and the tree of a run whose last epoch is best does not.
     trees = [
         px.to_datatree(r, X, YS, guide=svi.guide, num_samples=2)
         for r in (result, again)
