@@ -24,7 +24,7 @@ RANKS = {
     "faq.md": 2,
     "quickstart.md": 2,
     "coming-from/": 0.25,
-    "coming-from/random-modules.md": 1,
+    "coming-from/random-modules.md": 2,
     "changelog.md": 0,
     "results.md": 0,
 }
@@ -34,6 +34,7 @@ SECONDS = {
     "co2": 41,
     "conditioning": 52,
     "diagnosing": 46,
+    "digits": 215,
     "digits_as_fields": 44,
     "flow_vector_field": 79,
     "groups": 51,
