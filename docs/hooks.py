@@ -24,22 +24,32 @@ RANKS = {
     "faq.md": 2,
     "quickstart.md": 2,
     "coming-from/": 0.25,
+    "coming-from/random-modules.md": 2,
     "changelog.md": 0,
     "results.md": 0,
 }
 # CPU seconds of a run on two cores of an AMD EPYC that other programs used too.
 SECONDS = {
     "burgers": 239,
+    "co2": 41,
+    "conditioning": 52,
     "diagnosing": 46,
+    "digits": 215,
     "digits_as_fields": 44,
     "flow_vector_field": 79,
+    "groups": 51,
     "neural_implicit_flow": 29,
+    "one_module_five_meanings": 63,
     "quickstart": 67,
     "shapes": 74,
+    "spacetime": 298,
+    "which_posterior": 107,
 }
 _LINK = re.compile(
     r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<rest>[^)]*)\)"
 )
+_PRINTED = re.compile(r'(<div class="language-text)([ "].*?</div>)', flags=re.DOTALL)
+_COLUMNS = re.compile(r"\S {2,}\S.*\n.*\S {2,}\S")
 _SAVED = re.compile(r'savefig\(OUTPUT / "([\w.-]+\.png)"')
 
 
@@ -184,3 +194,12 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     if not re.search(r"^# ", markdown, flags=re.MULTILINE):
         raise PluginError(f"{page.file.src_uri} has no title.")
     return markdown
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Mark printed text that has columns: it scrolls where other text wraps."""
+
+    def mark(match: re.Match[str]) -> str:
+        return f"{match[1]}{' columns' if _COLUMNS.search(match[2]) else ''}{match[2]}"
+
+    return _PRINTED.sub(mark, html)

@@ -99,9 +99,8 @@ px.plot_diagnostics(diagnosis).savefig(OUTPUT / "diagnosing_good.png", dpi=150)
 # fine      divergences: 0 of 4000 draws
 # note      tree depth: 5.53 % of the trajectories stopped at the largest, 1,023 steps
 #           try: standardised data, FlatNUTS(model, adaptation="low_rank") for
-#                correlated
-#                parameters, or a larger max_tree_depth: a trajectory that is cut short
-#                moves less far than its steps cost.
+#                correlated parameters, or a larger max_tree_depth: a trajectory that
+#                is cut short moves less far than its steps cost.
 # fine      E-BFMI: at least 0.79 (should be at least 0.3)
 # fine      LOO of y: ELPD -54.9 ± 5.4 nats, p 6.0; Pareto k above 0.70 for 0 of 96
 #           observations
@@ -149,14 +148,14 @@ px.plot_diagnostics(bad).savefig(OUTPUT / "diagnosing_broken.png", dpi=150)
 #           probes (should be at most 10 %)
 #           try: more draws.
 # NOT FINE  divergences: 157 of 200 draws
-#           try: a higher target_accept_prob (0.95), a smaller prior_std, or a
-#                reparameterisation of scales (`numpyro.infer.reparam.LocScaleReparam`):
-#                the sampler missed a region of strong curvature.
+#           try: a higher target_accept_prob (0.95, then 0.99), a smaller prior_std, or
+#                a reparameterisation of scales
+#                (`numpyro.infer.reparam.LocScaleReparam`): the sampler missed a
+#                region of strong curvature.
 # fine      tree depth: 0 % of the trajectories stopped at the largest, 1,023 steps
 # NOT FINE  E-BFMI: at least 0.21 (should be at least 0.3)
 #           try: a reparameterisation, or lighter tails of the prior: the energy moves
-#                too
-#                little from draw to draw.
+#                too little from draw to draw.
 # NOT FINE  LOO of y: ArviZ cannot compute it: All tail values are the same
 #           try: draws that move.
 #

@@ -34,9 +34,10 @@ def check_sampler(
                 "divergences",
                 diverging == 0,
                 f"{diverging} of {total} draws",
-                "a higher target_accept_prob (0.95), a smaller prior_std, or a "
-                "reparameterisation of scales (`numpyro.infer.reparam.LocScaleReparam`"
-                "): the sampler missed a region of strong curvature.",
+                "a higher target_accept_prob (0.95, then 0.99), a smaller prior_std, "
+                "or a reparameterisation of scales "
+                "(`numpyro.infer.reparam.LocScaleReparam`): the sampler missed a "
+                "region of strong curvature.",
             )
         )
     else:

@@ -191,6 +191,9 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
         k = np.asarray(result.pareto_k).ravel()
         # A NaN counts as high.
         high = int((~(k <= result.good_k)).sum())
+        observed = _stats.group(tree, "observed_data")
+        has_tails = name not in observed or observed[name].dtype.kind == "f"
+        robust = "a likelihood with heavier tails (StudentT), " if has_tails else ""
         checks.append(
             Check(
                 f"LOO of {name}",
@@ -198,7 +201,7 @@ def check_loo(tree: xr.DataTree) -> tuple[list[Check], dict[str, Any]]:
                 f"ELPD {result.elpd:.1f} ± {result.se:.1f} nats, p {result.p:.1f}; "
                 f"Pareto k above {result.good_k:.2f} for {high} of {k.size} "
                 f"observations{'' if is_seen else condition}",
-                "a likelihood with heavier tails (StudentT), more draws, or K-fold "
+                f"{robust}more draws, held-out rows (`calibration`), or K-fold "
                 "cross-validation: for influential observations the estimate rests on "
                 "a few draws. The draws themselves may be fine.",
                 of_draws=False,

@@ -184,7 +184,9 @@ def diagnose(
     if "optimization" in tree.children:
         losses = _stats.group(tree, "optimization")["loss"]
         loss = losses.transpose(..., "step").values
-        checks.append(check_losses(loss))
+        is_early = "best_epoch" in tree.attrs
+        kept = (tree.attrs["best_epoch"], tree.attrs["epochs"]) if is_early else None
+        checks.append(check_losses(loss, kept))
     if loo and not is_point and "log_likelihood" in tree.children and draws >= 20:
         more, results = _checks.check_loo(tree)
         checks += more

@@ -102,6 +102,8 @@ class Diagnosis:
             verdict = "nothing could be checked"
         elif self.ok:
             verdict = f"all {known} checks of the draws that could be made are fine"
+            if known == 1:
+                verdict = "the one check of the draws that could be made is fine"
         else:
             verdict = (
                 f"not to be trusted as it stands; {len(self.failed)} of {known} checks "

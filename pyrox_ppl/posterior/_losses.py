@@ -4,6 +4,17 @@ import numpy as np
 
 from pyrox_ppl.posterior._diagnosis import Check
 
+MORE_STEPS = (
+    "more steps: the loss still falls. The scales of a guide that starts narrow "
+    "(init_scale) settle last: start them wider, with a learning rate that is large in "
+    "the first half of the run and small in the second."
+)
+TO_OVERFIT_LESS = (
+    "fewer trained values (random ones in their place, a smaller network, dropout) or "
+    "more rows. More steps would not help: the loss still falls on the rows of the "
+    "run, but not on those held out."
+)
+
 FEWEST_STEPS = 20
 # One nat of evidence is an odds ratio of e: smaller changes do not matter.
 NAT = 1.0
@@ -11,22 +22,26 @@ NAT = 1.0
 FEWEST_FOR_SWINGS = 40
 
 
-def check_losses(losses: np.ndarray) -> Check:
+def check_losses(losses: np.ndarray, kept: tuple[int, int] | None = None) -> Check:
     """Whether the ELBO has stopped rising.
 
     Args:
         losses: The loss of every step, along the last axis; of several runs the worst
             counts.
+        kept: The epoch whose parameters were kept because held-out rows were at their
+            best there, from 0, and the number of epochs; None if it was the last.
     """
     losses = np.atleast_2d(np.asarray(losses, np.float64))
-    checks = [_check_run(run) for run in losses.reshape(-1, losses.shape[-1] or 1)]
+    checks = [
+        _check_run(run, kept) for run in losses.reshape(-1, losses.shape[-1] or 1)
+    ]
     if not checks:
         return Check("ELBO", None, "no steps", "more steps.")
     order = {False: 0, None: 1, True: 2}
     return min(checks, key=lambda check: order[check.passed])
 
 
-def _check_run(loss: np.ndarray) -> Check:
+def _check_run(loss: np.ndarray, kept: tuple[int, int] | None) -> Check:
     if not np.isfinite(loss).all():
         first = int(np.flatnonzero(~np.isfinite(loss))[0])
         return Check(
@@ -65,7 +80,10 @@ def _check_run(loss: np.ndarray) -> Check:
             "only.)",
         )
     if fall > max(NAT, 3 * noise):
-        return Check("ELBO", False, finding, "more steps: the loss still falls.")
+        if kept is None:
+            return Check("ELBO", False, finding, MORE_STEPS)
+        finding += f"; held-out rows chose epoch {kept[0] + 1} of {kept[1]}"
+        return Check("ELBO", False, finding, TO_OVERFIT_LESS)
     swing = _swing(last)
     if swing > NAT:
         return Check(

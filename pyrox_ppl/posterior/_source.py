@@ -194,7 +194,7 @@ def source_from_guide(
         "point_estimate": int(drawn.is_point and members is None),
     }
     attrs |= {} if members is None else {"members": members}
-    attrs |= cost_of(fit).known()
+    attrs |= cost_of(fit).known() | _epoch_kept(fit, members)
     return Source(
         {n: v.reshape(chains, -1, *v.shape[1:]) for n, v in drawn.values.items()},
         params=params if members is None else {},
@@ -204,6 +204,14 @@ def source_from_guide(
         linearized_at=jax.device_get(_linearized_at(guide, params, members)),
         attrs=attrs,
     )
+
+
+def _epoch_kept(fit: Any, members: int | None) -> dict[str, int]:
+    """Which epoch held-out rows chose, if it was not the last: the run went on."""
+    epochs = len(getattr(fit, "held_out", ()))
+    if members is not None or epochs < 2 or fit.best_epoch == epochs - 1:
+        return {}
+    return {"best_epoch": int(fit.best_epoch), "epochs": epochs}
 
 
 def _linearized_at(

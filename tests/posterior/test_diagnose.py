@@ -234,6 +234,25 @@ def test_an_observation_that_one_draw_alone_explains_has_a_high_k(gap):
     assert " of 2 observations" in checks_of(tree)["LOO of y"].finding
 
 
+@pytest.mark.parametrize(("kind", "has_tails"), [(float, True), (int, False)])
+def test_heavier_tails_are_no_mend_for_a_class(kind, has_tails):
+    densities = -100.0 * np.arange(40.0)[None, :, None] * np.ones(2)
+    tree = px.to_datatree({"a": np.arange(40.0)[None]}, batch_ndims=2)
+    tree["log_likelihood"] = xr.DataTree(
+        xr.Dataset({"y": (("chain", "draw", "row"), densities)})
+    )
+    tree["observed_data"] = xr.DataTree(xr.Dataset({"y": ("row", np.zeros(2, kind))}))
+    check = checks_of(tree)["LOO of y"]
+    assert check.passed is False
+    assert ("StudentT" in check.advice) is has_tails
+
+
+def test_one_check_is_written_in_the_singular():
+    assert "the one check of the draws that could be made is fine" in str(
+        px.diagnose(of_a_guide(4, 1.0))
+    )
+
+
 def of_a_guide(dimensions, scale):
     """Draws of a normal guide whose scales are this share of a normal posterior's."""
     rng = np.random.default_rng(0)

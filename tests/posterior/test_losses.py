@@ -37,9 +37,9 @@ NOT_FINE = {
 }
 
 
-def check_of(losses):
+def check_of(losses, **attrs):
     tree = px.to_datatree({"a": np.random.default_rng(1).normal(size=(1, 50))})
-    tree.attrs["inference"] = "SVI"
+    tree.attrs.update(inference="SVI", **attrs)
     dims = ("chain", "step")[-losses.ndim :]
     tree["optimization"] = xr.DataTree(xr.Dataset({"loss": (dims, losses)}))
     diagnosis = px.diagnose(tree)
@@ -70,3 +70,19 @@ def test_of_few_steps_nothing_is_known(steps):
 def test_noise_is_not_taken_for_a_trend(seed):
     noise = np.random.default_rng(seed).standard_t(3, size=500)
     assert check_of(1000 + 20 * noise).passed
+
+
+@pytest.mark.parametrize(
+    ("attrs", "advice", "no_advice"),
+    [
+        ({}, "more steps:", "trained"),
+        ({"best_epoch": 3, "epochs": 9}, "trained", "init_scale"),
+    ],
+)
+def test_more_steps_are_no_mend_where_held_out_rows_chose_an_earlier_epoch(
+    attrs, advice, no_advice
+):
+    check = check_of(NOT_FINE["falls"][0], **attrs)
+    assert advice in check.advice
+    assert no_advice not in check.advice
+    assert ("epoch 4 of 9" in check.finding) is bool(attrs)

@@ -110,6 +110,13 @@ def test_early_stopping_returns_the_epoch_of_least_held_out_loss():
     assert result.best_epoch == np.argmin(losses) == len(losses) - 4
     again = fit(make(line, optax.adam(schedule)), int(result.best_epoch) + 1)
     jax.tree.map(np.testing.assert_array_equal, result.params, again.params)
+    # Its tree knows that, and the tree of a run whose last epoch is best does not.
+    trees = [
+        px.to_datatree(r, X, YS, guide=svi.guide, num_samples=2)
+        for r in (result, again)
+    ]
+    known = [(t.attrs.get("best_epoch"), t.attrs.get("epochs")) for t in trees]
+    assert known == [(result.best_epoch, len(losses)), (None, None)]
     # One batch of arrays gives the same loss as its two halves.
     arrays = fit(make(line, optax.adam(schedule)), 3, held_out=(X, YS))
     np.testing.assert_allclose(arrays.held_out, losses[:3], rtol=1e-4)
