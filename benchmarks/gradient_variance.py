@@ -22,6 +22,7 @@ from side_by_side import ratio, report, take_turns
 from sklearn.datasets import load_digits
 
 import pyrox_ppl as px
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl.infer import Flipout_ELBO, LocalReparam_ELBO, init_to_stored
 
 KEY = jr.key(0)
@@ -112,6 +113,7 @@ def train(problem: Problem, svi: SVI, steps: int, seed: int) -> tuple:
         return svi.update(state, x, y=y, size=size)
 
     @jax.jit
+    @with_fast_convolutions
     def run(state: Any, keys: jax.Array) -> tuple:
         return jax.lax.scan(step, state, keys)
 
@@ -145,7 +147,9 @@ def gradient_variance(problem: Problem, svi: SVI, params: Any, loss: Any) -> flo
         )(params)
 
     keys = jr.split(jr.key(4), 200)
-    draws = jax.jit(lambda keys: jax.lax.map(gradient, keys))(keys)
+    draws = jax.jit(with_fast_convolutions(lambda keys: jax.lax.map(gradient, keys)))(
+        keys
+    )
     return float(sum(leaf.var(0).sum() for leaf in jax.tree.leaves(draws)))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
 
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl.prediction._flat_bits import with_flat_bits
 
 # The most memory that chunks of results may take on the device, in bytes.
@@ -90,6 +91,7 @@ class DrawLoop:
         self._size = even_size(number, most)
 
         @jax.jit
+        @with_fast_convolutions
         def program(leaves: list[jax.Array], *others: Any) -> Any:
             draws = jax.tree.unflatten(treedef, leaves)
             return jax.lax.map(lambda draw: flat(draw, *others), draws)

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pyrox_ppl._dict_order import wrap_dicts
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl._parameter import class_name
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._loop import (
@@ -203,7 +204,7 @@ class ModuleValues:
                     module, values, mode, points, number, True, self._call
                 )
 
-            self._programs[size, number] = jax.jit(run)
+            self._programs[size, number] = jax.jit(with_fast_convolutions(run))
         return self._programs[size, number](arrays)
 
     def _shape_at(self, size: int) -> jax.ShapeDtypeStruct:

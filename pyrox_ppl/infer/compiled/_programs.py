@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.core import eval_jaxpr
 
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl.infer._content_key import LeaveOut, content_key
 from pyrox_ppl.infer.compiled._arguments import (
@@ -88,7 +89,8 @@ def jit_with_key(function: Callable, *, donated: tuple[int, ...] = ()) -> Callab
 
     def call(key: Any, *inputs: Any) -> Any:
         if key not in jitted:
-            jitted[key] = jax.jit(partial(function, key), donate_argnums=donated)
+            run = with_fast_convolutions(partial(function, key))
+            jitted[key] = jax.jit(run, donate_argnums=donated)
         return jitted[key](*inputs)
 
     return call

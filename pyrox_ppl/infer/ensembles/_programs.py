@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from numpyro.infer import SVI
 
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl.infer._arrays import is_sharded
 from pyrox_ppl.infer._mutable_state import make_update
 from pyrox_ppl.infer.compiled._arguments import (
@@ -83,7 +84,8 @@ def compile_members(
     def advance(states: Any, batches: Any, number: Any, arrays: list) -> tuple:
         return _map_members(plan, steps_of_one, (states, batches), (number, arrays))
 
-    return Programs(jax.jit(advance), jax.jit(jax.vmap(svi.get_params)))
+    fast = with_fast_convolutions(advance)
+    return Programs(jax.jit(fast), jax.jit(jax.vmap(svi.get_params)))
 
 
 def _steps_on_all(plan: Plan, svi: SVI, static: ByContent) -> Callable:

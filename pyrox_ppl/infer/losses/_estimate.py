@@ -35,6 +35,8 @@ from pyrox_ppl.infer.losses._gaussian import (
     add_gaussians,
     apply_without_weights,
     drawn,
+    is_whole_convolution,
+    multiply_both,
     shorten,
 )
 from pyrox_ppl.infer.losses._noise import count_words, random_signs
@@ -154,15 +156,16 @@ class Estimator:
         def product(weight: jax.Array, x: jax.Array) -> jax.Array:
             return bind_eqn(eqn, [weight, x] if k == 0 else [x, weight])[0]
 
-        mean, key = product(value.loc, x), self._key(path, loops)
         if self._is_local(path):
-            return Pending(mean, product(value.variance, x * x), key)
+            mean, variance = product(value.loc, x), product(value.variance, x * x)
+            return Pending(mean, variance, self._key(path, loops))
+        name, kept = eqn.primitive.name, self._kept(path)
         shapes = [tuple(atom.aval.shape) for atom in eqn.invars]
-        name, use, kept = eqn.primitive.name, self.plan.uses[path], self._kept(path)
-        axes = axis_map(name, eqn.params, shapes, mean.shape, 1 - k)
+        out = tuple(eqn.outvars[0].aval.shape)
+        axes = axis_map(name, eqn.params, shapes, out, 1 - k)
         if axes is None:
             raise TypeError(f"{name} is not a contraction.")
-        shared = {axis for axis in use.rows if axis not in kept}
+        shared = {axis for axis in self.plan.uses[path].rows if axis not in kept}
         if name == "conv_general_dilated":
             # Windows overlap, so no sign of the input may change from place to place.
             features = eqn.params["dimension_numbers"].lhs_spec[1]
@@ -171,15 +174,21 @@ class Estimator:
         else:
             keep = [new not in shared for new in axes.axes]
         kept_in = shorten(x.shape, keep)
-        kept_out = shorten(
-            mean.shape, [axis not in shared for axis in range(mean.ndim)]
-        )
-        signs = random_signs(key, kept_in, x.dtype)
-        first = count_words(kept_in)
-        flips = random_signs(key, kept_out, mean.dtype, first=first)
-        # The barriers keep XLA from making both anew for each of their readers.
-        signed = lax.optimization_barrier(x * signs)
-        return lax.optimization_barrier(mean + flips * product(value.shift, signed))
+        kept_out = shorten(out, [axis not in shared for axis in range(len(out))])
+        key, first = self._key(path, loops), count_words(kept_in)
+        flips = random_signs(key, kept_out, value.loc.dtype, first=first)
+        # Signs of the input that are the row's alone make the output's no more random.
+        pairs = zip(kept_in, axes.axes, strict=True)
+        alone = all(n == 1 or (m is not None and kept_out[m] > 1) for n, m in pairs)
+        # A convolution does without: signs of its output leave each row's law as it is,
+        # and the variance nearly, and both products are then one, for half the price.
+        if alone or is_whole_convolution(eqn):
+            mean, shifted = multiply_both(eqn, k, value, x)
+        else:
+            # The barriers keep XLA from making both anew for each of their readers.
+            signed = lax.optimization_barrier(x * random_signs(key, kept_in, x.dtype))
+            mean, shifted = product(value.loc, x), product(value.shift, signed)
+        return lax.optimization_barrier(mean + flips * shifted)
 
     def _draw(
         self, value: Gaussian, shape: Sequence[int], path: Path, loops: tuple

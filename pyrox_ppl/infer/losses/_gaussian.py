@@ -68,6 +68,34 @@ def add_gaussians(eqn: Any, values: list[Gaussian]) -> Gaussian:
     return Gaussian(loc, variances[0] + variances[1], shift)
 
 
+def is_whole_convolution(eqn: Any) -> bool:
+    """Whether it is a convolution in which each output reads every input channel."""
+    groups = ("feature_group_count", "batch_group_count")
+    return eqn.primitive.name == "conv_general_dilated" and all(
+        eqn.params[name] == 1 for name in groups
+    )
+
+
+def multiply_both(
+    eqn: Any, k: int, value: Gaussian, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The products of the mean and of the shift with the same rows of data.
+
+    A convolution takes both as one kernel, which costs far less than two: most of its
+    time goes to the windows.
+    """
+    if is_whole_convolution(eqn):
+        numbers = eqn.params["dimension_numbers"]
+        kernel = jnp.concatenate([value.loc, value.shift], numbers.rhs_spec[0])
+        (both,) = bind_eqn(eqn, [x, kernel])
+        mean, shifted = jnp.split(both, 2, numbers.out_spec[1])
+        return mean, shifted
+    mean, shifted = (
+        bind_eqn(eqn, [w, x] if k == 0 else [x, w])[0] for w in (value.loc, value.shift)
+    )
+    return mean, shifted
+
+
 def drawn(value: Any) -> Any:
     return value.draw() if isinstance(value, Pending) else value
 

@@ -13,6 +13,7 @@ from jax import lax
 from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl.infer._mutable_state import evaluate_with_state, make_update
 from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.data._loader import MinibatchLoader, held_out_batches
@@ -69,7 +70,7 @@ def make_programs(stable: bool, svi: SVI, arguments_of: Callable) -> Programs:
         # The least loss by a single draw would be one that fits by chance.
         return jax.lax.map(once, jax.random.split(rng_key, 16)).mean()
 
-    return Programs(jax.jit(advance), jax.jit(evaluate))
+    return Programs(*(jax.jit(with_fast_convolutions(f)) for f in (advance, evaluate)))
 
 
 def num_at_once(batch: tuple[np.ndarray, ...]) -> int:

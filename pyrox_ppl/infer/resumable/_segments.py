@@ -18,6 +18,7 @@ from numpyro.infer import HMC, MCMC
 from numpyro.util import is_prng_key
 
 from pyrox_ppl._cost import leapfrog_steps
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl._numpyro import takes_traced_arguments
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer.compiled._arguments import is_array, put_arrays, take_arrays
@@ -193,6 +194,7 @@ class Segments:
     def _compile(self) -> Callable:
         mcmc, constant = self._mcmc, self._constant
 
+        @with_fast_convolutions
         def segment(state: Any, draws: Any, steps: Any, data: Any) -> Any:
             return self._segment(state, draws, steps, put_arrays(data, *constant))
 

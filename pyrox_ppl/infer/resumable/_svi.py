@@ -12,6 +12,7 @@ from numpyro.infer.svi import SVIRunResult
 from tqdm.auto import tqdm
 
 from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl._observed_shapes import check_observed_shapes
 from pyrox_ppl.infer._arrays import is_sharded, strong, to_numpy
 from pyrox_ppl.infer._mutable_state import (
@@ -127,7 +128,7 @@ def run_svi(
 
     example = (start, np.int32(1), data)
     _, like = jax.eval_shape(advance, *example)
-    compiled = jax.jit(advance)
+    compiled = jax.jit(with_fast_convolutions(advance))
 
     def segment_of_steps(state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
         # The number of steps is an argument, so that the last, shorter segment runs the
