@@ -20,8 +20,8 @@ class Flipout_ELBO(AbstractRowELBO):
     row's distribution, and both products become one. Noise then averages out over rows,
     for the price of a second product and of random bits. All rows still share the size
     of the one draw, so the variance is higher than that of :class:`LocalReparam_ELBO`.
-    The latter uses these signs itself where it cannot draw products, so it is the one to
-    try first; it also says which weights may have noise for each row.
+    The latter uses these signs itself where it cannot draw products, so it is the one
+    to try first; it also says which weights may have noise for each row.
 
     The signs are right for each row alone, and not for several at once: under flipout
     two rows are uncorrelated, under the posterior they are not. Where a likelihood or a
