@@ -42,6 +42,8 @@ def with_fast_convolutions(function: Callable) -> Callable:
         results = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
+    # JAX calls the program by it, in its logs and profiles.
+    run.__name__ = getattr(function, "func", function).__name__
     return run
 
 
