@@ -34,7 +34,7 @@ SECONDS = {
     "co2": 41,
     "conditioning": 52,
     "diagnosing": 46,
-    "digits": 215,
+    "digits": 163,
     "digits_as_fields": 44,
     "flow_vector_field": 79,
     "groups": 51,
