@@ -12,7 +12,6 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 from numpyro.primitives import Messenger
 
-import pyrox_ppl as px
 from pyrox_ppl import infer
 from pyrox_ppl.infer._batch_scale import check_batch_scale
 
@@ -91,30 +90,19 @@ def test_a_fit_of_batches_and_its_tree(own):
     guide = AutoNormal(model)
     svi = SVI(model, guide, Adam(0.01), Trace_ELBO())
 
-    def tree_of(fit):
-        return px.to_datatree(
-            fit,
-            crossing.x,
-            y=crossing.y,
-            guide=guide,
-            model=crossing.model,
-            num_samples=4,
-            rng_key=KEY,
-        )
-
     def train(y, **options):
         loader = infer.MinibatchLoader((x, y), B, rng_key=KEY)
         return infer.run_minibatches(svi, KEY, loader, 2, progress_bar=False, **options)
 
     fit = train(y)
-    tree = tree_of(fit)
+    tree = own.tree_of_fit(fit, guide)
     check_tree(own, tree, crossing.x, params=fit.params, state=state_of(fit))
     spoilt = y.copy()
     spoilt[3] = np.nan
     with pytest.warns(RuntimeWarning, match="diverged"):
         lost = train(spoilt)
     with pytest.raises(ValueError, match=r"diverged: .* of its parameters hold NaN"):
-        tree_of(lost)
+        own.tree_of_fit(lost, guide)
 
 
 @over(often=(), where=are_rows_exchangeable)
@@ -130,15 +118,7 @@ def test_rows_that_are_left_out_leave_nothing_behind(own):
     options = {"stable_update": True, "progress_bar": False}
     fit = infer.run_minibatches(svi, KEY, loader, 2, **options)
     np.testing.assert_array_equal(np.isfinite(fit.losses), [1, 0, 1, 0])
-    tree = px.to_datatree(
-        fit,
-        crossing.x,
-        y=crossing.y,
-        guide=guide,
-        model=crossing.model,
-        num_samples=4,
-        rng_key=KEY,
-    )
+    tree = own.tree_of_fit(fit, guide)
     check_tree(own, tree, crossing.x, params=fit.params, state=state_of(fit))
 
 
