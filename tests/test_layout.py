@@ -84,12 +84,13 @@ SHARED = {
     "_attributes": set(),
     "_batch_scale": {"_batch_sites"},
     "_batch_sites": set(),
+    "_computed_once": set(),
     "_content_key": {"_arrays", "_attributes", "_names_read"},
     "_init_to_stored": set(),
     "_jaxpr": set(),
     "_mutable_state": set(),
     "_names_read": set(),
-    "_vector": set(),
+    "_vector": {"_computed_once"},
 }
 ROOMS = {
     **SHARED,

@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import ParamInfo
 
+from pyrox_ppl.infer._computed_once import computed_once
+
 
 class Unravel:
     """The map from a vector to values by site, in the order of the names of the sites.
@@ -36,9 +38,9 @@ class Unravel:
             start = stop
         if self._fused:
             return sites
-        # Without the barrier XLA fuses each slice into the model, and each gradient
-        # into the joining of all of them, which takes it long to compile.
-        return lax.optimization_barrier(sites)
+        # Else XLA fuses each slice into the model, and each gradient into the joining
+        # of all of them, which takes it long to compile.
+        return computed_once(sites)
 
 
 def ravel(sites: dict[str, Any]) -> jax.Array:

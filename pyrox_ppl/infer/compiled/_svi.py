@@ -169,17 +169,15 @@ class CompiledSVI(SVI):
         if not fresh:
             # The programs reuse the memory of their state, which others may hold.
             state = jax.tree.map(partial(jax.device_put, may_alias=False), state)
-        steps = Steps(num_steps, stable_update, forward_mode_differentiation)
+        piece = max(num_steps // 20, 1) if progress_bar else num_steps
+        steps = Steps(num_steps, stable_update, forward_mode_differentiation, piece)
         arrays, key = self._key(args, kwargs, plan=steps)
         with explain_tracing_errors("CompiledSVI"):
             if progress_bar:
                 state, losses = self._run_with_bar(key, state, arrays)
                 params = self.get_params(state)
             else:
-                # Bounds are traced inputs, so that one program serves all of them.
-                bounds = np.int32(0), np.int32(num_steps)
-                run = self._programs.run
-                state, losses, computed = run(key, state, *bounds, arrays)
+                state, losses, computed = self._programs.run(key, state, arrays)
                 params = all_params(self, state, computed)
                 params |= collected_params(self.guide, state)
         warn_of_divergence(np.asarray(losses), num_steps, stable=stable_update)
@@ -246,8 +244,8 @@ class CompiledSVI(SVI):
         return state, False
 
     def _run_with_bar(self, key: Key, state: Any, arrays: list) -> tuple:
-        number = key.plan.number
-        size, losses = max(number // 20, 1), jax.device_put(empty_losses(key.plan))
+        number, size = key.plan.number, key.plan.piece
+        losses = jax.device_put(empty_losses(key.plan))
         with tqdm.tqdm(total=number) as bar:
             for first in range(0, number, size):
                 stop = min(first + size, number)

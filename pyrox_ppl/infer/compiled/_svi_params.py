@@ -4,8 +4,9 @@ import copy
 from functools import partial
 from typing import Any
 
-from jax import lax
 from numpyro.infer import SVI
+
+from pyrox_ppl.infer._computed_once import computed_once
 
 
 def materialize_params(svi: SVI) -> SVI:
@@ -13,8 +14,8 @@ def materialize_params(svi: SVI) -> SVI:
 
     XLA fuses what is cheap into each of its uses. The scales would be transformed anew
     for the draw and for the divergence. The gradients, for which the noise is computed
-    again, would be made anew for each moment that the optimiser keeps. The barrier and
-    its transpose keep each of them as one array.
+    again, would be made anew for each moment that the optimiser keeps. On a CPU a
+    barrier and its transpose keep each of them as one array.
     """
     copied: Any = copy.copy(svi)
     copied.constrain_fn = partial(_constrain_once, svi.constrain_fn)
@@ -22,7 +23,7 @@ def materialize_params(svi: SVI) -> SVI:
 
 
 def _constrain_once(constrain: Any, params: dict[str, Any]) -> dict[str, Any]:
-    return lax.optimization_barrier(constrain(params))
+    return computed_once(constrain(params))
 
 
 def computed_params(svi: SVI, state: Any) -> dict[str, Any]:

@@ -54,11 +54,13 @@ class Steps(NamedTuple):
         number: The number of steps, and of losses.
         stable: Whether steps that are not finite are left out.
         forward: Whether forward-mode differentiation is used.
+        piece: The number of steps of a call; the last one may take fewer.
     """
 
     number: int
     stable: bool
     forward: bool
+    piece: int
 
 
 class Start(NamedTuple):
@@ -153,19 +155,21 @@ class SVIPrograms(Programs):
         update = make_update(svi, stable=steps.stable)
 
         def body(i: jax.Array, carry: tuple) -> tuple:
-            state, losses = carry
+            (state, losses), i = carry, first + i
             state, loss = update(
                 state, *args, forward_mode_differentiation=steps.forward, **kwargs
             )
             loss = loss.astype(losses.dtype)
             return state, lax.dynamic_update_index_in_dim(losses, loss, i, 0)
 
-        first, stop = (jnp.asarray(i, jnp.int32) for i in (first, stop))
-        return lax.fori_loop(first, stop, body, (state, losses))
+        # A GPU waits after each step if the program does not know their number.
+        known = steps.number % steps.piece == 0
+        number = steps.piece if known else stop - first
+        return lax.fori_loop(0, number, body, (state, losses))
 
-    def _run(self, key: Key, state: Any, first: Any, stop: Any, arrays: list) -> tuple:
-        losses = empty_losses(key.plan)
-        state, losses = self._advance(key, losses, state, first, stop, arrays)
+    def _run(self, key: Key, state: Any, arrays: list) -> tuple:
+        losses, number = empty_losses(key.plan), key.plan.number
+        state, losses = self._advance(key, losses, state, 0, number, arrays)
         return state, losses, computed_params(key.source.value, state)
 
     def _params(self, source: ByContent, state: Any) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax import lax
 from jax.core import Tracer
 from numpyro import handlers
 from numpyro.distributions.transforms import UnpackTransform
 
 from pyrox_ppl._numpyro import AbstractVectorNormal
+from pyrox_ppl.infer._computed_once import computed_once
 from pyrox_ppl.infer._init_to_stored import init_to_stored
 from pyrox_ppl.infer._vector import (
     Unravel,
@@ -119,5 +119,5 @@ class AutoFlatNormal(AbstractVectorNormal):
         latent = numpyro.sample(
             f"_{self.prefix}_latent", joint, infer={"is_auxiliary": True}
         )
-        # The barrier keeps XLA from drawing each piece of the vector inside the model.
-        return lax.optimization_barrier(latent)
+        # Else XLA would draw each piece of the vector inside the model.
+        return computed_once(latent)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pyrox_ppl._jaxpr import bind_eqn
+from pyrox_ppl.infer._computed_once import computed_once
 from pyrox_ppl.infer._jaxpr import (
     CHECKPOINTS,
     ELEMENTWISE,
@@ -185,10 +186,10 @@ class Estimator:
         if alone or is_whole_convolution(eqn):
             mean, shifted = multiply_both(eqn, k, value, x)
         else:
-            # The barriers keep XLA from making both anew for each of their readers.
-            signed = lax.optimization_barrier(x * random_signs(key, kept_in, x.dtype))
+            # Else XLA would make both anew for each of their readers.
+            signed = computed_once(x * random_signs(key, kept_in, x.dtype))
             mean, shifted = product(value.loc, x), product(value.shift, signed)
-        return lax.optimization_barrier(mean + flips * shifted)
+        return computed_once(mean + flips * shifted)
 
     def _draw(
         self, value: Gaussian, shape: Sequence[int], path: Path, loops: tuple

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pyrox_ppl.infer._computed_once import computed_once
+
 
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Independent standard normals.
@@ -21,8 +23,8 @@ def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.A
     unit = lax.bitcast_convert_type(digits | jnp.uint32(0x3F800000), jnp.float32) - 1.0
     # The middle of each of 2^23 intervals: never 0 or 1, and symmetric.
     uniform = 2.0 * unit - (1.0 - 2.0**-23)
-    # The barrier keeps XLA from making the noise again in the gradient.
-    return lax.optimization_barrier(math.sqrt(2.0) * lax.erf_inv(uniform))
+    # Else XLA would make the noise again in the gradient.
+    return computed_once(math.sqrt(2.0) * lax.erf_inv(uniform))
 
 
 def random_signs(
@@ -32,8 +34,8 @@ def random_signs(
     rows, rest = (shape[0], shape[1:]) if shape else (1, ())
     # The bit changes along the first axis: XLA reads and shifts many words at once.
     words = _words(key, (1, -(-rows // 32), *rest), first)
-    # The barrier keeps XLA from making each word again for each of its bits.
-    words = lax.optimization_barrier(words)
+    # Else XLA would make each word again for each of its bits.
+    words = computed_once(words)
     places = jnp.arange(32, dtype=jnp.uint32).reshape(32, *[1] * (words.ndim - 1))
     # One, with the bit as its sign.
     ones = ((words >> places) << jnp.uint32(31)) | jnp.uint32(0x3F800000)

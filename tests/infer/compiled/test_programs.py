@@ -22,7 +22,8 @@ from pyrox_ppl.infer import (
     CompiledSVI,
     run_ensemble,
 )
-from pyrox_ppl.infer.compiled import _programs
+from pyrox_ppl.infer._computed_once import computed_once
+from pyrox_ppl.infer.compiled import _programs, _svi_program
 
 pytestmark = pytest.mark.rank_promotion
 
@@ -174,3 +175,28 @@ def test_the_arrays_of_a_closure_are_inputs_of_the_first_program(monkeypatch):
     (constant,) = given
     assert isinstance(constant, Tracer)
     assert constant.shape == weight.shape
+
+
+@pytest.mark.parametrize(
+    ("number", "bar", "known"), [(7, False, 7), (40, True, 2), (41, True, None)]
+)
+def test_the_steps_are_a_number_that_the_program_knows(number, bar, known, monkeypatch):
+    """A GPU else waits after each step to learn whether it was the last."""
+    bounds, loop = [], jax.lax.fori_loop
+
+    def watched(first, stop, body, start):
+        bounds.append(None if isinstance(stop, Tracer) else (first, stop))
+        return loop(first, stop, body, start)
+
+    monkeypatch.setattr(_svi_program.lax, "fori_loop", watched)
+    losses = svi().run(KEY, number, progress_bar=bar).losses
+    assert set(bounds) == {known and (0, known)}
+    theirs = svi(SVI).run(KEY, number, progress_bar=False).losses
+    assert jnp.allclose(losses, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "barriers"), [("cpu", 1), ("gpu", 0)])
+def test_a_gpu_fuses_what_a_cpu_computes_once(backend, barriers, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    jaxpr = jax.make_jaxpr(lambda one: computed_once(one))(jnp.ones(2))
+    assert str(jaxpr).count("optimization_barrier") == barriers
