@@ -124,6 +124,25 @@ def test_rows_by_keyword_and_in_dictionaries_are_rows():
     assert px.predict(point, DRAWS, X[:1], name="net").mean.shape == (1,)
 
 
+def test_the_row_of_a_leading_axis_of_one_is_shared():
+    class Sum(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, z):
+            return x * self.weight + z
+
+    row, expected = X[:1], np.asarray(X[:5]) * np.asarray(WEIGHTS.mean(0))
+    for args, kwargs in (((X[:5], row), {}), ((X[:5],), {"z": row})):
+        mean = px.predict(Sum(jnp.ones(2)), DRAWS, *args, name="net", **kwargs).mean
+        np.testing.assert_allclose(mean, expected + np.asarray(row), atol=1e-5)
+    mean = px.predict(Sum(jnp.ones(2)), DRAWS, row, X[:5], name="net", batch_size=2)
+    by_hand = np.asarray(row) * np.asarray(WEIGHTS.mean(0)) + np.asarray(X[:5])
+    np.testing.assert_allclose(mean.mean, by_hand, atol=1e-5)
+    # As long as the points have numbers, it is no vector of values for the points.
+    two = px.predict(Sum(jnp.ones(2)), DRAWS, X[:2], row, name="net").mean
+    np.testing.assert_allclose(two, (expected + np.asarray(row))[:2], atol=1e-5)
+
+
 def test_every_draw_and_point_has_a_key_of_its_own():
     noisy = Point(jnp.ones(2), "noisy")
     still = {"net.weight": jnp.zeros((2000, 2))}
