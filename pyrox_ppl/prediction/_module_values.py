@@ -171,6 +171,22 @@ class ModuleValues:
             "call=lambda net, *inputs: jax.vmap(net, in_axes)(*inputs)."
         )
 
+    def _advise_on_vectors(self, error: Exception, size: int) -> None:
+        """Raise anew where the module takes one value of what it was given whole."""
+        mapped = self._inputs.mapped()
+        if self._batched or mapped.sliced == self._inputs.sliced:
+            return
+        try:
+            self._shape_of(mapped.block(0, size))
+        except CALL_ERRORS:
+            return
+        raise ValueError(
+            f"among the inputs of shape {self._inputs.shapes()}, one with fewer axes "
+            f"is shared by all points, but {type(self._module).__name__} takes one "
+            f"value of it for each of the {self.points} points. Say so: "
+            "call=lambda net, *inputs, **named: jax.vmap(net)(*inputs, **named)."
+        ) from error
+
     def _at(self, start: int, size: int) -> jax.Array:
         return self._of_all_draws(self._inputs.block(start, size))
 
@@ -212,6 +228,7 @@ class ModuleValues:
         try:
             out = self._shape_of(self._inputs.block(0, size))
         except CALL_ERRORS as error:
+            self._advise_on_vectors(error, size)
             error.add_note(
                 note_on_call(self._module, self._inputs, self._call, self._batched)
             )

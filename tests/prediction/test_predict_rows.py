@@ -235,6 +235,31 @@ def test_a_vector_as_long_as_there_are_points_is_refused_if_it_fits_both_ways():
     np.testing.assert_allclose(mean, expected, atol=1e-5)
 
 
+def test_a_vector_of_which_each_point_takes_a_number_is_explained():
+    class Timed(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, t):
+            return jnp.concatenate([x * self.weight, t[None]])
+
+    net, time = Timed(jnp.ones(2)), jnp.arange(5.0)
+    for args, kwargs in (((X[:5],), {"t": time}), ((X[:5], time), {})):
+        with pytest.raises(ValueError, match=r"for each of the 5 points. Say so: call"):
+            px.predict(net, DRAWS, *args, name="net", **kwargs)
+        mean = px.predict(
+            net,
+            DRAWS,
+            *args,
+            call=lambda net, *inputs, **named: jax.vmap(net)(*inputs, **named),
+            name="net",
+            **kwargs,
+        ).mean
+        np.testing.assert_array_equal(mean[:, 2], time)
+    # No point takes a number of this one either, so the module's own error stands.
+    with pytest.raises(TypeError, match="Cannot concatenate"):
+        px.predict(net, DRAWS, X[:5], jnp.ones((5, 1)), name="net")
+
+
 class Joined(AbstractModule):
     """A module of covariates by name, in the order that they come in."""
 
