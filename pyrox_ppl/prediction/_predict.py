@@ -63,7 +63,7 @@ def predict(
     one with a leading axis of 1. With `call`, nothing is mapped: the function gets the
     module and the inputs as a model would have them, once for each draw. If the value
     at a point depends on the other points (attention over rows, statistics of the
-    batch), no blocks are made.
+    batch) or on their number (``len(x)``), no blocks are made.
 
     A random key among the inputs (``key=jax.random.key(0)``, or one of
     ``jax.random.PRNGKey``) is split, so that every draw and every mapped point has its

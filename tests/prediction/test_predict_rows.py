@@ -16,7 +16,7 @@ WEIGHTS = jax.random.normal(KEY, (8, 2))
 DRAWS = {"net.weight": WEIGHTS}
 X = jax.random.normal(KEY, (300, 2))
 
-# Functions of all rows at once; the last two of one row at a time.
+# Functions of all rows at once; and of one row at a time.
 COUPLED = {
     "batch normalisation": lambda x: x - x.mean(0, keepdims=True),
     "attention": lambda x: x + 0.01 * jax.nn.softmax(x @ x.T, -1) @ x,
@@ -24,11 +24,18 @@ COUPLED = {
     "running sum": lambda x: jnp.cumsum(x, 0),
     "from behind": lambda x: jnp.cumsum(x[::-1], 0)[::-1],
     "position": lambda x: x + jnp.arange(float(len(x)))[:, None],
+    "number": lambda x: x / len(x),
+    "power": lambda x: x ** (len(x) // 100),
+    "count": lambda x: x / jnp.isfinite(x[:, :1]).sum(),
     "order": lambda x: jnp.sort(x, 0),
     "pooled": lambda x: x.mean(0, keepdims=True),
     "transposed": lambda x: x.T,
 }
-APART = {"sine": jnp.sin, "class": lambda x: jnp.argmax(x, -1)}
+APART = {
+    "sine": jnp.sin,
+    "class": lambda x: jnp.argmax(x, -1),
+    "number": lambda x: x + 0.0 * len(x) + jnp.ones(len(x))[:, None],
+}
 
 
 class Whole(AbstractModule):
