@@ -127,7 +127,8 @@ def predict(
             if `call` is given for a model, does not return one array, or returns one
             that depends on no draw;
             if the draws or `params` do not match the module; if no draw belongs to a
-            site of the model, or some do not while a parameter of a module has none;
+            site of the model, or some do not while a parameter of a module, or a latent
+            site of their shape, has none;
             if the inputs have different numbers of points; if an input with fewer axes
             may hold a value for each point or be shared by all; if `batch_size` would
             cut points that depend on each other; if a quantile is not a probability; if
