@@ -163,10 +163,12 @@ def gradient_variance(problem: Problem, svi: SVI, params: Any, loss: Any) -> flo
             )
         )(params)
 
-    keys = jr.split(jr.key(4), 200)
-    draws = jax.jit(with_fast_convolutions(lambda keys: jax.lax.map(gradient, keys)))(
-        keys
-    )
+    @jax.jit
+    @with_fast_convolutions
+    def gradients(keys: jax.Array) -> Any:
+        return jax.lax.map(gradient, keys)
+
+    draws = gradients(jr.split(jr.key(4), 200))
     return float(sum(leaf.var(0).sum() for leaf in jax.tree.leaves(draws)))
 
 

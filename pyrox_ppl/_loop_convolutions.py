@@ -6,7 +6,7 @@ PyTorch's order, which is Equinox's, and each gradient of a convolution, become 
 nested loops that take seven to thirty times as long.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
-from pyrox_ppl._jaxpr import bind_eqn
+from pyrox_ppl._jaxpr import bind_eqn, bodies, is_jaxpr, open_jaxpr
 
 _LOOPS = ("while", "scan")
 _CONVOLUTION = "conv_general_dilated"
@@ -37,9 +37,10 @@ def with_fast_convolutions(function: Callable) -> Callable:
             return function(*args)
         traced = jax.jit(function)  # its second call below does not trace again
         closed, shapes = jax.make_jaxpr(traced, return_shape=True)(*args)
-        if not _has_slow(closed.jaxpr, False):
+        jaxpr, constants = open_jaxpr(closed)
+        if not _has_slow(jaxpr, False):
             return traced(*args)
-        results = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
+        results = _evaluate(jaxpr, constants, *jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     # JAX calls the program by it, in its logs and profiles.
@@ -68,21 +69,21 @@ def _evaluate(jaxpr: Any, constants: Any, *args: Any, looped: bool = False) -> l
 def _with_fast_bodies(eqn: Any, looped: bool) -> Any:
     """The operation, with its bodies traced again where that is faster."""
     inside = looped or eqn.primitive.name in _LOOPS
-    if not any(_has_slow(body, inside) for body in _bodies(eqn)):
+    if not any(_has_slow(body, inside) for body, _ in bodies(eqn)):
         return eqn
 
     def renew(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(renew, value))
-        return _retrace(value, inside) if _is_jaxpr(value) else value
+        return _retrace(value, inside) if is_jaxpr(value) else value
 
     params = {name: renew(value) for name, value in eqn.params.items()}
     return eqn.replace(params=params)
 
 
 def _retrace(body: Any, looped: bool) -> Any:
-    jaxpr = getattr(body, "jaxpr", body)
-    run = partial(_evaluate, jaxpr, getattr(body, "consts", ()), looped=looped)
+    jaxpr, constants = open_jaxpr(body)
+    run = partial(_evaluate, jaxpr, constants, looped=looped)
     types = [var.aval for var in jaxpr.invars]
     inputs = [
         jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=_is_weak(t)) for t in types
@@ -95,23 +96,12 @@ def _is_weak(aval: Any) -> bool:
     return getattr(aval, "weak_type", False)
 
 
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
-
-
-def _bodies(eqn: Any) -> Iterator[Any]:
-    """The jaxprs among the parameters of an operation."""
-    for value in eqn.params.values():
-        parts = value if isinstance(value, tuple) else (value,)
-        yield from (getattr(part, "jaxpr", part) for part in parts if _is_jaxpr(part))
-
-
 def _has_slow(jaxpr: Any, looped: bool) -> bool:
     return any(
         (looped and _is_slow(eqn))
         or any(
             _has_slow(body, looped or eqn.primitive.name in _LOOPS)
-            for body in _bodies(eqn)
+            for body, _ in bodies(eqn)
         )
         for eqn in jaxpr.eqns
     )

@@ -1,7 +1,6 @@
 """Parameters of a module: their records, names, roles and tied leaves."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -11,16 +10,15 @@ import jax
 import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-Role = Literal["generator", "backbone"]
-NormPart = Literal["scale", "shift"]
-
-_NORM_LAYERS = (
-    eqx.nn.BatchNorm,
-    eqx.nn.GroupNorm,
-    eqx.nn.LayerNorm,
-    eqx.nn.RMSNorm,
+from pyrox_ppl._fans import (
+    NormPart,
+    fan_in_of,
+    fan_out_of,
+    fan_out_of_shape,
+    norm_part,
 )
-_NORM_PARTS: dict[str | int, NormPart] = {"weight": "scale", "bias": "shift"}
+
+Role = Literal["generator", "backbone"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,9 @@ class Parameter:
             ``bias``, a vector or a scalar takes the fan-in of the ``weight`` beside it,
             or 1 if there is none. It is 1 in a normalisation layer, which multiplies
             each number by its own, and in an ``eqx.nn.Embedding``, which looks its
-            outputs up. A tied array has the largest of its places.
+            outputs up. An output of an ``eqx.nn.ConvTranspose`` meets one tap of its
+            kernel in ``stride``, on average. A tied array has the largest of its
+            places.
         stored: The array that the module holds, for a prior or a start around it. The
             record's ``repr`` and equality ignore it.
         tied: The paths of the other places in the module that hold the same array.
@@ -53,6 +53,9 @@ class Parameter:
             subclass): ``"scale"`` for its ``weight``, ``"shift"`` for its ``bias``. A
             tied array is a scale if it is one at any of its places. None everywhere
             else, also in layers of your own.
+        fan_out: The number of outputs that one input reaches: the first axis times all
+            but the first two; in a convolution over its groups and strides, in an
+            ``eqx.nn.Embedding`` the length of a row, in a normalisation layer 1.
         paths: The dotted path of each place in the module that holds the array.
         names: The name at each of these places; the first is the site's. A glob in
             ``where``, or a key of ``prior``, may match any of them.
@@ -82,6 +85,13 @@ class Parameter:
     stored: Any = dataclasses.field(default=None, repr=False, compare=False)
     tied: tuple[tuple[str | int, ...], ...] = dataclasses.field(default=(), repr=False)
     norm: NormPart | None = None
+    fan_out: int = dataclasses.field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.fan_out:
+            alone = self.norm is not None
+            fan_out = 1 if alone else fan_out_of_shape(self.shape)
+            object.__setattr__(self, "fan_out", fan_out)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,6 +160,7 @@ class _Leaf(NamedTuple):
     value: Any
     role: Role | None
     fan_in: int
+    fan_out: int
     norm: NormPart | None = None
     is_state: bool = False
 
@@ -187,7 +198,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
     keys, functions and Python numbers are constants, and so is Equinox's running state
     (a ``State``, and the initial value of a ``StateIndex``).
     """
-    leaves = list(_walk(module, (), None, 1, None))
+    leaves = list(_walk(module, (), None, (1, 0), None))
     holds_generator = any(leaf.role == "generator" for leaf in leaves)
     default: Role = "backbone" if holds_generator else "generator"
     # Tied leaves are one array object, so its id groups them. No id leaves this call.
@@ -216,6 +227,7 @@ def parameters_of(module: Any, root: str) -> list[Read]:
             stored=leaf.value,
             tied=tuple(leaves[position].path for position in positions[tie][1:]),
             norm=_norm_part([leaves[position].norm for position in positions[tie]]),
+            fan_out=max(leaves[position].fan_out for position in positions[tie]),
         )
         reads[name] = Read(parameter, leaf.value, tuple(positions[tie]))
     return list(reads.values())
@@ -237,13 +249,13 @@ def _walk(
     node: Any,
     path: tuple[str | int, ...],
     role: Role | None,
-    fan_in: int,
+    fans: tuple[int, int],
     norm: NormPart | None,
 ) -> Iterator[_Leaf]:
     """Yield the leaves below `node` in the order of ``jax.tree.leaves``."""
     if isinstance(node, eqx.nn.StateIndex | eqx.nn.State):
         for leaf in jax.tree.leaves(node):
-            yield _Leaf(path, leaf, role, fan_in, norm, is_state=True)
+            yield _Leaf(path, leaf, role, *fans, norm, is_state=True)
         return
     # Every child counts as a leaf, so this flattens one level of the tree.
     children = [
@@ -255,28 +267,15 @@ def _walk(
     ]
     if not children:
         if jax.tree.leaves(node):
-            yield _Leaf(path, node, role, fan_in, norm)
+            yield _Leaf(path, node, role, *fans, norm)
         return
     role = getattr(type(node), "parameter_role", role)
-    norm_parts = _NORM_PARTS if isinstance(node, _NORM_LAYERS) else {}
-    sibling = next((_fan_in(c) for key, c in children if _key(key) == "weight"), None)
+    weight = next((child for key, child in children if _key(key) == "weight"), None)
     for key, child in children:
-        name, own = _key(key), _fan_in(child)
-        # A convolution's bias has trailing axes of size 1, whose product is no fan-in.
-        below = (sibling or own) if name == "bias" else (own or sibling)
-        part = norm_parts.get(name)
-        is_alone = part is not None or isinstance(node, eqx.nn.Embedding)
-        below = 1 if is_alone else below or 1
-        yield from _walk(
-            child, (*path, name), _field_role(node, key, role), below, part
-        )
-
-
-def _fan_in(value: Any) -> int | None:
-    """Return the product of all axes but the first; None for less than two axes."""
-    if eqx.is_inexact_array(value) and value.ndim >= 2:
-        return math.prod(value.shape[1:])
-    return None
+        name = _key(key)
+        below = fan_in_of(node, name, child, weight), fan_out_of(node, name, child)
+        path_below, role_below = (*path, name), _field_role(node, key, role)
+        yield from _walk(child, path_below, role_below, below, norm_part(node, name))
 
 
 def _key(key: Any) -> str | int:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pyrox_ppl._jaxpr import open_jaxpr
+
 
 def names(text: str) -> frozenset[str]:
     """The words of a text."""
@@ -37,11 +39,6 @@ def inner_jaxpr(params: dict[str, Any]) -> tuple[Any, list[Any]]:
     """The body of a call, with its constants."""
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     return open_jaxpr(next(params[name] for name in names if name in params))
-
-
-def open_jaxpr(closed: Any) -> tuple[Any, list[Any]]:
-    """A jaxpr and its constants; the class differs from version to version of JAX."""
-    return getattr(closed, "jaxpr", closed), list(getattr(closed, "consts", ()))
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:

@@ -5,10 +5,12 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
+from pyrox_ppl._dependence import abstract_trace, find_dependence
 from pyrox_ppl._full_data import full_data
 from pyrox_ppl.handlers import linearize
 from pyrox_ppl.prediction._draws import CHAIN
@@ -100,6 +102,18 @@ class ModelCall:
         run = handlers.substitute(handlers.seed(call.run, seed), substitute_fn=put)
         return handlers.trace(run).get_trace()
 
+    def find_latents(self) -> set[str]:
+        """The sites without observations on which other sample sites depend."""
+
+        def latents_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
+            trace = abstract_trace(self.run)
+            samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
+            causes = {n: s["value"] for n, s in samples.items() if not s["is_observed"]}
+            return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
+
+        dependence = find_dependence(latents_and_distributions)
+        return set().union(*(causes - {name} for name, causes in dependence.items()))
+
     @functools.cached_property
     def _given(self) -> Callable[[], Any]:
         """The call with the trained values, on the data that it is given."""
@@ -140,39 +154,51 @@ def check_draws(trace: dict[str, Any], draws: Mapping[str, Any]) -> None:
 
 
 def check_names(
-    trace: dict[str, Any], draws: Mapping[str, Any], unused: Collection[str] = ()
+    call: ModelCall,
+    trace: dict[str, Any],
+    draws: Mapping[str, Any],
+    unused: Collection[str] = (),
 ) -> None:
     """Refuse draws of other sites than the model's, which would draw its own anew.
 
     A site without draws is drawn from its prior on purpose (a new group), and draws
-    may be of more sites than the model has. A parameter of a module without draws,
-    beside draws that belong to no site, is a misspelt name or another model.
+    may be of more sites than the model has. A parameter of a module without draws, or
+    a latent site, beside draws of its shape that belong to no site, is a misspelt name
+    or another model.
 
     Args:
+        call: The call of the model.
         trace: A run of the model.
         draws: The draws.
         unused: Sites of the model that need no draws.
 
     Raises:
         ValueError: If no draw belongs to a site of the model; or if some do not, and a
-            parameter of a module has none.
+            parameter of a module has none, or a latent site of their shape.
     """
     unknown = sorted(draws.keys() - trace.keys())
-    undrawn = [
-        name
+    if not unknown:
+        return
+    undrawn = {
+        name: site
         for name, site in trace.items()
         if site["type"] == "sample"
-        and site.get("parameter") is not None
         and not site["is_observed"]
         and name not in draws
         and name not in unused
-    ]
-    if not unknown or not (undrawn or len(unknown) == len(draws)):
-        return
+    }
+    missing = [n for n, site in undrawn.items() if site.get("parameter") is not None]
+    if not missing and len(unknown) < len(draws):
+        shapes = {np.shape(draws[name]) for name in unknown}
+        alike = [n for n, site in undrawn.items() if _shape(site) in shapes]
+        latents = call.find_latents() if alike else ()
+        missing = [name for name in alike if name in latents]
+        if not missing:
+            return
     samples = [n for n, site in trace.items() if site["type"] == "sample"]
     raise ValueError(
         f"the draws do not match the model: it has no site {unknown}, and would draw "
-        f"{undrawn or samples} from their priors. Take the model, and the names, of "
+        f"{missing or samples} from their priors. Take the model, and the names, of "
         "the draws; to draw these sites from their priors, leave what the model lacks "
         "out of the dictionary of draws."
     )

@@ -32,6 +32,7 @@ from pyrox_ppl.prediction._module_call import (
     evaluate_draws,
     note_on_call,
 )
+from pyrox_ppl.prediction._point_count import differ, may_depend_on_count
 from pyrox_ppl.prediction._points import Points
 from pyrox_ppl.prediction._prediction import Prediction, SummaryOptions
 from pyrox_ppl.prediction._tangent import on_tangent
@@ -121,8 +122,8 @@ class ModuleValues:
         if batch_size is not None:
             raise ValueError(
                 f"the values of {type(self._module).__name__} at a point depend on the "
-                "other points, or on its place among them, so blocks of "
-                f"{block} give other values: leave batch_size out, and all {points} "
+                "other points, on its place among them or on their number, so blocks "
+                f"of {block} give other values: leave batch_size out, and all {points} "
                 "points are taken at once."
             )
         return points
@@ -132,7 +133,8 @@ class ModuleValues:
 
         The last points of a block become the first of another one, and the points
         before them come after them, changed. The values at the former must stay the
-        same. All draws are evaluated, since that program is needed anyway.
+        same. All draws are evaluated, since that program is needed anyway. Where it may
+        depend on the number of points, one draw is evaluated at all of them.
         """
         points = self.points or 0
         whole = self._shape_at(points)
@@ -144,15 +146,19 @@ class ModuleValues:
             whole.shape[1:] != part.shape[1:]
         ):
             return True
-        if block == 1:
-            both = np.asarray(self._at(0, 2))
-            apart = np.concatenate([self._at(0, 1), self._at(1, 1)], 1)
-            return _differ(both, apart)
         half = block // 2
         before = np.asarray(self._at(0, block))
-        turned = self._inputs.turned_block(block, block - half)
-        after = np.asarray(self._of_all_draws(turned))
-        return _differ(before[:, block - half :], after[:, :half])
+        if block == 1:
+            both = np.asarray(self._at(0, 2))
+            is_same = not differ(both, np.concatenate([before, self._at(1, 1)], 1))
+        else:
+            turned = self._inputs.turned_block(block, block - half)
+            after = np.asarray(self._of_all_draws(turned))
+            is_same = not differ(before[:, block - half :], after[:, :half])
+        some, every = (self._inputs.block(0, size) for size in (block, points))
+        if not is_same or not may_depend_on_count(self._of_all_draws, some, every):
+            return not is_same
+        return differ(before[:1], np.asarray(self._of_first_draw(every))[:, :block])
 
     def _refuse_ambiguous_inputs(self) -> None:
         """Raise where an input may be a value for each point as well as shared."""
@@ -170,6 +176,22 @@ class ModuleValues:
             f"all of them: {type(self._module).__name__} accepts both. Say which: "
             "call=lambda net, *inputs: jax.vmap(net, in_axes)(*inputs)."
         )
+
+    def _advise_on_vectors(self, error: Exception, size: int) -> None:
+        """Raise anew where the module takes one value of what it was given whole."""
+        mapped = self._inputs.mapped()
+        if self._batched or mapped.sliced == self._inputs.sliced:
+            return
+        try:
+            self._shape_of(mapped.block(0, size))
+        except CALL_ERRORS:
+            return
+        raise ValueError(
+            f"among the inputs of shape {self._inputs.shapes()}, one with fewer axes "
+            f"is shared by all points, but {type(self._module).__name__} takes one "
+            f"value of it for each of the {self.points} points. Say so: "
+            "call=lambda net, *inputs, **named: jax.vmap(net)(*inputs, **named)."
+        ) from error
 
     def _at(self, start: int, size: int) -> jax.Array:
         return self._of_all_draws(self._inputs.block(start, size))
@@ -212,6 +234,7 @@ class ModuleValues:
         try:
             out = self._shape_of(self._inputs.block(0, size))
         except CALL_ERRORS as error:
+            self._advise_on_vectors(error, size)
             error.add_note(
                 note_on_call(self._module, self._inputs, self._call, self._batched)
             )
@@ -225,9 +248,12 @@ class ModuleValues:
             )
         return shapes_of_one(out)
 
-    def _shape_of(self, points: Points) -> Any:
+    def _of_first_draw(self, points: Points) -> Any:
         one = {position: value[:1] for position, value in self._values.items()}
-        return jax.eval_shape(lambda: self._evaluate(one, points, 1))
+        return self._evaluate(one, points, 1)
+
+    def _shape_of(self, points: Points) -> Any:
+        return jax.eval_shape(lambda: self._of_first_draw(points))
 
     def blocks(self, progress_bar: bool = False) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield slices of the points, and the values there of all draws."""
@@ -267,12 +293,3 @@ def predict_module(
 # JAX keeps one program for every structure and shape, from call to call: all that the
 # program depends on is among the arguments.
 _evaluate_draws = eqx.filter_jit(evaluate_draws)
-
-
-def _differ(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether values differ by more than rounding errors of the largest value."""
-    kind = np.complex128 if np.iscomplexobj(one) else np.float64
-    one, other = one.astype(kind), other.astype(kind)
-    size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
-    eps = float(jnp.finfo(jnp.float32).eps)
-    return not np.allclose(one, other, rtol=0.0, atol=1e3 * eps * size, equal_nan=True)

@@ -20,12 +20,14 @@ class Points(eqx.Module):
         args: The positional and the keyword arguments.
         numbers: The numbers of these points, by which they get different random keys.
         sliced: Which of the leaves have a row for every point.
+        single: Which of the leaves have one row, for all points.
         number: The number of points, or None where the arguments are a single one.
     """
 
     args: tuple[tuple, dict[str, Any]]
     numbers: Any
     sliced: tuple[bool, ...] = eqx.field(static=True)
+    single: tuple[bool, ...] = eqx.field(static=True)
     number: int | None = eqx.field(static=True)
 
     @classmethod
@@ -61,7 +63,8 @@ class Points(eqx.Module):
         for x in leaves:
             _refuse_raw_keys(x)
         if most < (2 if batched else 1):
-            return cls((inputs, kwargs), None, (False,) * len(leaves), None)
+            none = (False,) * len(leaves)
+            return cls((inputs, kwargs), None, none, none, None)
         rows = [x for x in leaves if _is_data(x) and x.ndim == most]
         sizes = {x.shape[0] for x in rows} - {1}
         if len(sizes) > 1:
@@ -78,7 +81,12 @@ class Points(eqx.Module):
             and x.shape[0] == number
             for x in leaves
         ]
-        return cls((inputs, kwargs), jnp.arange(number), tuple(sliced), number)
+        single = [
+            _is_data(x) and x.ndim == most and not one
+            for x, one in zip(leaves, sliced, strict=True)
+        ]
+        numbers = jnp.arange(number)
+        return cls((inputs, kwargs), numbers, tuple(sliced), tuple(single), number)
 
     @property
     def has_keys(self) -> bool:
@@ -119,8 +127,11 @@ class Points(eqx.Module):
         return function(*inputs, **kwargs)
 
     def map(self, module: Any) -> Any:
-        """The module's values, mapped over the points."""
+        """The module's values, mapped over the points, each with its row or the one."""
         leaves, treedef = jax.tree.flatten(self.args, is_leaf=_is_module)
+        leaves = [
+            x[0] if one else x for x, one in zip(leaves, self.single, strict=True)
+        ]
         rows = [x for x, one in zip(leaves, self.sliced, strict=True) if one]
 
         def at_one(number: jax.Array, rows: list) -> Any:
@@ -138,8 +149,10 @@ class Points(eqx.Module):
     def shapes(self, of_one: bool = False) -> list[tuple[int, ...]]:
         """The shapes of the arrays, of all points or of one."""
         return [
-            x.shape[1:] if of_one and one else x.shape
-            for x, one in zip(_leaves(self.args), self.sliced, strict=True)
+            x.shape[1:] if of_one and (row or one) else x.shape
+            for x, row, one in zip(
+                _leaves(self.args), self.sliced, self.single, strict=True
+            )
             if eqx.is_array(x)
         ]
 

@@ -59,10 +59,11 @@ def predict(
     A module of :mod:`pyrox_ppl.nn` takes its inputs whole, as when it is called. Any
     other Equinox module takes one point, so it is mapped over the leading axis of its
     inputs, including those passed by keyword or inside tuples and dictionaries. An
-    input with fewer axes than the others, or with a leading axis of 1, is shared by all
-    points. With `call`, nothing is mapped: the function gets the module and the inputs
-    as a model would have them, once for each draw. If the value at a point depends on
-    the other points (attention over rows, statistics of the batch), no blocks are made.
+    input with fewer axes than the others is shared by all points, and so is the row of
+    one with a leading axis of 1. With `call`, nothing is mapped: the function gets the
+    module and the inputs as a model would have them, once for each draw. If the value
+    at a point depends on the other points (attention over rows, statistics of the
+    batch) or on their number (``len(x)``), no blocks are made.
 
     A random key among the inputs (``key=jax.random.key(0)``, or one of
     ``jax.random.PRNGKey``) is split, so that every draw and every mapped point has its
@@ -126,7 +127,8 @@ def predict(
             if `call` is given for a model, does not return one array, or returns one
             that depends on no draw;
             if the draws or `params` do not match the module; if no draw belongs to a
-            site of the model, or some do not while a parameter of a module has none;
+            site of the model, or some do not while a parameter of a module, or a latent
+            site of their shape, has none;
             if the inputs have different numbers of points; if an input with fewer axes
             may hold a value for each point or be shared by all; if `batch_size` would
             cut points that depend on each other; if a quantile is not a probability; if

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from pyrox_ppl._dependence import abstract_trace, find_dependence
 from pyrox_ppl.prediction._draws import Draws
 from pyrox_ppl.prediction._model_call import ModelCall
 from pyrox_ppl.prediction._outcome import class_probabilities, outcome_of
@@ -47,15 +46,7 @@ def predict_sites(
 
 def _check_only_trained(call: ModelCall) -> None:
     """Refuse a model with latent sites when there are no draws of any of them."""
-
-    def latents_and_distributions() -> tuple[dict[str, Any], dict[str, Any]]:
-        trace = abstract_trace(call.run)
-        samples = {n: s for n, s in trace.items() if s["type"] == "sample"}
-        causes = {n: s["value"] for n, s in samples.items() if not s["is_observed"]}
-        return causes, {n: jax.tree.leaves(s["fn"]) for n, s in samples.items()}
-
-    dependence = find_dependence(latents_and_distributions)
-    latent = set().union(*(causes - {name} for name, causes in dependence.items()))
+    latent = call.find_latents()
     if latent:
         raise ValueError(
             f"other sites of the model depend on {sorted(latent)}, and there are no "

@@ -67,7 +67,7 @@ def site_function(
         trace = handlers.trace(handlers.seed(run, key)).get_trace()
         check_trained(trace, own.params)
         check_draws(trace, draw)
-        check_names(trace, draw, put.unused_noise)
+        check_names(own, trace, draw, put.unused_noise)
         values = {
             name: read(site)
             for name, site in trace.items()

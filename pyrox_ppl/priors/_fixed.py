@@ -99,9 +99,9 @@ def glorot(gain: ArrayLike = 1.0) -> Rule:
     .. math:: \theta_i \sim \mathrm{Normal}(0, 2 g^2 / (n_\mathrm{in} + n_\mathrm{out}))
 
     This keeps the scale of both a layer's output and its gradient.
-    :math:`n_\mathrm{out}` is the first axis times all axes but the first two, in the
-    layout of ``eqx.nn.Linear`` and ``eqx.nn.Conv``. In a normalisation layer both are
-    1; its scale is centred on one, as for :func:`fan_in`.
+    :math:`n_\mathrm{out}` is the number of outputs that one input reaches,
+    ``Parameter.fan_out``. In a normalisation layer both are 1; its scale is centred on
+    one, as for :func:`fan_in`.
 
     **Shapes**: `gain` broadcasts to the parameter's shape. **Sites**: the parameter's.
 
@@ -129,7 +129,7 @@ def glorot(gain: ArrayLike = 1.0) -> Rule:
     check_positive("gain", gain)
 
     def rule(parameter: Parameter) -> dist.Distribution:
-        both = parameter.fan_in + _fan_out(parameter)
+        both = parameter.fan_in + parameter.fan_out
         return dist.Normal(centre(parameter), gain * math.sqrt(2.0 / both))
 
     return rule
@@ -220,11 +220,3 @@ def around_stored(std: ArrayLike) -> Rule:
 def centre(parameter: Parameter) -> float:
     """The value around which a parameter leaves its layer as it is, on average."""
     return 1.0 if parameter.norm == "scale" else 0.0
-
-
-def _fan_out(parameter: Parameter) -> int:
-    """Count the outputs that one input reaches."""
-    if parameter.norm is not None:
-        return 1
-    out, *rest = parameter.shape or (1,)
-    return out * math.prod(rest[1:])

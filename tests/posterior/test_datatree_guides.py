@@ -92,6 +92,22 @@ def test_a_point_is_one_draw():
     assert tree.attrs["point_estimate"] == 1
 
 
+def test_a_fit_without_latents_has_predictions_and_observations():
+    def trained(y=None):
+        loc = numpyro.param("loc", 0.0)
+        with numpyro.plate("row", 3):
+            numpyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    guide = auto.AutoNormal(trained)
+    svi = CompiledSVI(trained, guide, numpyro.optim.Adam(0.1), Trace_ELBO())
+    run = svi.run(KEY, 200, Y, progress_bar=False)
+    tree = px.to_datatree(run, y=Y, model=trained, guide=guide)
+    assert "posterior" not in tree.children
+    np.testing.assert_array_equal(tree.observed_data["y"], Y)
+    assert tree.posterior_predictive["y"].shape == (1, 1, 3)
+    np.testing.assert_allclose(tree.params["loc"], Y.mean(), rtol=0.05)
+
+
 def test_a_point_of_a_model_with_dropout_is_drawn_as_often_as_was_asked():
     def noisy(y=None):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))

@@ -184,6 +184,9 @@ def test_draws_under_other_names_are_refused():
         px.predict(linear_with_noise, misspelt, X)
     with pytest.raises(ValueError, match=r"no site \['sigma'\]"):
         px.predict(linear_with_noise, {"sigma": jnp.ones(5)}, X)
+    renamed = weights | {"sclae": jnp.ones(5)}
+    with pytest.raises(ValueError, match=r"\['sclae'\], and would draw \['scale'\]"):
+        px.predict(linear_with_noise, renamed, X)
 
 
 def test_draws_of_more_sites_or_of_fewer_are_taken():
@@ -193,6 +196,12 @@ def test_draws_of_more_sites_or_of_fewer_are_taken():
     np.testing.assert_allclose(out["y"].mean, X + 1.0, atol=1e-4)
     without_bias = {"net.weight": weights["net.weight"], "scale": more["scale"]}
     assert "net.bias" in px.predict(linear_with_noise, without_bias, X)
+    # The site that is predicted has the shape of these draws, but is no latent one.
+    of_rows = weights | {"scale": more["scale"], "local": jnp.ones((5, len(X)))}
+    assert "y" in px.predict(linear_with_noise, of_rows, X)
+    # A group of another size is another one, and drawn from the prior.
+    groups = weights | {"group": jnp.ones((5, 3))}
+    assert "scale" in px.predict(linear_with_noise, groups, X)
 
 
 def test_a_deterministic_site_of_other_data_is_computed_anew():

@@ -16,7 +16,7 @@ WEIGHTS = jax.random.normal(KEY, (8, 2))
 DRAWS = {"net.weight": WEIGHTS}
 X = jax.random.normal(KEY, (300, 2))
 
-# Functions of all rows at once; the last two of one row at a time.
+# Functions of all rows at once; and of one row at a time.
 COUPLED = {
     "batch normalisation": lambda x: x - x.mean(0, keepdims=True),
     "attention": lambda x: x + 0.01 * jax.nn.softmax(x @ x.T, -1) @ x,
@@ -24,11 +24,18 @@ COUPLED = {
     "running sum": lambda x: jnp.cumsum(x, 0),
     "from behind": lambda x: jnp.cumsum(x[::-1], 0)[::-1],
     "position": lambda x: x + jnp.arange(float(len(x)))[:, None],
+    "number": lambda x: x / len(x),
+    "power": lambda x: x ** (len(x) // 100),
+    "count": lambda x: x / jnp.isfinite(x[:, :1]).sum(),
     "order": lambda x: jnp.sort(x, 0),
     "pooled": lambda x: x.mean(0, keepdims=True),
     "transposed": lambda x: x.T,
 }
-APART = {"sine": jnp.sin, "class": lambda x: jnp.argmax(x, -1)}
+APART = {
+    "sine": jnp.sin,
+    "class": lambda x: jnp.argmax(x, -1),
+    "number": lambda x: x + 0.0 * len(x) + jnp.ones(len(x))[:, None],
+}
 
 
 class Whole(AbstractModule):
@@ -195,25 +202,6 @@ def test_numbers_that_may_be_keys_are_refused():
     keys = jax.random.split(jax.random.PRNGKey(0), 50)
     with pytest.raises(ValueError, match=r"may hold random keys.*wrap_key_data"):
         px.predict(Point(jnp.ones(2), "noisy"), DRAWS, X[:50], name="net", key=keys)
-
-
-def test_a_vector_as_long_as_there_are_points_is_refused_if_it_fits_both_ways():
-    point, z = Point(jnp.ones(2)), jnp.arange(6.0)
-    with pytest.raises(ValueError, match="each of the 6 points, or be shared"):
-        px.predict(point, DRAWS, X[:6], z, name="net")
-    mean = px.predict(point, DRAWS, X[:5], z, name="net").mean
-    expected = (WEIGHTS @ X[:5].T).mean(0) + 15.0
-    np.testing.assert_allclose(mean, expected, atol=1e-5)
-
-    class Joined(eqx.Module):
-        weight: jax.Array
-
-        def __call__(self, x, z):
-            return self.weight @ x + jnp.concatenate([x, z]).sum()
-
-    mean = px.predict(Joined(jnp.ones(2)), DRAWS, X[:6], z, name="net").mean
-    expected = (WEIGHTS @ X[:6].T).mean(0) + X[:6].sum(1) + 15.0
-    np.testing.assert_allclose(mean, expected, atol=1e-5)
 
 
 class Joined(AbstractModule):

@@ -71,17 +71,6 @@ def test_the_rows_of_an_embedding_have_the_scale_of_the_rule():
     np.testing.assert_allclose(scale_of(tied), 1 / 8, rtol=1e-6)
 
 
-def test_the_fan_out_of_a_convolution_counts_its_kernel():
-    conv = eqx.nn.Conv2d(2, 3, (4, 5), use_bias=False, key=jax.random.key(0))
-
-    def convolution():
-        with px.bayesianize(prior=priors.glorot()):
-            px.bind(conv, "conv")
-
-    variance = sites(convolution)["conv.weight"]["fn"].variance
-    np.testing.assert_allclose(variance, 2 / (2 * 20 + 3 * 20), rtol=1e-6)
-
-
 def hierarchical_by_hand():
     for leaf, shape in (("weight", (3, 4)), ("bias", (3,))):
         scale = numpyro.sample(f"net.{leaf}.scale", dist.HalfNormal(0.7))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pyrox_ppl._jaxpr import bind_eqn
-from pyrox_ppl.infer._jaxpr import inner_jaxpr, open_jaxpr, scan_counts
+from pyrox_ppl._jaxpr import bind_eqn, open_jaxpr
+from pyrox_ppl.infer._jaxpr import inner_jaxpr, scan_counts
 from pyrox_ppl.infer.curvature._uses import Path, Use, Uses
 
 Arrays = dict[Path, Any]

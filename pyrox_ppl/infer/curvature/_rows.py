@@ -1,10 +1,11 @@
 """Which axes are rows of data: found by sending random derivatives back.
 
-Rows are apart if no gradient at any position depends on two of them. Flip the signs of
-the derivatives of some rows: every gradient must then be as before, or its negative.
-Multiply each row's derivative with a number of its own: every gradient must then be
-multiplied by one of these numbers, which says to which row the position belongs. Both
-hold exactly, whatever the network.
+Rows are apart if no gradient at any position depends on two of them. Multiply each
+row's derivative with a number of its own: every gradient must then be multiplied by one
+of these numbers, which says to which row the position belongs. The numbers are signed
+powers of four, so this holds exactly whatever the network and its precision, and the
+mean of two of them is none of them. Of many rows some share a number, so several
+choices are tried.
 """
 
 import itertools
@@ -21,6 +22,8 @@ from pyrox_ppl.infer.curvature._uses import Path
 
 Gradients = dict[Path, np.ndarray]
 _TOLERANCE = 1e-3
+_CHOICES = 4
+_POWERS = range(-2, 3)
 
 
 class Align(NamedTuple):
@@ -170,24 +173,19 @@ class _Probe:
         )
         alike = np.broadcast_to(base[first], base.shape)
         rng = np.random.default_rng(8)
-        signs = rng.choice([-1.0, 1.0], shape)
-        signs.reshape(-1)[:2] = 1.0, -1.0  # of few rows all could have one sign
-        self.factors = rng.uniform(1.0, 2.0, shape)
+        self.factors = [_numbers(rng, shape) for _ in range(_CHOICES)]
         self.rows = tuple(base.shape[a] for a in axes)
-        derivatives = alike, alike * signs, alike * self.factors
-        self.alike, self.signed, self.scaled = (
-            jax.device_get(send_back(position, each.astype(base.dtype)))
-            for each in derivatives
+        self.alike, *self.scaled = (
+            jax.device_get(send_back(position, (alike * by).astype(base.dtype)))
+            for by in (1.0, *self.factors)
         )
 
     def is_apart(self, path: Path) -> bool:
         """Whether every position's gradient comes from one row."""
-        alike, signed, scaled = (
-            np.asarray(g[path], float) for g in (self.alike, self.signed, self.scaled)
-        )
+        alike = np.asarray(self.alike[path], float)
         least = _TOLERANCE * _size(alike)
-        signs, factors = np.array([-1.0, 1.0]), np.sort(self.factors, axis=None)
-        for other, numbers in ((signed, signs), (scaled, factors)):
+        for factors, scaled in zip(self.factors, self.scaled, strict=True):
+            other, numbers = np.asarray(scaled[path], float), np.unique(factors)
             a, o = (g.reshape(len(g), -1) for g in (alike, other))
             square = np.sum(a * a, -1, keepdims=True)
             ratio = np.sum(a * o, -1, keepdims=True) / np.where(square > 0, square, 1)
@@ -199,16 +197,29 @@ class _Probe:
 
     def find_rows(self, path: Path, form: Arranged) -> Align | None:
         """The place of the rows among the positions."""
-        alike, scaled = (np.asarray(g[path], float) for g in (self.alike, self.scaled))
         sizes, rows = form.positions, math.prod(self.rows)
+        alike = np.asarray(self.alike[path], float)
+        pairs = [
+            (factors.reshape(rows, *(1,) * alike.ndim), np.asarray(scaled[path], float))
+            for factors, scaled in zip(self.factors, self.scaled, strict=True)
+        ]
         tolerance = _TOLERANCE * _size(alike)
-        factors = self.factors.reshape(rows, *(1,) * alike.ndim)
         for align in _candidates(sizes, self.rows):
             left = np.asarray(align.split(alike, sizes, rows))
-            right = np.asarray(align.split(scaled, sizes, rows))
-            if np.abs(right - factors * left).max(initial=0) <= tolerance:
+            away = (
+                np.abs(np.asarray(align.split(scaled, sizes, rows)) - factors * left)
+                for factors, scaled in pairs
+            )
+            if all(one.max(initial=0) <= tolerance for one in away):
                 return align
         return None
+
+
+def _numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Signed powers of four in random order, different ones for few rows."""
+    levels = [sign * 4.0**power for power in _POWERS for sign in (-1, 1)]
+    order = rng.permutation(math.prod(shape)) % len(levels)
+    return np.array(levels)[order].reshape(shape)
 
 
 def _size(array: np.ndarray) -> float:

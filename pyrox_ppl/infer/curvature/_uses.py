@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pyrox_ppl._jaxpr import open_jaxpr
 from pyrox_ppl.infer._jaxpr import (
     CALLS,
     ELEMENTWISE,
     STRUCTURAL,
     inner_jaxpr,
-    open_jaxpr,
     scan_counts,
 )
 from pyrox_ppl.infer.curvature._indices import (

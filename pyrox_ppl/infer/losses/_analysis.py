@@ -9,12 +9,12 @@ compute.
 from collections.abc import Sequence
 from typing import Any
 
+from pyrox_ppl._jaxpr import open_jaxpr
 from pyrox_ppl.infer._jaxpr import (
     CALLS,
     CHECKPOINTS,
     OWN_DERIVATIVE,
     inner_jaxpr,
-    open_jaxpr,
     scan_counts,
 )
 from pyrox_ppl.infer.losses._array_rules import dependence_of_results

@@ -21,13 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pyrox_ppl._jaxpr import bind_eqn
+from pyrox_ppl._jaxpr import bind_eqn, open_jaxpr
 from pyrox_ppl.infer._computed_once import computed_once
 from pyrox_ppl.infer._jaxpr import (
     CHECKPOINTS,
     ELEMENTWISE,
     inner_jaxpr,
-    open_jaxpr,
     scan_counts,
 )
 from pyrox_ppl.infer.losses._gaussian import (

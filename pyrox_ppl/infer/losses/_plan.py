@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pyrox_ppl.infer._jaxpr import open_jaxpr
+from pyrox_ppl._jaxpr import open_jaxpr
 from pyrox_ppl.infer.losses._analysis import Pass
 from pyrox_ppl.infer.losses._book import Book
 from pyrox_ppl.infer.losses._dependence import Mixed

@@ -28,7 +28,7 @@ def warn_user(message: str) -> None:
     warnings.warn(message, skip_file_prefixes=_NOT_THE_USERS, stacklevel=2)
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file; it is on the disk when the call returns."""
     path.write_bytes(content)
     flush(path)

@@ -11,7 +11,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pyrox_ppl._divergence import warn_of_divergence
-from pyrox_ppl.infer._arrays import check_key, from_numpy, stored_as, strong, to_numpy
+from pyrox_ppl.infer._arrays import (
+    check_key,
+    from_numpy,
+    is_key,
+    is_sharded,
+    stored_as,
+    strong,
+    to_numpy,
+)
 from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, check
 from pyrox_ppl.infer.resumable._store import RunStore
 
@@ -86,7 +94,7 @@ def complete(
             unit="step",
         ) as bar,
     ):
-        state, progress = record.state, record.progress
+        state, progress = record.begin(), record.progress
         # A run that an older version began does not say how long it took.
         before = None if progress["steps"] else 0.0
         warned = bool(progress["steps"]) and _warn(run, record)
@@ -136,9 +144,13 @@ class _InMemory:
     """A run that is kept nowhere else."""
 
     def __init__(self, run: Run) -> None:
-        self.state, self.progress = run.start, run.progress
+        self.progress = run.progress
         self._run = run
         self._segments: list[dict[str, Any]] = []
+
+    def begin(self) -> Any:
+        """The state from which to go on."""
+        return self._run.start
 
     def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
         """Keep the rows, and return the state."""
@@ -167,14 +179,18 @@ class _OnDisk:
                 "have now: start again under a new path. Nothing was changed."
             )
         pairs = zip(arrays, leaves, strict=True)
-        self.state = jax.tree.unflatten(structure, [from_numpy(a, b) for a, b in pairs])
-        self.progress = store.progress
+        state = jax.tree.unflatten(structure, [from_numpy(a, b) for a, b in pairs])
+        self.progress, self._state = store.progress, [state]
+
+    def begin(self) -> Any:
+        """The state from which to go on, which is held nowhere else."""
+        return self._state.pop()
 
     def commit(self, state: Any, progress: dict[str, Any], rows: dict[str, Any]) -> Any:
         """Commit a segment, and return the state as a resumed run would load it."""
         arrays = {name: to_numpy(value) for name, value in rows.items()}
         self._store.commit(progress, _arrays(state), arrays)
-        return strong(state)
+        return jax.tree.map(_as_loaded, state)
 
     def rows(self) -> dict[str, Any]:
         """All rows that were committed."""
@@ -203,6 +219,12 @@ def _on_disk(
             block=run.block,
         ) as store:
             yield _OnDisk(run, store)
+
+
+def _as_loaded(leaf: Any) -> jax.Array:
+    """A leaf as a resumed run would load it; one that is so already is not copied."""
+    is_plain = isinstance(leaf, jax.Array) and not (is_key(leaf) or is_sharded(leaf))
+    return leaf if is_plain and not leaf.weak_type else strong(leaf)
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:

@@ -240,11 +240,11 @@ class RunStore:
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {f"{i:05d}": array for i, array in enumerate(state)}
         np.savez(buffer, **arrays)
-        content = buffer.getvalue()
         name = f"state-{number}.npz"
-        write(self.path / name, content)
+        with buffer.getbuffer() as content:  # which is not a copy
+            write(self.path / name, content)
+            entry = {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
         reached("state")
-        entry = {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
         new = {**self._manifest, **changes, "commit": number, "state": entry}
         manifest = self.path / _MANIFEST
         write(manifest.with_suffix(".tmp"), seal(new))

@@ -128,7 +128,8 @@ def run_svi(
 
     example = (start, np.int32(1), data)
     _, like = jax.eval_shape(advance, *example)
-    compiled = jax.jit(with_fast_convolutions(advance))
+    # A state is on disk before the next segment takes its memory.
+    compiled = jax.jit(with_fast_convolutions(advance), donate_argnums=0)
 
     def segment_of_steps(state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
         # The number of steps is an argument, so that the last, shorter segment runs the

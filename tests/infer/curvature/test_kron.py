@@ -131,13 +131,25 @@ def test_draws_of_factors_have_the_covariance_of_the_solution():
     np.testing.assert_allclose(posterior.log_det(), sum(log_dets), rtol=1e-4)
 
 
-def test_half_precision_weights_have_about_the_same_factors():
+@pytest.mark.parametrize(
+    ("structure", "dtype", "of_data"),
+    [
+        ("kron", jnp.bfloat16, jnp.float32),  # the network computes in single
+        ("kron", jnp.bfloat16, jnp.bfloat16),
+        ("diag", jnp.float16, jnp.float16),
+    ],
+)
+def test_half_precision_networks_have_about_the_same_factors(structure, dtype, of_data):
     net, x = NETWORKS["mlp"]
     values = values_of(net)
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, net)
-    model = model_of(half, lambda n, x: jax.vmap(n)(x).astype(jnp.float32))
-    found, _ = fit("kron", model, values, (x,))
-    expected, _ = fit("kron", model_of(net), values, (x,))
+    half = jax.tree.map(lambda a: a.astype(dtype) if eqx.is_array(a) else a, net)
+
+    def single(net, x):
+        return jax.vmap(net)(x.astype(of_data)).astype(jnp.float32)
+
+    model = model_of(half, single)
+    found, _ = fit(structure, model, values, (x,))
+    expected, _ = fit(structure, model_of(net), values, (x,))
     for name, value in expected.arrays.items():
         assert found.arrays[name].dtype == value.dtype
         size = float(jnp.abs(value).max())

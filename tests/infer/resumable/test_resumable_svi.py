@@ -17,7 +17,7 @@ from numpyro.infer.autoguide import AutoDelta, AutoNormal
 from numpyro.primitives import mutable
 
 from pyrox_ppl.infer import run_svi
-from pyrox_ppl.infer.resumable import _store
+from pyrox_ppl.infer.resumable import _loop, _store
 from pyrox_ppl.infer.resumable._site_order import OrderedTraceELBO, order_sites
 
 KEY = jax.random.key(5)
@@ -54,6 +54,24 @@ def assert_same(result, expected):
     ):
         jax.tree.map(np.testing.assert_array_equal, one, other)
     assert (result.state.rng_key == expected.state.rng_key).all()
+
+
+def test_a_state_that_is_on_disk_gives_its_memory_to_the_next(tmp_path, monkeypatch):
+    states, commit = [], _loop._OnDisk.commit
+
+    def keep(self, state, *rest):
+        states.append(commit(self, state, *rest))
+        return states[-1]
+
+    monkeypatch.setattr(_loop._OnDisk, "commit", keep)
+    own = {"mean_auto_loc": jnp.array(0.25)}
+    path, options = tmp_path / "run", {"progress_bar": False, "init_params": own}
+    result = run_svi(make(), KEY, 30, Y, path=path, segment=10, **options)
+    deleted = [jax.tree.leaves(s.optim_state)[1].is_deleted() for s in states]
+    assert deleted == [True, True, False]
+    assert own["mean_auto_loc"] == 0.25  # the caller's own arrays are not touched
+    again = run_svi(make(), KEY, 30, Y, path=path, segment=10, **options)
+    assert_same(again, result)
 
 
 def test_it_is_numpyros_run_bit_for_bit_whatever_fails(tmp_path, monkeypatch, expected):
