@@ -6,7 +6,7 @@ PyTorch's order, which is Equinox's, and each gradient of a convolution, become 
 nested loops that take seven to thirty times as long.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,18 @@ from jax.extend.core import Literal
 from pyrox_ppl._jaxpr import bind_eqn
 
 _LOOPS = ("while", "scan")
+# The others (`shard_map`, `custom_linear_solve`) need what surrounds their bodies.
+_OPENED = (
+    *_LOOPS,
+    "cond",
+    "jit",
+    "pjit",
+    "closed_call",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
 _CONVOLUTION = "conv_general_dilated"
 
 
@@ -99,11 +111,18 @@ def _is_jaxpr(value: Any) -> bool:
     return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
-def _bodies(eqn: Any) -> Iterator[Any]:
-    """The jaxprs among the parameters of an operation."""
-    for value in eqn.params.values():
-        parts = value if isinstance(value, tuple) else (value,)
-        yield from (getattr(part, "jaxpr", part) for part in parts if _is_jaxpr(part))
+def _bodies(eqn: Any) -> list[Any]:
+    """The jaxprs of an operation that may be traced again.
+
+    A body that takes references (``jax.new_ref``) may not: they are no arrays.
+    """
+    if eqn.primitive.name not in _OPENED:
+        return []
+    if any(hasattr(var.aval, "inner_aval") for var in eqn.invars):
+        return []
+    values = eqn.params.values()
+    parts = [part for v in values for part in (v if isinstance(v, tuple) else (v,))]
+    return [getattr(part, "jaxpr", part) for part in parts if _is_jaxpr(part)]
 
 
 def _has_slow(jaxpr: Any, looped: bool) -> bool:
