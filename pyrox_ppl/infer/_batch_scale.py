@@ -31,8 +31,8 @@ def check_batch_scale(
     A site over the rows of the batch should count rows / batch rows times as often as
     one over none of them, by a plate or else by handlers. Over the rows is what is
     observed and depends on the batch, and a latent on the same plate. Other scales of
-    handlers pass: that of a tempered likelihood is not rows / batch rows, nor the number
-    of rows or one over that of the batch, which belong to a mean over the rows.
+    handlers pass: that of a tempered likelihood is not rows / batch rows, nor rows or
+    1 / batch rows, which belong to a mean over the rows.
 
     Args:
         model: The model.
