@@ -17,8 +17,12 @@ _ADVICE = (
 )
 
 
-def warn_of_divergence(losses: np.ndarray, num_steps: int, *, stable: bool) -> bool:
+def warn_of_divergence(
+    losses: np.ndarray | jax.Array, num_steps: int, *, stable: bool
+) -> bool:
     """Warn if losses are not finite any more, and say whether they are.
+
+    Of a run inside a ``jit`` or ``vmap`` of the user nothing is known yet.
 
     Args:
         losses: The losses so far, ``(steps,)`` or ``(member, steps)``.
@@ -26,6 +30,8 @@ def warn_of_divergence(losses: np.ndarray, num_steps: int, *, stable: bool) -> b
         stable: Whether the run leaves out steps that are not finite. Then it is lost
             only if it has left out all of them.
     """
+    if isinstance(losses, Tracer):
+        return False
     finite = np.isfinite(np.atleast_2d(losses))
     length = finite.shape[1]
     # The step after the last finite loss.

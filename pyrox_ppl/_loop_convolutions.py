@@ -19,6 +19,18 @@ from jax.extend.core import Literal
 from pyrox_ppl._jaxpr import bind_eqn, bodies, is_jaxpr, open_jaxpr
 
 _LOOPS = ("while", "scan")
+# The others (`shard_map`, `custom_linear_solve`) need what surrounds their bodies.
+_OPENED = (
+    *_LOOPS,
+    "cond",
+    "jit",
+    "pjit",
+    "closed_call",
+    "checkpoint",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+)
 _CONVOLUTION = "conv_general_dilated"
 
 
@@ -69,7 +81,7 @@ def _evaluate(jaxpr: Any, constants: Any, *args: Any, looped: bool = False) -> l
 def _with_fast_bodies(eqn: Any, looped: bool) -> Any:
     """The operation, with its bodies traced again where that is faster."""
     inside = looped or eqn.primitive.name in _LOOPS
-    if not any(_has_slow(body, inside) for body, _ in bodies(eqn)):
+    if not any(_has_slow(body, inside) for body in _open_bodies(eqn)):
         return eqn
 
     def renew(value: Any) -> Any:
@@ -96,12 +108,24 @@ def _is_weak(aval: Any) -> bool:
     return getattr(aval, "weak_type", False)
 
 
+def _open_bodies(eqn: Any) -> list[Any]:
+    """The jaxprs of an operation that may be traced again.
+
+    A body that takes references (``jax.new_ref``) may not: they are no arrays.
+    """
+    if eqn.primitive.name not in _OPENED:
+        return []
+    if any(hasattr(var.aval, "inner_aval") for var in eqn.invars):
+        return []
+    return [body for body, _ in bodies(eqn)]
+
+
 def _has_slow(jaxpr: Any, looped: bool) -> bool:
     return any(
         (looped and _is_slow(eqn))
         or any(
             _has_slow(body, looped or eqn.primitive.name in _LOOPS)
-            for body, _ in bodies(eqn)
+            for body in _open_bodies(eqn)
         )
         for eqn in jaxpr.eqns
     )

@@ -14,6 +14,8 @@ from numpyro.infer.autoguide import AutoNormal
 import pyrox_ppl as px
 from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl.infer import CompiledSVI
+from pyrox_ppl.infer.compiled._chains import map_over_chains
+from pyrox_ppl.infer.ensembles._programs import Plan, _map_members
 
 KEY = jr.key(0)
 cpu = pytest.mark.skipif(
@@ -179,3 +181,79 @@ def test_a_compiled_run_has_fast_convolutions(monkeypatch):
     runs = [list(convolutions(program)) for program in programs]
     # The data have no gradient. Programs that run once do without.
     assert any(len(run) == 2 and all(map(is_fast, run)) for run in runs)
+
+
+def of_all_devices(image):
+    """A convolution in a `shard_map`, whose body knows the axis of its mesh."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("device",), axis_types=auto)
+    part = jax.sharding.PartitionSpec("device")
+
+    def of_one(image):
+        return image - lax.pmean(LAYERS["2-D"]()(image[0]).mean(), "device")
+
+    return jax.shard_map(of_one, mesh=mesh, in_specs=part, out_specs=part)(image)
+
+
+def counted(image):
+    """A convolution in a loop that writes to a reference."""
+    count = jax.new_ref(jnp.zeros(()))
+
+    def body(i, total):
+        count[...] += 1.0
+        return total + LAYERS["2-D"]()(image[0]).mean()
+
+    return lax.fori_loop(0, 2, body, 0.0) + count[...]
+
+
+def solved(image):
+    """A linear system of a convolution, whose parameters are named tuples."""
+    layer = eqx.nn.Conv2d(3, 3, 3, padding=1, use_bias=False, key=KEY)
+
+    def system(x):
+        return 0.1 * layer(x) + x
+
+    def solve(system, b):
+        return 2.0 * b - system(b)
+
+    return lax.custom_linear_solve(system, image[0], solve, transpose_solve=solve)
+
+
+@cpu
+@pytest.mark.parametrize("body", [of_all_devices, counted, solved])
+def test_bodies_that_need_what_surrounds_them_stay_as_they_are(body):
+    x = images(LAYERS["2-D"]())[:1]
+
+    def looped(x):
+        def both(x):
+            return body(x).sum() + LAYERS["2-D"]()(x[0]).sum()
+
+        return lax.map(both, x[None])
+
+    fast = jax.jit(with_fast_convolutions(looped))
+    np.testing.assert_allclose(fast(x), jax.jit(looped)(x), rtol=1e-5)
+    assert any(map(is_fast, convolutions(jax.make_jaxpr(fast)(x).jaxpr)))
+
+
+@cpu
+def test_chains_and_members_of_several_devices_have_fast_convolutions():
+    layer = LAYERS["2-D"]()
+
+    def one(x, number):
+        return (lax.map(layer, x).sum() + number,)
+
+    def members(x):
+        plan = Plan(2, 1, 1, stable=False, on_batches=False, spread=True)
+        return _map_members(plan, one, x, 1.0)
+
+    def chains(x):
+        return map_over_chains(one, "parallel", 2)(x, 1.0)
+
+    x = images(layer)[None].repeat(2, 0)
+    for mapped in members, chains:
+        fast = with_fast_convolutions(mapped)
+        found = list(convolutions(jax.make_jaxpr(fast)(x).jaxpr))
+        assert found
+        assert all(map(is_fast, found))
+        expected = [jax.vmap(layer)(of_one).sum() + 1.0 for of_one in x]
+        np.testing.assert_allclose(jax.jit(fast)(x)[0], expected, rtol=1e-4)

@@ -31,7 +31,8 @@ def check_batch_scale(
     A site over the rows of the batch should count rows / batch rows times as often as
     one over none of them, by a plate or else by handlers. Over the rows is what is
     observed and depends on the batch, and a latent on the same plate. Other scales of
-    handlers pass: that of a tempered likelihood is not rows / batch rows.
+    handlers pass: that of a tempered likelihood is not rows / batch rows, nor rows or
+    1 / batch rows, which belong to a mean over the rows.
 
     Args:
         model: The model.
@@ -123,10 +124,14 @@ def _check_scale(site: ScaledSite, once: list[ScaledSite], rows: _Batch) -> None
     beside = [(site.by_handlers / other.by_handlers, other) for other in once]
     beside = beside or [(site.by_handlers, None)]
     if rows.factor > 1:  # a batch of all rows needs no scale: any is a temperature
+        mistakes = [1.0, 1 / rows.factor]
+        if not is_factor(site.message):  # a factor may hold the mean over the rows
+            mistakes += [float(rows.num_rows), 1 / rows.size]
         for ratio, other in beside:
-            is_mistake = _is_close(ratio, 1.0, 1 / rows.factor)
-            if is_mistake and not (is_scaled or by_plate):
+            if _is_close(ratio, *mistakes) and not (is_scaled or by_plate):
                 raise _counted_once(site, other, rows)
+            if is_scaled and other is not None and _has_scale_of_rows(other, rows):
+                raise _prior_scaled_alone(site, other, rows)
         if any(_is_close(ratio, rows.factor) for ratio, _ in beside):
             if is_scaled:
                 raise _counted_twice(site, rows)
@@ -159,6 +164,24 @@ def _counted_once(
         f"the {what} of a batch of {rows.size} of {rows.num_rows} rows must count "
         f"{rows.factor:g} times, and the site {site.message['name']!r} has the scale "
         f"{site.by_handlers:g}{where}: {advice}."
+    )
+
+
+def _has_scale_of_rows(site: ScaledSite, rows: _Batch) -> bool:
+    """Whether handlers let a site count as often as one over the rows must."""
+    return _is_close(site.by_handlers, rows.factor)
+
+
+def _prior_scaled_alone(
+    site: ScaledSite, other: ScaledSite, rows: _Batch
+) -> ValueError:
+    kind = "site" if other.message["is_observed"] else "prior of"
+    return ValueError(
+        f"the {kind} {other.message['name']!r}, which is over no rows, counts "
+        f"{other.by_handlers:g} times by numpyro.handlers.scale, as the likelihood of "
+        f"a batch of {rows.size} of {rows.num_rows} rows must, and the plate of the "
+        f"site {site.message['name']!r} sees to that already: take it out of "
+        "numpyro.handlers.scale."
     )
 
 

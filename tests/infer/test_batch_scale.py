@@ -33,6 +33,20 @@ def factor(x, y, scale=1.0):
         numpyro.factor("likelihood", -jnp.sum((y - slope * x) ** 2))
 
 
+def mean_over_rows(x, y):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with handlers.scale(scale=N):
+        numpyro.factor("likelihood", -jnp.mean((y - slope * x) ** 2))
+
+
+def mean_of_all(x, y):
+    """The whole loss divided by the number of rows, in two scales."""
+    with handlers.scale(scale=1 / N):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with handlers.scale(scale=1 / len(x)):
+        numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
 def steps(x, y, scale=1.0):
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
 
@@ -106,6 +120,8 @@ def penalty(x, y, inside=True):
         (handlers.scale(observe, scale=1.0), "y"),
         (handlers.scale(observe, scale=N / B), "y"),  # the prior counts as often
         (partial(observe, scale=B / N), "y"),  # upside down
+        (partial(observe, scale=N), "y"),  # as if it were the mean over the batch
+        (partial(observe, scale=1 / B), "y"),  # that mean
         (readings_of_rows, "y"),
         (lambda x, y: observe(x, y, scale=jnp.ones(()) / 1.0), "y"),
         (another_prior_inside, "y"),
@@ -211,6 +227,8 @@ def plate_of_rows(x):
         partial(observe, scale=jnp.array(N / B)),
         partial(observe, scale=0.1 * N / B),  # a temperature
         partial(factor, scale=N / B),
+        mean_over_rows,
+        mean_of_all,
         partial(steps, scale=N / B),
         handlers.scale(on_a_plate, scale=1 / N),  # the whole loss, a row
         latents_of_rows,
@@ -246,9 +264,17 @@ def drawn_again(x, y):
         numpyro.sample("y", dist.Normal(slope * x[rows], 1.0), obs=y[rows])
 
 
+def prior_alone(x, y):
+    with handlers.scale(scale=N / len(x)):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with plate(x):
+        numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (prior_alone, "prior of 'slope', .* counts 3 times .* plate of the site 'y'"),
         (partial(on_a_plate, size=60), "plate 'row' takes 2 of 60 rows, .* 2 of 6"),
         (partial(on_a_plate, size=4), "plate 'row' takes 2 of 4 rows, .* 2 of 6"),
         (flattened, "plate 'row' takes 4 of 6 rows, .* 2 of 6"),

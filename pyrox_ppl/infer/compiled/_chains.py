@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl.infer._arrays import is_sharded
 
 METHODS = ("auto", "parallel", "sequential", "vectorized")
@@ -124,7 +125,7 @@ def map_over_chains(
 
         # Chains do not communicate, so JAX need not track what varies across devices.
         return jax.shard_map(
-            run_on_device,
+            with_fast_convolutions(run_on_device),  # from outside it is not opened
             mesh=mesh,
             in_specs=(chain, everywhere),
             out_specs=chain,

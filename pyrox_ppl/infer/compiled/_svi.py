@@ -180,7 +180,7 @@ class CompiledSVI(SVI):
                 state, losses, computed = self._programs.run(key, state, arrays)
                 params = all_params(self, state, computed)
                 params |= collected_params(self.guide, state)
-        warn_of_divergence(np.asarray(losses), num_steps, stable=stable_update)
+        warn_of_divergence(losses, num_steps, stable=stable_update)
         cost = Cost(time.perf_counter() - begin, gradients_of_svi(self, num_steps))
         return CountedSVIResult.make(params, state, losses, cost=cost)
 

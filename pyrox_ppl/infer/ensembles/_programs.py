@@ -139,7 +139,7 @@ def _map_members(
     each, everywhere = PartitionSpec("chain"), PartitionSpec()
     # Members do not communicate, so JAX need not track what varies across devices.
     return jax.shard_map(
-        on_device,
+        with_fast_convolutions(on_device),  # from outside it is not opened
         mesh=chain_mesh(plan.num_members),
         in_specs=(each, everywhere),
         out_specs=each,

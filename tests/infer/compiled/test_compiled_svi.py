@@ -188,6 +188,13 @@ def test_init_is_numpyros_also_inside_a_jit_and_on_a_guide_that_has_run():
             np.testing.assert_allclose(found[name], value, rtol=1e-5)
 
 
+def test_a_run_inside_a_jit_of_the_user_is_numpyros():
+    svi, options = make(by_hand), {"progress_bar": False}
+    found = jax.jit(lambda key: svi.run(key, 3, X, Y, **options).losses)(KEY)
+    expected = make(by_hand, SVI).run(KEY, 3, X, Y, **options).losses
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("guide", [AutoDelta, AutoFlatNormal])
 def test_a_support_of_other_arguments_is_not_that_of_the_first(guide):
     svi, other = make(guide), make(guide)
