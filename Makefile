@@ -10,8 +10,10 @@ PY := $(VENV)/bin/python
 # Neighbours stay together, as they share fixtures; an idle worker steals half the rest.
 WORKERS ?= 2
 BENCHMARKS ?= $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py))
-PYTEST = XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(COMPILE) $(XLA_FLAGS)" \
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+# Of other packages' plugins only xdist: for those of hypothesis and jaxtyping, each
+# process would rewrite the assertions of all of their modules.
+PYTEST = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(COMPILE) $(XLA_FLAGS)" \
+	$(PY) -m pytest -p xdist -n $(WORKERS) --dist worksteal
 # What old versions break first: the rules, NumPyro's private names, the file formats.
 CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites.py \
 	tests/infer/compiled/test_compiled_mcmc.py tests/infer/compiled/test_compiled_svi.py \

@@ -54,7 +54,7 @@ def draws():
         num_samples=2000,
         num_chains=2,
         progress_bar=False,
-        chain_method="vectorized",
+        chain_method="sequential",
     )
     mcmc.run(jax.random.key(1), X, y=Y)
     samples = mcmc.get_samples(group_by_chain=True)

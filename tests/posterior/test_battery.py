@@ -31,7 +31,7 @@ def by_mcmc(entry, kernel, chains):
         num_warmup=50,
         num_samples=DRAWS,
         num_chains=chains,
-        chain_method="vectorized",
+        chain_method="sequential",
         progress_bar=False,
     )
     mcmc.run(KEY, **entry.kwargs)

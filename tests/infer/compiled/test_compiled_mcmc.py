@@ -71,8 +71,8 @@ def test_arguments_that_were_put_on_a_device_compile_no_more():
 
 
 def test_both_runs_have_the_draws_of_numpyro(run_twice):
+    numpyros = make(cls=MCMC, jit_model_args=True)  # one program for both
     for y, (draws, extra, _) in zip((Y, Y2), run_twice[1], strict=True):
-        numpyros = make(cls=MCMC)
         numpyros.run(KEY, X, y, extra_fields=("potential_energy",))
         assert_same(draws, numpyros.get_samples())
         assert_same(extra, numpyros.get_extra_fields(), atol=2e-2)

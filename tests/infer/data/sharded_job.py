@@ -24,7 +24,13 @@ from pyrox_ppl.infer.resumable._segments import Segments
 
 DEVICES = jax.device_count()
 ROWS = 48 * DEVICES
-NET = eqx.nn.MLP(2, 1, 5, 1, activation=jnp.tanh, key=jax.random.key(0))
+# One bias is enough, as each random site makes every program below dearer to compile.
+NET = eqx.nn.MLP(
+    *(2, 1, 5, 1),
+    use_final_bias=False,
+    activation=jnp.tanh,
+    key=jax.random.key(0),
+)
 KEY = jax.random.key(1)
 
 

@@ -28,10 +28,13 @@ def model(y):
     numpyro.deterministic("twice", 2.0 * mean)
 
 
-def run(kernel, *args, cls=CompiledMCMC, **settings):
+def make(kernel, cls=CompiledMCMC, **settings):
     given = {"num_warmup": 500, "num_samples": 10_000, "num_chains": 2} | settings
-    init_params = given.pop("init_params", None)
-    mcmc = cls(kernel, chain_method="vectorized", progress_bar=False, **given)
+    return cls(kernel, chain_method="vectorized", progress_bar=False, **given)
+
+
+def run(kernel, *args, init_params=None, **settings):
+    mcmc = make(kernel, **settings)
     mcmc.run(KEY, *(args or (Y,)), init_params=init_params)
     return mcmc
 
@@ -79,10 +82,12 @@ def test_sgld_has_the_variance_of_its_step_size(step):
 def test_control_variates_take_the_noise_away():
     """The gradients of a Gaussian differ by no more than a constant from row to row."""
     start = {"mean": jnp.full((2, 3), MEAN)}
-    kernel = SGLD(model, 0.02, control_variates=True)
-    mcmc = run(kernel, init_params=start)
+    mcmc = run(SGLD(model, 0.02, control_variates=True), init_params=start)
     check(mcmc, variance_of_sgld(0.02, 0.0))
     assert set(np.unique(mcmc.get_extra_fields()["num_steps"])) == {2}
+    # The same programs on data that are no numbers.
+    with pytest.raises(RuntimeError, match="gradient is not finite at the start"):
+        mcmc.run(KEY, Y.at[3].set(jnp.nan), init_params=start)
 
 
 def test_the_gradient_on_all_data_is_that_of_the_whole_model():
@@ -164,21 +169,16 @@ def test_a_density_of_zero_is_seen_behind_a_finite_gradient(kernel):
         numpyro.factor("wall", jnp.where(mean > wall, -jnp.inf, 0.0))
 
     kind, step_size = kernel
-    how = {"num_warmup": 0, "num_samples": 600}
-    how["init_params"] = {"mean": jnp.array([0.0, -0.5])}
+    mcmc = make(kind(walled, step_size), num_warmup=0, num_samples=600)
+    start = {"mean": jnp.array([0.0, -0.5])}
+    # The wall is an array, so that both runs have one program.
     with pytest.raises(RuntimeError, match=r"not finite at the start of chains \[0\]"):
-        run(kind(walled, step_size), Y, -0.2, **how)
-    mcmc = run(kind(walled, step_size), Y, 0.8, **how)
+        mcmc.run(KEY, Y, jnp.float32(-0.2), init_params=start)
+    mcmc.run(KEY, Y, jnp.float32(0.8), init_params=start)
     beyond = np.asarray(mcmc.get_samples(group_by_chain=True)["mean"]) > 0.8
     diverging = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["diverging"])
     assert beyond.any()
     np.testing.assert_array_equal(diverging[:, 1:], beyond[:, :-1])
-
-
-def test_control_variates_of_data_that_are_no_numbers_are_an_error():
-    kernel = SGLD(model, 1e-3, control_variates=True)
-    with pytest.raises(RuntimeError, match="gradient is not finite at the start"):
-        run(kernel, Y.at[3].set(jnp.nan), num_samples=10)
 
 
 def whole_rows(y):
