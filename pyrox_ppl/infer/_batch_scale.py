@@ -130,7 +130,8 @@ def _check_scale(site: ScaledSite, once: list[ScaledSite], rows: _Batch) -> None
         for ratio, other in beside:
             if _is_close(ratio, *mistakes) and not (is_scaled or by_plate):
                 raise _counted_once(site, other, rows)
-            if is_scaled and other is not None and _has_scale_of_rows(other, rows):
+        for other in once:
+            if is_scaled and _is_close(other.by_handlers, rows.factor):
                 raise _prior_scaled_alone(site, other, rows)
         if any(_is_close(ratio, rows.factor) for ratio, _ in beside):
             if is_scaled:
@@ -165,11 +166,6 @@ def _counted_once(
         f"{rows.factor:g} times, and the site {site.message['name']!r} has the scale "
         f"{site.by_handlers:g}{where}: {advice}."
     )
-
-
-def _has_scale_of_rows(site: ScaledSite, rows: _Batch) -> bool:
-    """Whether handlers let a site count as often as one over the rows must."""
-    return _is_close(site.by_handlers, rows.factor)
 
 
 def _prior_scaled_alone(
