@@ -1,10 +1,10 @@
-"""`run_minibatches` beside a loop written by hand: its start, its next call, its steps.
+"""`run_minibatches` beside a loop by hand: its start, its next call, its steps.
 
-A mean-field network 8-W-W-1 on batches of 128 or 512 rows. The loop by hand is NumPyro's
-`svi.update` on slices of rows that were permuted before, an epoch in one compiled
-program. Starting is the time from the call to the end of the first step in a process of
-its own, where NumPyro's `SVI.init` and one jitted update stand beside; the next call has
-other data of the same shapes.
+A mean-field network 8-W-W-1 on batches of 128 or 512 rows. By hand is NumPyro's
+`svi.update` on slices of permuted rows, an epoch in one compiled program. Starting is
+the time from the call to the end of the first step in a process of its own, where
+NumPyro's `SVI.init` and one jitted update stand beside; the next call has other data of
+the same shapes.
 """
 
 import argparse
