@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.core import eval_jaxpr
 
 from pyrox_ppl._loop_convolutions import with_fast_convolutions
 from pyrox_ppl._numpyro import handler_stack
@@ -16,6 +15,7 @@ from pyrox_ppl.infer.compiled._arguments import (
     split_arguments,
     warn_of_recompiling,
 )
+from pyrox_ppl.infer.compiled._one_turn import run_jaxpr
 
 
 class Key(NamedTuple):
@@ -127,8 +127,3 @@ def _jit_without_constants(function: Callable) -> Callable:
         return jax.tree.unflatten(jax.tree.structure(trace.out_info), results)
 
     return call
-
-
-def run_jaxpr(jaxpr: Any, constants: list, *inputs: Any) -> list:
-    """The results of a traced function."""
-    return eval_jaxpr(jaxpr, constants, *inputs)
