@@ -95,7 +95,7 @@ def main():
 
     svi = SVI(model, AutoNormal(model), optax.adam(1e-2), Trace_ELBO())
     update = jax.jit(svi.update)
-    states = [jax.jit(svi.init)(KEY, x, y)] * 2
+    states = [svi.init(KEY, x, y)] * 2
     found["svi"] = sizes(update.lower(states[0], *sharded).compile().as_text())
     for _ in range(5):
         pairs = [update(s, *d) for s, d in zip(states, ((x, y), sharded), strict=True)]
