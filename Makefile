@@ -7,12 +7,14 @@ LOWEST := .venv-lowest
 export PYTHON
 PY := $(VENV)/bin/python
 # The networks are small: one thread a process lets two test workers share two cores.
+# NumPy's products would wait for each other's threads in a loop that takes a core.
 # Neighbours stay together, as they share fixtures; an idle worker steals half the rest.
 WORKERS ?= 2
 BENCHMARKS ?= $(filter-out benchmarks/side_by_side.py,$(wildcard benchmarks/*.py))
 # Of other packages' plugins only xdist: for those of hypothesis and jaxtyping, each
 # process would rewrite the assertions of all of their modules.
-PYTEST = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(COMPILE) $(XLA_FLAGS)" \
+PYTEST = PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OPENBLAS_NUM_THREADS=1 \
+	XLA_FLAGS="--xla_cpu_multi_thread_eigen=false $(COMPILE) $(XLA_FLAGS)" \
 	$(PY) -m pytest -p xdist -n $(WORKERS) --dist worksteal
 # What old versions break first: the rules, NumPyro's private names, the file formats.
 CORE ?= tests/rules tests/handlers tests/nn/test_contract.py tests/nn/test_sites.py \

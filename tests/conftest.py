@@ -27,6 +27,8 @@ for name, value in {
     "jax_compilation_cache_dir": COMPILED.name,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
+    # No line of Python is written into a program: only profilers would read it.
+    "jax_traceback_in_locations_limit": 0,
 }.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the processes that tests start
@@ -55,6 +57,8 @@ def pytest_unconfigure() -> None:
 def pytest_collection_finish() -> None:
     # What is imported and collected stays: garbage collections need not visit it.
     gc.freeze()
+    # Tracing makes many objects, few of which are in cycles.
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture(autouse=True, scope="module")

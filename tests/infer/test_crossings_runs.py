@@ -60,7 +60,8 @@ def test_compiled_flat_nuts(own):
     check_run(own, own.run(kernel, infer.CompiledMCMC))
 
 
-@over(often=("ties-normal",))
+# By default posterior/test_crossings_trees.py has the draws of compiled runs by hand.
+@over(often=())
 def test_compiled_nuts(own):
     kernel = NUTS(own.crossing.model, **SHALLOW)
     mcmc = own.run(kernel, infer.CompiledMCMC)

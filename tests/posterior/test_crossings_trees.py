@@ -22,8 +22,10 @@ import pyrox_ppl as px
 
 __all__ = ["own"]
 pytestmark = pytest.mark.rank_promotion
-RUN = ("mlp-horseshoe", "state-normal", "walk-normal")
-FITS = ("learned-normal", "state-normal", "convolution-normal", "noisy-fan_in")
+# A positive site in the tree of a run is in test_datatree.py; the tree of a fit of a
+# convolution in infer/optim/test_ivon_crossings.py.
+RUN = ("state-normal", "walk-normal")
+FITS = ("learned-normal", "state-normal", "noisy-fan_in")
 
 
 @over(often=USUAL)

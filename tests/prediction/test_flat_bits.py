@@ -23,9 +23,22 @@ def shapes_of_bits(jaxpr):
     return shapes
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("partitionable", [True, False])
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+IMPLS = ("threefry2x32", "rbg", "unsafe_rbg")
+WAYS = (True, False)
+DTYPES = ("uint8", "uint16", "uint32")
+# All of threefry, which alone can be partitioned, and every pair; triples are slow.
+TRIPLES = [
+    pytest.param(
+        *(impl, way, dtype),
+        marks=() if i == 0 or (i + j + k) % 2 == 0 else pytest.mark.slow,
+    )
+    for i, impl in enumerate(IMPLS)
+    for j, way in enumerate(WAYS)
+    for k, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("impl", "partitionable", "dtype"), TRIPLES)
 def test_the_bits_are_jaxs(impl, partitionable, dtype):
     key = jax.random.key(3, impl=impl)
     with jax.threefry_partitionable(partitionable):
@@ -63,8 +76,22 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("raw", [False, True], ids=["typed", "raw"])
+# What a law does with its bits does not depend on the kind of key, so three suffice.
+RAW = ("Categorical of logits", "masked Normal", "Gamma")
+
+
+@pytest.mark.parametrize(
+    ("law", "raw"),
+    [
+        pytest.param(
+            *(law, raw),
+            id=f"{law}-{'raw' if raw else 'typed'}",
+            marks=pytest.mark.slow if raw and law not in RAW else (),
+        )
+        for law in LAWS
+        for raw in (False, True)
+    ],
+)
 def test_the_draws_are_numpyros(law, raw):
     fn = LAWS[law]()
     key = jax.random.PRNGKey(3) if raw else KEY

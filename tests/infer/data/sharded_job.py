@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.util import potential_energy
 
 import pyrox_ppl as px
 from pyrox_ppl.infer import CompiledMCMC, run_mcmc, run_svi, shard_data
@@ -104,13 +105,12 @@ def main():
 
     # Short trajectories, on which rounding does not grow.
     kernel = NUTS(model, step_size=0.01, adapt_step_size=False, max_tree_depth=3)
-    kernel.init(KEY, 1, None, (x, y), {})
 
     @jax.jit
     def gradient(z, x, y):
-        return jax.value_and_grad(kernel.get_potential_fn((x, y), {}))(z)
+        return jax.value_and_grad(partial(potential_energy, model, (x, y), {}))(z)
 
-    z = svi.guide.sample_posterior(KEY, svi.get_params(states[0]))
+    z = svi.guide.median(svi.get_params(states[0]))
     found["potential"] = sizes(gradient.lower(z, *sharded).compile().as_text())
     whole, parts = gradient(z, x, y), gradient(z, *sharded)
     scale = float(whole[0])

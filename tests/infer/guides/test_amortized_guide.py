@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO, autoguide
 
 import pyrox_ppl as px
+from pyrox_ppl.infer import CompiledSVI
 
 KEY = jax.random.key(0)
 NOISE = 0.5
@@ -97,7 +98,10 @@ def guide_of(model=many_sites, family="diagonal", **options):
 )
 def fitted(request):
     guide = guide_of(family=request.param)
-    svi = SVI(many_sites, guide, numpyro.optim.Adam(0.01), TraceMeanField_ELBO())
+    # Compiled whole: NumPyro's start is a few hundred small programs.
+    svi = CompiledSVI(
+        many_sites, guide, numpyro.optim.Adam(0.01), TraceMeanField_ELBO()
+    )
     with jax.numpy_rank_promotion("allow"):
         fit = svi.run(KEY, 20, Y, progress_bar=False)
     assert np.isfinite(fit.losses).all()

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -167,7 +168,10 @@ def test_losses_have_the_precision_of_numpyros():
             svi = cls(
                 model, AutoFlatNormal(model), numpyro.optim.Adam(0.05), Trace_ELBO()
             )
-            fits.append(svi.run(KEY, 3, y, progress_bar=False))
+            run = partial(svi.run, progress_bar=False)
+            if cls is SVI:  # compiled whole: it is a hundred small programs
+                run = jax.jit(run, static_argnums=1)
+            fits.append(run(KEY, 3, y))
         assert fits[0].losses.dtype == fits[1].losses.dtype == jnp.float64
         np.testing.assert_allclose(fits[1].losses, fits[0].losses, rtol=1e-10)
         at = {"scale": 0.5, "mean": jnp.ones(2), "none": jnp.zeros((0, 3))}

@@ -70,7 +70,8 @@ def test_mclmc(own, tmp_path):
     assert "energy error" in [c.name for c in px.diagnose(tree, loo=False).checks]
 
 
-@over(often=("walk-normal",))
+# That both classes draw the same is in test_kernels_with_runs.py.
+@over(often=())
 def test_mclmc_of_numpyros_mcmc(own):
     mcmc = own.run(infer.MCLMC(own.crossing.model), MCMC)
     check_joint(-mcmc.get_extra_fields()["potential_energy"], check_run(own, mcmc))
