@@ -2,23 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-from pyrox_ppl._fans import (
-    NormPart,
-    fan_in_of,
-    fan_out_of,
-    fan_out_of_shape,
-    norm_part,
-)
-
-Role = Literal["generator", "backbone"]
+from pyrox_ppl._fans import NormPart, fan_out_of_shape
+from pyrox_ppl._leaves import Leaf, Role, at_all_places, leaves_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +34,9 @@ class Parameter:
             or 1 if there is none. It is 1 in a normalisation layer, which multiplies
             each number by its own, and in an ``eqx.nn.Embedding``, which looks its
             outputs up. An output of an ``eqx.nn.ConvTranspose`` meets one tap of its
-            kernel in ``stride``, on average. A tied array has the largest of its
-            places.
+            kernel in ``stride``, on average. The axes of layers that
+            ``eqx.filter_vmap`` stacked do not count. A tied array has the largest of
+            its places, also of those that ``eqx.nn.Shared`` fills.
         stored: The array that the module holds, for a prior or a start around it. The
             record's ``repr`` and equality ignore it.
         tied: The paths of the other places in the module that hold the same array.
@@ -153,18 +145,6 @@ class Read(NamedTuple):
     positions: tuple[int, ...]
 
 
-class _Leaf(NamedTuple):
-    """A leaf of a module: its place, and what the classes above it say of it."""
-
-    path: tuple[str | int, ...]
-    value: Any
-    role: Role | None
-    fan_in: int
-    fan_out: int
-    norm: NormPart | None = None
-    is_state: bool = False
-
-
 def check_name(name: str) -> str:
     """Return `name` if a site name may contain it; raise otherwise."""
     if not isinstance(name, str):
@@ -198,12 +178,12 @@ def parameters_of(module: Any, root: str) -> list[Read]:
     keys, functions and Python numbers are constants, and so is Equinox's running state
     (a ``State``, and the initial value of a ``StateIndex``).
     """
-    leaves = list(_walk(module, (), None, (1, 0), None))
+    leaves = list(leaves_of(module))
     holds_generator = any(leaf.role == "generator" for leaf in leaves)
     default: Role = "backbone" if holds_generator else "generator"
     # Tied leaves are one array object, so its id groups them. No id leaves this call.
     positions: dict[int, list[int]] = {}
-    first: dict[int, _Leaf] = {}
+    first: dict[int, Leaf] = {}
     for position, leaf in enumerate(leaves):
         if eqx.is_inexact_array(leaf.value) and not leaf.is_state:
             positions.setdefault(id(leaf.value), []).append(position)
@@ -217,83 +197,19 @@ def parameters_of(module: Any, root: str) -> list[Read]:
                 f"{reads[name].parameter.path} and {leaf.path}. Rename a dictionary "
                 "key so that the paths differ when they are joined by dots."
             )
+        places = [leaves[position] for position in positions[tie]]
+        joint = at_all_places(places)
         parameter = Parameter(
             name=name,
             path=leaf.path,
             shape=leaf.value.shape,
             dtype=leaf.value.dtype,
-            role=_role([leaves[i].role or default for i in positions[tie]]),
-            fan_in=max(leaves[position].fan_in for position in positions[tie]),
+            role=joint.role or default,
+            fan_in=joint.fan_in,
             stored=leaf.value,
-            tied=tuple(leaves[position].path for position in positions[tie][1:]),
-            norm=_norm_part([leaves[position].norm for position in positions[tie]]),
-            fan_out=max(leaves[position].fan_out for position in positions[tie]),
+            tied=tuple(place.path for place in places[1:]),
+            norm=joint.norm,
+            fan_out=joint.fan_out,
         )
         reads[name] = Read(parameter, leaf.value, tuple(positions[tie]))
     return list(reads.values())
-
-
-def _role(roles: list[Role]) -> Role:
-    """Combine the roles that an array has at its places."""
-    return "generator" if "generator" in roles else "backbone"
-
-
-def _norm_part(parts: list[NormPart | None]) -> NormPart | None:
-    """Combine what an array is to normalisation layers at its places."""
-    if "scale" in parts:
-        return "scale"
-    return "shift" if "shift" in parts else None
-
-
-def _walk(
-    node: Any,
-    path: tuple[str | int, ...],
-    role: Role | None,
-    fans: tuple[int, int],
-    norm: NormPart | None,
-) -> Iterator[_Leaf]:
-    """Yield the leaves below `node` in the order of ``jax.tree.leaves``."""
-    if isinstance(node, eqx.nn.StateIndex | eqx.nn.State):
-        for leaf in jax.tree.leaves(node):
-            yield _Leaf(path, leaf, role, *fans, norm, is_state=True)
-        return
-    # Every child counts as a leaf, so this flattens one level of the tree.
-    children = [
-        (entry[0], child)
-        for entry, child in jax.tree_util.tree_flatten_with_path(
-            node, is_leaf=lambda other: other is not node
-        )[0]
-        if entry
-    ]
-    if not children:
-        if jax.tree.leaves(node):
-            yield _Leaf(path, node, role, *fans, norm)
-        return
-    role = getattr(type(node), "parameter_role", role)
-    weight = next((child for key, child in children if _key(key) == "weight"), None)
-    for key, child in children:
-        name = _key(key)
-        below = fan_in_of(node, name, child, weight), fan_out_of(node, name, child)
-        path_below, role_below = (*path, name), _field_role(node, key, role)
-        yield from _walk(child, path_below, role_below, below, norm_part(node, name))
-
-
-def _key(key: Any) -> str | int:
-    match key:
-        case GetAttrKey(name=name):
-            return name
-        case SequenceKey(idx=index):
-            return index
-        case DictKey(key=name) | FlattenedIndexKey(key=name):
-            return name if isinstance(name, int) else str(name)
-        case _:
-            return str(key).strip(".[]'\"")
-
-
-def _field_role(node: Any, key: Any, role: Role | None) -> Role | None:
-    """Return the role that the class of `node` gives its field `key`, or `role`."""
-    if isinstance(key, GetAttrKey) and dataclasses.is_dataclass(node):
-        for field in dataclasses.fields(node):
-            if field.name == key.name:
-                return field.metadata.get("parameter_role", role)
-    return role

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from numpyro.handlers import seed, trace
 
@@ -57,3 +58,37 @@ def test_an_input_of_an_embedding_reaches_the_length_of_a_row():
     table = eqx.nn.Embedding(1000, 7, key=KEY)
     found = variances(table, priors.glorot())["net.weight"]
     np.testing.assert_allclose(found, 2 / (1 + 7), rtol=1e-6)
+
+
+STACKED = {
+    "Linear": lambda key: eqx.nn.Linear(8, 6, key=key),
+    "Conv1d": lambda key: eqx.nn.Conv1d(4, 6, 3, groups=2, key=key),
+    "ConvTranspose2d": lambda key: eqx.nn.ConvTranspose2d(4, 6, 4, 2, key=key),
+    "GRUCell": lambda key: eqx.nn.GRUCell(8, 5, key=key),
+    "MultiheadAttention": lambda key: eqx.nn.MultiheadAttention(2, 8, key=key),
+    "SirenDense": lambda key: px.nn.SirenDense.init(8, 6, key=key),
+}
+
+
+def fans(module):
+    found = {}
+
+    def rule(parameter):
+        found[parameter.name] = parameter.fan_in, parameter.fan_out
+        return dist.Normal()
+
+    px.explain(px.bayesianize(lambda: px.bind(module, "net"), prior=rule))
+    return found
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_stacked_layers_have_the_fans_of_one(name):
+    stacked = eqx.filter_vmap(STACKED[name])(jax.random.split(KEY, 2))
+    assert fans(stacked) == fans(STACKED[name](KEY))
+
+
+def test_a_weight_that_shared_puts_into_a_layer_counts_what_that_layer_sums_over():
+    pair = eqx.nn.Embedding(7, 4, key=KEY), eqx.nn.Linear(4, 7, key=KEY)
+    shared = eqx.nn.Shared(pair, lambda p: p[1].weight, lambda p: p[0].weight)
+    found = fans(shared)
+    assert found == {"net.pytree.0.weight": (4, 7), "net.pytree.1.bias": (4, 7)}

@@ -122,9 +122,17 @@ def warn_of_recompiling(what: str, advice: str) -> None:
     )
 
 
-def is_staged() -> bool:
-    """Whether the caller is being traced, by a ``jit`` or another transform."""
-    return isinstance(jax.device_put(np.zeros(())), Tracer)
+def is_staged(*inputs: Any) -> bool:
+    """Whether the caller, or one of its inputs, is being traced by a transform.
+
+    A ``jit`` traces all that is computed within; a ``vmap`` what depends on its inputs.
+    """
+    return holds_tracers((jax.device_put(np.zeros(())), inputs))
+
+
+def holds_tracers(inputs: Any) -> bool:
+    """Whether a leaf of some inputs is being traced by a transform."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pyrox_ppl._numpyro import handler_stack
 from pyrox_ppl.infer._content_key import LeaveOut, content_key
 from pyrox_ppl.infer.compiled._arguments import (
     ByContent,
+    holds_tracers,
     is_staged,
     split_arguments,
     warn_of_recompiling,
@@ -88,10 +89,12 @@ def jit_with_key(function: Callable, *, donated: tuple[int, ...] = ()) -> Callab
     donated = tuple(place - 1 for place in donated)
 
     def call(key: Any, *inputs: Any) -> Any:
-        if key not in jitted:
+        # Under a `vmap` of the user, some memory of an input may be of no use.
+        places = () if donated and holds_tracers(inputs) else donated
+        if (key, places) not in jitted:
             run = with_fast_convolutions(partial(function, key))
-            jitted[key] = jax.jit(run, donate_argnums=donated)
-        return jitted[key](*inputs)
+            jitted[key, places] = jax.jit(run, donate_argnums=places)
+        return jitted[key, places](*inputs)
 
     return call
 

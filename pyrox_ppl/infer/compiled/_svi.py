@@ -228,7 +228,8 @@ class CompiledSVI(SVI):
         self, rng_key: Any, args: tuple, kwargs: dict[str, Any], init_params: Any
     ) -> tuple[Any, bool]:
         """The initial state, and whether nothing else holds its arrays."""
-        if can_begin_compiled(self.guide) and not is_staged():
+        staged = is_staged(rng_key, args, kwargs, init_params)
+        if can_begin_compiled(self.guide) and not staged:
             arrays, key = self._key(args, kwargs, plan=None, starts=True)
             with explain_tracing_errors("CompiledSVI"):
                 start = self._programs.begin(key, rng_key, init_params, arrays)

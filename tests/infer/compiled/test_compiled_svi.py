@@ -195,6 +195,20 @@ def test_a_run_inside_a_jit_of_the_user_is_numpyros():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_a_run_under_a_vmap_of_the_user_is_numpyros_on_each_data_set():
+    svi, by_numpyro, options = (
+        make(by_hand),
+        make(by_hand, SVI),
+        {"progress_bar": False},
+    )
+    both = jnp.stack([Y, -Y])
+    found = jax.vmap(lambda y: svi.run(KEY, 3, X, y, **options).losses)(both)
+    expected = [by_numpyro.run(KEY, 3, X, y, **options).losses for y in both]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    after = svi.run(KEY, 3, X, Y, **options).losses
+    np.testing.assert_allclose(after, expected[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("guide", [AutoDelta, AutoFlatNormal])
 def test_a_support_of_other_arguments_is_not_that_of_the_first(guide):
     svi, other = make(guide), make(guide)
