@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -64,9 +65,17 @@ def stored_as(like: Any) -> tuple[tuple[int, ...], str]:
 
 
 def strong(tree: Any) -> Any:
-    """Convert every leaf to the strongly typed array that would come back from disk."""
+    """Convert every leaf to the strongly typed array that would come back from disk.
+
+    It is a copy, which nothing else holds.
+    """
     tree = jax.tree.map(jnp.asarray, tree)
     return jax.tree.map(lambda leaf: from_numpy(to_numpy(leaf), leaf), tree)
+
+
+def copy_arrays(tree: Any) -> Any:
+    """Copies that nothing else holds, so that a program may take their memory."""
+    return jax.tree.map(partial(jax.device_put, may_alias=False), tree)
 
 
 def digest(*parts: Any) -> str:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from pyrox_ppl._cost import Cost, CountedSVIResult, gradients_of_svi
 from pyrox_ppl._divergence import mean_of_finite, warn_of_divergence
 from pyrox_ppl._numpyro import SET_BY_GUIDES, attributes_of_guide
 from pyrox_ppl._observed_shapes import check_observed_shapes
+from pyrox_ppl.infer._arrays import copy_arrays
 from pyrox_ppl.infer._content_key import content_key
 from pyrox_ppl.infer._mutable_state import (
     check_keeps_state,
@@ -168,7 +168,7 @@ class CompiledSVI(SVI):
         check_keeps_state(self, state)
         if not fresh:
             # The programs reuse the memory of their state, which others may hold.
-            state = jax.tree.map(partial(jax.device_put, may_alias=False), state)
+            state = copy_arrays(state)
         piece = max(num_steps // 20, 1) if progress_bar else num_steps
         steps = Steps(num_steps, stable_update, forward_mode_differentiation, piece)
         arrays, key = self._key(args, kwargs, plan=steps)

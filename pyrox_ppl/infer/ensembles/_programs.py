@@ -49,7 +49,7 @@ class Programs(NamedTuple):
     Attributes:
         advance: From states, batches (None for whole data), a number of steps and the
             arrays of the arguments: the states after these steps, and the losses
-            ``(member, step)``.
+            ``(member, step)``. It takes the memory of the states.
         params: The values of ``param`` sites at some states.
     """
 
@@ -85,7 +85,10 @@ def compile_members(
         return _map_members(plan, steps_of_one, (states, batches), (number, arrays))
 
     fast = with_fast_convolutions(advance)
-    return Programs(jax.jit(fast), jax.jit(jax.vmap(svi.get_params)))
+    # A state that goes to several devices has other memory there.
+    donated = () if plan.spread else (0,)
+    steps = jax.jit(fast, donate_argnums=donated)
+    return Programs(steps, jax.jit(jax.vmap(svi.get_params)))
 
 
 def _steps_on_all(plan: Plan, svi: SVI, static: ByContent) -> Callable:

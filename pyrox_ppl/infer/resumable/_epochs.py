@@ -14,6 +14,7 @@ from numpyro.infer import SVI
 from tqdm.auto import tqdm
 
 from pyrox_ppl._loop_convolutions import with_fast_convolutions
+from pyrox_ppl.infer._arrays import copy_arrays
 from pyrox_ppl.infer._mutable_state import evaluate_with_state, make_update
 from pyrox_ppl.infer.compiled._svi_params import materialize_params
 from pyrox_ppl.infer.data._loader import MinibatchLoader, held_out_batches
@@ -30,7 +31,7 @@ class Programs(NamedTuple):
 
     Attributes:
         advance: From a state, stacked batches and their number, the state after a step
-            on each, and their losses.
+            on each, and their losses. It takes the memory of the state.
         evaluate: From a state, a batch and a key, the loss.
     """
 
@@ -70,7 +71,8 @@ def make_programs(stable: bool, svi: SVI, arguments_of: Callable) -> Programs:
         # The least loss by a single draw would be one that fits by chance.
         return jax.lax.map(once, jax.random.split(rng_key, 16)).mean()
 
-    return Programs(*(jax.jit(with_fast_convolutions(f)) for f in (advance, evaluate)))
+    advance, evaluate = map(with_fast_convolutions, (advance, evaluate))
+    return Programs(jax.jit(advance, donate_argnums=0), jax.jit(evaluate))
 
 
 def num_at_once(batch: tuple[np.ndarray, ...]) -> int:
@@ -90,7 +92,8 @@ def stack(batches: list, length: int) -> tuple[tuple[np.ndarray, ...], np.int32]
 class Epochs:
     """Steps over batches, and the end of each epoch.
 
-    The state is a pair: after the last step, and after the best epoch.
+    The state is that after the last step and, with held-out data, a copy of that after
+    the best epoch.
     """
 
     loader: MinibatchLoader
@@ -108,7 +111,7 @@ class Epochs:
         """Steps up to the next multiple of the size of a segment, or the last."""
         progress = {**progress, "held_out": list(progress["held_out"])}
         losses: list[Any] = []
-        last, best = state
+        last, *best = state
         if self.batches is None:
             self.batches = self._batches(progress["steps"])
         for batches in self.batches:
@@ -122,7 +125,7 @@ class Epochs:
                 break
         rows = np.concatenate([np.asarray(new)[:number] for new, number in losses])
         bar.set_postfix_str(_postfix(rows, progress), refresh=False)
-        return Segment((last, best), progress, {"loss": rows})
+        return Segment((last, *best), progress, {"loss": rows})
 
     def _batches(self, done: int) -> Iterator[list]:
         """The batches from a step on, in pieces within an epoch and a segment."""
@@ -135,8 +138,8 @@ class Epochs:
                 yield list(itertools.islice(batches, number))
                 done += number
 
-    def _end_epoch(self, state: Any, best: Any, progress: dict[str, Any]) -> Any:
-        """Evaluate the held-out loss; the state at which it was least."""
+    def _end_epoch(self, state: Any, best: list, progress: dict[str, Any]) -> list:
+        """Evaluate the held-out loss, and keep the state at which it was least."""
         epoch = progress["steps"] // self.loader.steps_per_epoch - 1
         if self.held_out is None:
             progress["best_epoch"] = epoch
@@ -146,7 +149,7 @@ class Epochs:
         least = min(filter(math.isfinite, progress["held_out"]), default=math.inf)
         progress["held_out"].append(loss)
         if math.isfinite(loss) and loss < least:
-            progress["best_epoch"], best = epoch, state
+            progress["best_epoch"], best = epoch, [copy_arrays(state)]
         since = epoch - progress["best_epoch"]
         progress["stopped"] = self.patience is not None and since >= self.patience
         return best

@@ -11,6 +11,7 @@ import numpy as np
 from numpyro.infer import SVI
 
 from pyrox_ppl._cost import gradients_of_svi
+from pyrox_ppl.infer._arrays import copy_arrays
 from pyrox_ppl.infer._batch_scale import check_batch_scale
 from pyrox_ppl.infer._mutable_state import check_keeps_state, collected_params
 from pyrox_ppl.infer.data._loader import (
@@ -237,7 +238,7 @@ def run_minibatches(
         ),
     )
     run = Run(
-        start=(start, start),
+        start=(start,) if held_out is None else (start, copy_arrays(start)),
         progress={"steps": 0, "held_out": [], "best_epoch": 0, "stopped": False},
         total=total,
         rows={"loss": jax.ShapeDtypeStruct((total,), losses.dtype)},
@@ -246,7 +247,7 @@ def run_minibatches(
         segment=epochs.segment,
         stable=stable_update,
     )
-    (last, best), progress, rows = complete(
+    states, progress, rows = complete(
         run,
         path=path,
         fingerprint=fingerprint,
@@ -258,7 +259,7 @@ def run_minibatches(
             "the loss on held_out was finite after no epoch, so none is the best: look "
             "for NaN in held_out, or train with a smaller learning rate."
         )
-    state = last if held_out is None else best
+    state = states[-1]  # the best, or without held-out data the last
     return MinibatchResult(
         chosen.get_params(state) | collected_params(svi.guide, state),
         state,

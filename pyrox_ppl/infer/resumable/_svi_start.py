@@ -25,7 +25,7 @@ class Started(NamedTuple):
 
     Attributes:
         svi: The object itself, or the CompiledSVI of its parts.
-        state: The state before the first step.
+        state: The state before the first step, which nothing else holds.
         data: The arrays among the keyword arguments and the other arguments.
         programs: What was made for this object, before or now.
     """

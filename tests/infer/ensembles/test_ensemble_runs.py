@@ -26,7 +26,7 @@ from infer.ensembles.members import (
 from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 from pyrox_ppl import infer
-from pyrox_ppl.infer.resumable import _store
+from pyrox_ppl.infer.resumable import _loop, _store
 
 pytestmark = pytest.mark.rank_promotion
 ROOT = Path(__file__).parents[3]
@@ -55,9 +55,19 @@ class Killed(Exception):
     "kind", ["whole", pytest.param("batches", marks=pytest.mark.slow)]
 )
 def test_a_killed_run_continues_bit_for_bit(kind, tmp_path, monkeypatch):
-    svi = svi_of(AutoNormal(MODEL))
-    reference = job(tmp_path / "whole", kind, svi)
-    commits = []
+    svi, commit = svi_of(AutoNormal(MODEL)), _loop._OnDisk.commit
+    states, commits = [], []
+
+    def keep(self, state, *rest):
+        states.append(commit(self, state, *rest))
+        return states[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_loop._OnDisk, "commit", keep)
+        reference = job(tmp_path / "whole", kind, svi)
+    # A state gives its memory to the next.
+    gone = [jax.tree.leaves(state.optim_state)[1].is_deleted() for state in states]
+    assert gone == [True] * (len(gone) - 1) + [False]
 
     def reached(point):
         commits.append(point)

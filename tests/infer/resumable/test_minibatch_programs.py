@@ -13,7 +13,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 import pyrox_ppl as px
 from pyrox_ppl.infer import CompiledSVI, MinibatchLoader, init_to_stored
 from pyrox_ppl.infer import run_minibatches as run
-from pyrox_ppl.infer.resumable import _epochs
+from pyrox_ppl.infer.resumable import _epochs, _loop
 from pyrox_ppl.nn import FiLM
 
 KEY = jax.random.key(0)
@@ -94,6 +94,28 @@ def test_another_run_compiles_nothing_and_gives_the_same_bits(fitted):
         again = fit(svi)
     assert not names
     np.testing.assert_array_equal(again.losses, result.losses)
+
+
+def test_a_state_gives_its_memory_to_the_next_and_the_best_is_kept(monkeypatch, fitted):
+    states, commit = [], _loop._InMemory.commit
+
+    def keep(self, state, *rest):
+        states.append(state)
+        return commit(self, state, *rest)
+
+    monkeypatch.setattr(_loop._InMemory, "commit", keep)
+    svi, other = fitted
+    own = {n: v + 0.5 for n, v in other.params.items() if n.endswith("_auto_loc")}
+    before = jax.tree.map(np.array, own)
+    rising = fit(svi, 3, held_out=(X, Y + 100.0), init_params=own)
+    assert rising.best_epoch < 2
+    jax.tree.map(np.testing.assert_array_equal, own, before)
+    gone = [[leaf.is_deleted() for leaf in jax.tree.leaves(s)] for s in states]
+    lasts = [any(leaves[: len(leaves) // 2]) for leaves in gone]
+    assert lasts == [True, True, False]
+    alone = fit(svi, rising.best_epoch + 1, init_params=own)
+    np.testing.assert_array_equal(alone.losses, rising.losses[: len(alone.losses)])
+    jax.tree.map(np.testing.assert_array_equal, rising.params, alone.params)
 
 
 def test_what_the_model_reads_is_never_stale(fitted, monkeypatch):
