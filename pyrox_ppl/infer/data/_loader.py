@@ -1,9 +1,10 @@
 """Minibatches of arrays that need not fit into memory, in an order that a key fixes."""
 
 import dataclasses
+import functools
 import mmap
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, final
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from pyrox_ppl.infer._arrays import check_key, digest
 from pyrox_ppl.infer._content_key import ByParts, Same
 
 
+@final
 @dataclasses.dataclass(frozen=True)
 class MinibatchLoader(ByParts):
     """The rows of some arrays in batches, each row once an epoch, in random order.
@@ -100,6 +102,10 @@ class MinibatchLoader(ByParts):
             number: Which epoch, from 0.
             start: How many batches to skip; their rows are not read.
         """
+        return map(self.rows, self.numbers(number, start))
+
+    def numbers(self, number: int, start: int = 0) -> Iterator[np.ndarray]:
+        """The numbers of the rows of each batch of an epoch, as in :meth:`epoch`."""
         rows = np.zeros(0, np.int64)
         skip, left = start * self.batch_size, self.steps_per_epoch - start
         for group in self._groups(number):
@@ -109,13 +115,20 @@ class MinibatchLoader(ByParts):
             rows = np.concatenate([rows, group[skip:]]) if len(rows) else group[skip:]
             skip = 0
             while len(rows) >= self.batch_size and left > 0:
-                yield self._read(rows[: self.batch_size])
+                yield rows[: self.batch_size]
                 rows = rows[self.batch_size :]
                 left -= 1
 
-    def rows(self, numbers: range) -> tuple[np.ndarray, ...]:
-        """The rows of these numbers of every array, in the order on disk."""
-        return self._read(np.asarray(numbers))
+    def rows(self, numbers: np.ndarray | range) -> tuple[np.ndarray, ...]:
+        """The rows of these numbers of every array, in their order."""
+        numbers = np.asarray(numbers)
+        if all(type(array) is np.ndarray for array in self.arrays):
+            return tuple(array.take(numbers, axis=0) for array in self.arrays)
+        # Files are read fastest in ascending order.
+        order = np.argsort(numbers, kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return tuple(_take(array, numbers[order])[back] for array in self.arrays)
 
     def content_parts(self) -> tuple:
         """What a compiled model that reads the loader depends on.
@@ -139,6 +152,11 @@ class MinibatchLoader(ByParts):
         )
         return {**contents, "order": " ".join(str(part) for part in order)}
 
+    @functools.cached_property
+    def _seeds(self) -> list[int]:
+        """The words of the key, on the host: a device would first finish its steps."""
+        return np.asarray(jax.random.key_data(self.rng_key)).tolist()
+
     def _groups(self, number: int) -> Iterator[np.ndarray]:
         """The numbers of the rows in the order of an epoch, group by group."""
         n = self.num_rows
@@ -146,8 +164,7 @@ class MinibatchLoader(ByParts):
             for first in range(0, n, self.batch_size):
                 yield np.arange(first, min(first + self.batch_size, n))
             return
-        seeds = jax.random.key_data(jax.random.fold_in(self.rng_key, number))
-        rng = np.random.Generator(np.random.Philox(np.asarray(seeds).tolist()))
+        rng = np.random.Generator(np.random.Philox([*self._seeds, number]))
         if self.block_size == 1:
             dtype = np.int32 if n < 2**31 else np.int64
             order = np.arange(n, dtype=dtype)
@@ -160,15 +177,6 @@ class MinibatchLoader(ByParts):
             chosen = blocks[first : first + self.blocks_at_once, None] * self.block_size
             rows = (chosen + np.arange(self.block_size)[None, :]).reshape(-1)
             yield rng.permutation(rows[rows < n])
-
-    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Some rows of every array; files are read fastest in ascending order."""
-        if all(type(array) is np.ndarray for array in self.arrays):
-            return tuple(array.take(rows, axis=0) for array in self.arrays)
-        order = np.argsort(rows, kind="stable")
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return tuple(_take(array, rows[order])[back] for array in self.arrays)
 
 
 def _take(array: Any, rows: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from pyrox_ppl.infer.data._loader import MinibatchLoader
-from pyrox_ppl.infer.resumable._epochs import stack
+from pyrox_ppl.infer.resumable._epochs import fill, read_batches
 
 
 def member_loaders(args: tuple, num_members: int) -> list[MinibatchLoader]:
@@ -39,7 +39,7 @@ def repeat_batch(
     batch: tuple[np.ndarray, ...], num_members: int, at_once: int
 ) -> tuple[np.ndarray, ...]:
     """One batch in place of those of every member and step, for its shapes."""
-    rows = stack([batch], at_once)[0]
+    rows = fill(tuple(rows[None] for rows in batch), at_once)
     return tuple(np.stack([each] * num_members) for each in rows)
 
 
@@ -65,15 +65,19 @@ class Pieces:
 
     def _stack(self, done: int, number: int) -> tuple[np.ndarray, ...]:
         """Batches along the axes of members and steps; the last one fills up."""
-        steps = [self._batches(step) for step in range(done, done + number)]
-        of_members = [list(each) for each in zip(*steps, strict=True)]
-        stacked = [stack(batches, self._at_once)[0] for batches in of_members]
+        steps = [self._numbers(step) for step in range(done, done + number)]
+        stacked = [
+            read_batches(loader, list(numbers), self._at_once)
+            for loader, numbers in zip(
+                self._loaders, zip(*steps, strict=True), strict=True
+            )
+        ]
         return tuple(np.stack(rows) for rows in zip(*stacked, strict=True))
 
-    def _batches(self, step: int) -> list[tuple[np.ndarray, ...]]:
-        """The batch of every member at a step."""
+    def _numbers(self, step: int) -> list[np.ndarray]:
+        """The numbers of the rows of every member at a step."""
         epoch, place = divmod(step, self._loaders[0].steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._iterators = [one.epoch(epoch, place) for one in self._loaders]
+            self._iterators = [one.numbers(epoch, place) for one in self._loaders]
         return [next(one) for one in self._iterators]

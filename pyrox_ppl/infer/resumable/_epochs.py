@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from pyrox_ppl.infer.resumable._loop import Segment
 
 # A call of a compiled program costs as much as a short step, so that several steps on
 # small batches share one.
-_MOST_STEPS = 16
+_MOST_STEPS = 64
 _MOST_BYTES = 1 << 19
 
 
@@ -44,15 +45,18 @@ def make_programs(stable: bool, svi: SVI, arguments_of: Callable) -> Programs:
     update = make_update(once, stable=stable)
 
     def advance(state: Any, batches: Any, number: Any, data: list) -> Any:
-        _, kwargs = arguments_of(data)
+        # Traced once: for the type of the loss, and again for the loop.
+        @partial(jax.jit, inline=True)
+        def take_step(state: Any, batch: list, data: list) -> Any:
+            return update(state, *batch, **arguments_of(data)[1])
 
         def step(i: Any, carry: Any) -> Any:
             state, losses = carry
-            state, loss = update(state, *(rows[i] for rows in batches), **kwargs)
+            state, loss = take_step(state, [rows[i] for rows in batches], data)
             return state, losses.at[i].set(loss)
 
         first = [rows[0] for rows in batches]
-        loss = jax.eval_shape(lambda s, b: update(s, *b, **kwargs)[1], state, first)
+        _, loss = jax.eval_shape(take_step, state, first, data)
         losses = jnp.zeros(len(batches[0]), loss.dtype)
         if len(losses) == 1:
             return step(0, (state, losses))
@@ -81,11 +85,25 @@ def num_at_once(batch: tuple[np.ndarray, ...]) -> int:
     return max(1, min(_MOST_STEPS, _MOST_BYTES // max(size, 1)))
 
 
-def stack(batches: list, length: int) -> tuple[tuple[np.ndarray, ...], np.int32]:
-    """Batches as arrays of a given length, and how many of them there are."""
-    number = len(batches)
-    padded = batches + batches[-1:] * (length - number)
-    return tuple(map(np.stack, zip(*padded, strict=True))), np.int32(number)
+def read_batches(
+    loader: MinibatchLoader, numbers: list[np.ndarray], length: int
+) -> tuple[np.ndarray, ...]:
+    """The batches with these numbers of rows, stacked to a length."""
+    rows = loader.rows(np.concatenate(numbers))
+    shape = len(numbers), loader.batch_size
+    return fill(
+        tuple(array.reshape(*shape, *array.shape[1:]) for array in rows), length
+    )
+
+
+def fill(batches: tuple[np.ndarray, ...], length: int) -> tuple[np.ndarray, ...]:
+    """Stacked batches with the last one repeated up to a length."""
+    missing = length - len(batches[0])
+    if not missing:
+        return batches
+    return tuple(
+        np.concatenate([rows, np.repeat(rows[-1:], missing, 0)]) for rows in batches
+    )
 
 
 @dataclasses.dataclass
@@ -105,7 +123,8 @@ class Epochs:
     advance: Callable
     evaluate: Callable
     # Kept between segments: the loader shuffles anew for each iterator.
-    batches: Iterator[Any] | None = None
+    batches: Iterator[tuple[Any, int]] | None = None
+    following: tuple[Any, int] | None = None
 
     def segment(self, state: Any, progress: dict[str, Any], bar: tqdm) -> Segment:
         """Steps up to the next multiple of the size of a segment, or the last."""
@@ -114,11 +133,15 @@ class Epochs:
         last, *best = state
         if self.batches is None:
             self.batches = self._batches(progress["steps"])
-        for batches in self.batches:
-            last, new = self.advance(last, *stack(batches, self.at_once))
-            losses.append((new, len(batches)))
-            progress["steps"] += len(batches)
-            bar.update(len(batches))
+            self.following = next(self.batches, None)
+        while self.following is not None:
+            batches, number = self.following
+            last, new = self.advance(last, batches, np.int32(number))
+            losses.append((new, number))
+            progress["steps"] += number
+            bar.update(number)
+            # Before anything waits for these steps.
+            self.following = next(self.batches, None)
             if progress["steps"] % self.loader.steps_per_epoch == 0:
                 best = self._end_epoch(last, best, progress)
             if progress["steps"] % self.size == 0 or progress["stopped"]:
@@ -127,15 +150,16 @@ class Epochs:
         bar.set_postfix_str(_postfix(rows, progress), refresh=False)
         return Segment((last, *best), progress, {"loss": rows})
 
-    def _batches(self, done: int) -> Iterator[list]:
-        """The batches from a step on, in pieces within an epoch and a segment."""
+    def _batches(self, done: int) -> Iterator[tuple[Any, int]]:
+        """Batches from a step on with their number, in pieces of epoch and segment."""
         while done < self.total:
             epoch, start = divmod(done, self.loader.steps_per_epoch)
-            batches = self.loader.epoch(epoch, start)
+            batches = self.loader.numbers(epoch, start)
             end = done + self.loader.steps_per_epoch - start
             while done < end:
                 number = min(self.at_once, end - done, self.size - done % self.size)
-                yield list(itertools.islice(batches, number))
+                numbers = list(itertools.islice(batches, number))
+                yield read_batches(self.loader, numbers, self.at_once), number
                 done += number
 
     def _end_epoch(self, state: Any, best: list, progress: dict[str, Any]) -> list:

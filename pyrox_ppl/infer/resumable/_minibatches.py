@@ -21,9 +21,9 @@ from pyrox_ppl.infer.data._loader import (
 )
 from pyrox_ppl.infer.resumable._epochs import (
     Epochs,
+    fill,
     make_programs,
     num_at_once,
-    stack,
 )
 from pyrox_ppl.infer.resumable._fingerprint import Fingerprint, take_fingerprint
 from pyrox_ppl.infer.resumable._loop import Run, check_call, complete
@@ -199,7 +199,8 @@ def run_minibatches(
     )
     check_keeps_state(svi, start)
     total = num_epochs * loader.steps_per_epoch
-    example = start, *stack([first], num_at_once(first)), data
+    batches = fill(tuple(rows[None] for rows in first), num_at_once(first))
+    example = start, batches, np.int32(1), data
     _, losses = jax.eval_shape(programs.advance, *example)
     size = min(segment or loader.steps_per_epoch, total)
 

@@ -110,10 +110,10 @@ def test_interrupted_minibatches_continue_bit_for_bit(own, tmp_path, monkeypatch
     def stop(self, number, *start):
         if number == 2:
             raise KeyboardInterrupt
-        return epoch(self, number, *start)
+        return numbers(self, number, *start)
 
-    whole, epoch = run("whole"), infer.MinibatchLoader.epoch
-    monkeypatch.setattr(infer.MinibatchLoader, "epoch", stop)
+    whole, numbers = run("whole"), infer.MinibatchLoader.numbers
+    monkeypatch.setattr(infer.MinibatchLoader, "numbers", stop)
     with pytest.raises(KeyboardInterrupt):
         run("parts")
     monkeypatch.undo()
