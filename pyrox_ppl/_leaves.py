@@ -27,7 +27,7 @@ class Leaf(NamedTuple):
 
 def leaves_of(module: Any) -> Iterator[Leaf]:
     """Yield the leaves of `module` in the order of ``jax.tree.leaves``."""
-    return _walk(module, (), None, (1, 0), None)
+    return _walk(Leaf(path=(), value=module, role=None, fan_in=1, fan_out=0))
 
 
 def at_all_places(places: Sequence[Leaf]) -> Leaf:
@@ -42,35 +42,25 @@ def at_all_places(places: Sequence[Leaf]) -> Leaf:
     )
 
 
-def _walk(
-    node: Any,
-    path: tuple[str | int, ...],
-    role: Role | None,
-    fans: tuple[int, int],
-    norm: NormPart | None,
-) -> Iterator[Leaf]:
-    """Yield the leaves below `node` in the order of ``jax.tree.leaves``."""
+def _walk(place: Leaf) -> Iterator[Leaf]:
+    """Yield the leaves below a node at a place, in the order of ``jax.tree.leaves``."""
+    node = place.value
     if isinstance(node, eqx.nn.StateIndex | eqx.nn.State):
         for leaf in jax.tree.leaves(node):
-            yield Leaf(path, leaf, role, *fans, norm, is_state=True)
+            yield place._replace(value=leaf, is_state=True)
     elif isinstance(node, eqx.nn.Shared):
         filled: dict[int, list[Leaf]] = {}  # at the places that the node leaves empty
-        for leaf in _walk(node(), path, role, fans, norm):
+        for leaf in _walk(place._replace(value=node())):
             filled.setdefault(id(leaf.value), []).append(leaf)
-        for leaf in _walk_below(node, path, role, fans, norm):
+        for leaf in _walk_below(place):
             yield at_all_places([leaf, *filled.get(id(leaf.value), [])])
     else:
-        yield from _walk_below(node, path, role, fans, norm)
+        yield from _walk_below(place)
 
 
-def _walk_below(
-    node: Any,
-    path: tuple[str | int, ...],
-    role: Role | None,
-    fans: tuple[int, int],
-    norm: NormPart | None,
-) -> Iterator[Leaf]:
+def _walk_below(place: Leaf) -> Iterator[Leaf]:
     """Yield the leaves below a node, or the node if it is a leaf."""
+    node = place.value
     # Every child counts as a leaf, so this flattens one level of the tree.
     children = [
         (entry[0], child)
@@ -81,15 +71,22 @@ def _walk_below(
     ]
     if not children:
         if jax.tree.leaves(node):
-            yield Leaf(path, node, role, *fans, norm)
+            yield place
         return
-    role = getattr(type(node), "parameter_role", role)
+    role: Role | None = getattr(type(node), "parameter_role", place.role)
     weight = next((child for key, child in children if _key(key) == "weight"), None)
     for key, child in children:
         name = _key(key)
-        below = fan_in_of(node, name, child, weight), fan_out_of(node, name, child)
-        path_below, role_below = (*path, name), _field_role(node, key, role)
-        yield from _walk(child, path_below, role_below, below, norm_part(node, name))
+        yield from _walk(
+            Leaf(
+                path=(*place.path, name),
+                value=child,
+                role=_field_role(node, key, role),
+                fan_in=fan_in_of(node, name, child, weight),
+                fan_out=fan_out_of(node, name, child),
+                norm=norm_part(node, name),
+            )
+        )
 
 
 def _key(key: Any) -> str | int:

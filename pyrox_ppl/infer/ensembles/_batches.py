@@ -66,11 +66,10 @@ class Pieces:
     def _stack(self, done: int, number: int) -> tuple[np.ndarray, ...]:
         """Batches along the axes of members and steps; the last one fills up."""
         steps = [self._numbers(step) for step in range(done, done + number)]
+        of_members = zip(self._loaders, zip(*steps, strict=True), strict=True)
         stacked = [
             read_batches(loader, list(numbers), self._at_once)
-            for loader, numbers in zip(
-                self._loaders, zip(*steps, strict=True), strict=True
-            )
+            for loader, numbers in of_members
         ]
         return tuple(np.stack(rows) for rows in zip(*stacked, strict=True))
 

@@ -196,11 +196,8 @@ def test_a_run_inside_a_jit_of_the_user_is_numpyros():
 
 
 def test_a_run_under_a_vmap_of_the_user_is_numpyros_on_each_data_set():
-    svi, by_numpyro, options = (
-        make(by_hand),
-        make(by_hand, SVI),
-        {"progress_bar": False},
-    )
+    svi, by_numpyro = make(by_hand), make(by_hand, SVI)
+    options = {"progress_bar": False}
     both = jnp.stack([Y, -Y])
     found = jax.vmap(lambda y: svi.run(KEY, 3, X, y, **options).losses)(both)
     expected = [by_numpyro.run(KEY, 3, X, y, **options).losses for y in both]
